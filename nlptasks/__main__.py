@@ -1,0 +1,6 @@
+"""``python -m nlptasks``."""
+
+from nlptasks.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""What the commands share: errors as one line, options from settings, text for people."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import unicodedata
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import click
+
+from nlptasks.config import DEVICES, Target, default_of, parse_target, settings_of, value_type
+from nlptasks.errors import NlptasksError, UsageError
+
+_COLORS = ("green", "cyan", "yellow", "magenta", "blue", "red")
+
+device_option = click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="where to run")
+backend_option = click.option(
+    "--backend",
+    default="auto",
+    show_default=True,
+    help="auto (ONNX Runtime if there is a fresh export), torch, onnx or onnx:fp32",
+)
+columns_option = click.option(
+    "--columns", metavar="WANTED=FOUND,...", default="", help="names of the file's columns, e.g. text=review,label=stars"
+)
+
+
+class Command(click.Command):
+    """A command that reports the library's errors in one line and exits with their code; ``--debug`` shows the traceback."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(click.Option(["--debug"], is_flag=True, help="show the traceback of an error", expose_value=False))
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["debug"] = "--debug" in args
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        prepare_process()
+        try:
+            return super().invoke(ctx)
+        except NlptasksError as error:
+            if ctx.meta["debug"]:
+                raise
+            click.echo(f"error: {printable(str(error))}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            if ctx.meta["debug"]:
+                raise
+            click.echo("interrupted", err=True)
+            ctx.exit(130)
+        except BrokenPipeError:  # the reader of our output has gone, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+
+
+def prepare_process() -> None:
+    """Our own notes to stderr, and no progress bars or notes of the libraries below."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logger = logging.getLogger("nlptasks")
+    handler = logging.StreamHandler(sys.stderr)
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def settings_options(cls: type) -> Any:
+    """A decorator: one option for each setting of a dataclass, with its type, default and meaning."""
+
+    def decorate(function: Any) -> Any:
+        for item in reversed(settings_of(cls)):
+            choices: Sequence[str] = item.metadata["choices"]
+            default = default_of(item)
+            help_text = item.metadata["doc"] + (f"  [default: {default}]" if default is not None else "")
+            kind = click.Choice(choices) if choices else value_type(cls, item)
+            function = click.option(f"--{item.name.replace('_', '-')}", item.name, type=kind, default=None, help=help_text)(function)
+        return function
+
+    return decorate
+
+
+def given_settings(cls: type, options: Mapping[str, Any]) -> Any:
+    """The dataclass, with the options that were given."""
+    names = {item.name for item in fields(cls)}
+    return cls(**{name: value for name, value in options.items() if name in names and value is not None})
+
+
+def parse_pairs(text: str, *, where: str) -> dict[str, str]:
+    """``a=b,c=d`` as a dict.
+
+    Raises:
+        UsageError: a part has no ``=``.
+    """
+    pairs = {}
+    for part in filter(None, text.split(",")):
+        name, equals, value = part.partition("=")
+        if not (name and equals and value):
+            raise UsageError(where, f"has {part!r}, expected WANTED=FOUND", "write for example text=review,label=stars")
+        pairs[name] = value
+    return pairs
+
+
+def make_target(text: str, *, columns: str, options: Iterable[str] = ()) -> Target:
+    """The target of a command line, with its columns and options.
+
+    Raises:
+        UsageError: one of them is not written as it must be.
+    """
+    target = parse_target(text)
+    given = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        head, dot, key = name.partition(".")
+        if not (head and dot and key and equals):
+            raise UsageError(f"--set {option}", "is not HEAD.OPTION=VALUE", f"write for example --set {target.name}.OPTION=VALUE")
+        if head != target.name:
+            raise UsageError(f"--set {option}", f"names the head {head!r}", f"the head here is {target.name!r}")
+        given[key] = value
+    return Target(target.task, target.name, target.data, parse_pairs(columns, where="--columns"), given)
+
+
+def printable(text: str) -> str:
+    """Text that cannot steer a terminal: control characters are shown as their escapes."""
+    return "".join(char if char == "\t" or unicodedata.category(char) != "Cc" else repr(char)[1:-1] for char in text)
+
+
+def highlighted(pieces: Iterable[tuple[str, str]], *, color: bool) -> str:
+    """Pieces of text with their labels: in colour, or as ``[text LABEL]``."""
+    parts = []
+    for text, label in pieces:
+        if not label:
+            parts.append(printable(text))
+        elif color:
+            shade = _COLORS[zlib.crc32(label.encode()) % len(_COLORS)]
+            parts.append(click.style(printable(text), fg=shade, bold=True) + click.style(f" {printable(label)}", fg=shade, dim=True))
+        else:
+            parts.append(f"[{printable(text)} {printable(label)}]")
+    return "".join(parts)
+
+
+def metric_lines(metrics: Mapping[str, float], main: str) -> list[str]:
+    """Metrics for people: overall first, then a line for each label."""
+    rows: dict[str, list[str]] = {}
+    for key, value in sorted(metrics.items(), key=lambda pair: pair[0].rpartition(".")[2] != main):
+        label, _, name = key.rpartition(".")
+        number = f"{value:.4f}" if value <= 1 and name != "support" else f"{value:.0f}"
+        rows.setdefault(label, []).append(f"{name} {number}")
+    width = max(map(len, rows))
+    return [f"  {printable(label):{width}}  {'  '.join(values)}" for label, values in rows.items()]

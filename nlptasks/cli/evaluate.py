@@ -1,0 +1,35 @@
+"""``nlptasks evaluate``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from nlptasks.cli.common import Command, backend_option, columns_option, device_option, make_target, metric_lines
+
+
+@click.command("evaluate", cls=Command)
+@click.argument("model")
+@click.argument("targets", nargs=-1, required=True, metavar="HEAD=DATA...")
+@click.option("--split", help="the part to take: train, dev or test  [default: test, else dev; all of a single file]")
+@backend_option
+@device_option
+@columns_option
+@click.option("--json", "as_json", is_flag=True, help="a JSON object for each head on stdout")
+def command(
+    model: str, targets: tuple[str, ...], split: str | None, backend: str, device: str, columns: str, as_json: bool
+) -> None:
+    """Evaluate heads of MODEL on labelled data."""
+    wanted = [make_target(target, columns=columns) for target in targets]
+
+    from nlptasks.evaluation import evaluate
+
+    for target in wanted:
+        found = evaluate(model, target, split=split, backend=backend, device=device)
+        if as_json:
+            click.echo(json.dumps(asdict(found), ensure_ascii=False))
+        else:
+            click.echo(f"{found.head} on {found.split}:")
+            click.echo("\n".join(metric_lines(found.metrics, found.main_metric)))

@@ -1,0 +1,33 @@
+"""The command ``nlptasks``: finds its subcommands without importing torch."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from nlptasks import __version__
+
+_COMMANDS = ("train", "evaluate", "predict", "export", "show", "tasks", "doctor")
+
+
+class _Commands(click.Group):
+    """Subcommands, each in the module of its name, imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"nlptasks.cli.{cmd_name}").command
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="nlptasks")
+def main() -> None:
+    """Fine-tune task heads on one pretrained Transformer, and run them on PyTorch or ONNX Runtime.
+
+    Try: nlptasks train ner
+    """

@@ -1,0 +1,149 @@
+"""``nlptasks predict``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nlptasks.cli.common import Command, backend_option, columns_option, device_option, highlighted, parse_pairs
+from nlptasks.errors import DataError
+
+if TYPE_CHECKING:
+    from nlptasks.engine import Item
+    from nlptasks.pipeline import Pipeline
+    from nlptasks.types import OnError, Row
+
+_log = logging.getLogger("nlptasks")
+
+Write = Callable[[str], object]
+
+
+@click.command("predict", cls=Command)
+@click.argument("model")
+@click.argument("texts", nargs=-1, metavar="[TEXT]...")
+@click.option("--heads", help="heads to run, separated by commas  [default: all]")
+@click.option("--input", "source", type=click.Path(path_type=Path), help="a .txt (a text a line), .jsonl, .csv or .tsv file")
+@click.option("--output", type=click.Path(path_type=Path), help="write JSON Lines to this file")
+@backend_option
+@device_option
+@columns_option
+@click.option("--skip-bad-rows", is_flag=True, help="leave rows out that cannot be read, and say how many")
+@click.option("--json", "as_json", is_flag=True, help="JSON Lines on stdout")
+def command(
+    model: str,
+    texts: tuple[str, ...],
+    heads: str | None,
+    source: Path | None,
+    output: Path | None,
+    backend: str,
+    device: str,
+    columns: str,
+    skip_bad_rows: bool,
+    as_json: bool,
+) -> None:
+    """Predict for each TEXT, for each row of --input, or for each line of stdin."""
+    if texts and source:
+        raise click.UsageError("give TEXT or --input, not both")
+
+    from nlptasks.pipeline import pipeline
+    from nlptasks.types import refuse
+
+    bad: list[DataError] = []
+    on_error = _skipper(bad) if skip_bad_rows else refuse
+    rows = _rows(texts, source, parse_pairs(columns, where="--columns"), on_error)
+
+    pipe = pipeline(heads.split(",") if heads else None, model=model, backend=backend, device=device)
+    with _writer(output) as write:
+        for row, item, results in _predictions(pipe, rows, on_error):
+            write(_as_json(row, results) if as_json or output else _for_people(pipe, item, results))
+    if bad:
+        _log.warning("%d rows were left out; the first: %s", len(bad), bad[0])
+
+
+def _rows(texts: tuple[str, ...], source: Path | None, columns: dict[str, str], on_error: OnError) -> Iterator[Row]:
+    from nlptasks.files import TEXTS, read_file, renamed
+    from nlptasks.types import Row
+
+    if source:
+        yield from read_file(source, TEXTS, columns, on_error=on_error)
+    else:
+        given: Iterable[str] = texts or (line.rstrip("\r\n") for line in _stdin())
+        where = "text" if texts else "stdin"
+        for number, text in enumerate(given, start=1):
+            yield renamed(Row({"text": text}, f"{where}:{number}"), columns)
+
+
+def _stdin() -> Iterator[str]:
+    for number, raw in enumerate(sys.stdin.buffer, start=1):
+        try:
+            yield raw.decode("utf-8")
+        except UnicodeDecodeError:
+            raise DataError(f"stdin:{number}", "is not UTF-8", "convert the input, for example with iconv") from None
+
+
+def _predictions(pipe: Pipeline, rows: Iterable[Row], on_error: OnError) -> Iterator[tuple[Row, Item, dict[str, Any]]]:
+    waiting: deque[tuple[Row, Item]] = deque()
+
+    def items() -> Iterator[Item]:
+        for row in rows:
+            try:
+                item = pipe.item(row)
+            except DataError as error:
+                on_error(error)
+            else:
+                waiting.append((row, item))
+                yield item
+
+    for results in pipe.engine.stream(items()):
+        row, item = waiting.popleft()
+        yield row, item, results
+
+
+def _skipper(bad: list[DataError]) -> OnError:
+    return bad.append
+
+
+@contextmanager
+def _writer(output: Path | None) -> Iterator[Write]:
+    """Writes lines to stdout, or to a file that appears when all of it is written."""
+    if output is None:
+        yield click.echo
+        return
+    place = output.with_name(f".{output.name}.tmp-{os.getpid()}")
+    try:
+        with open(place, "w", encoding="utf-8") as file:
+            yield lambda line: file.write(line + "\n")
+        os.replace(place, output)
+    except OSError as error:
+        raise DataError(str(output), f"cannot be written ({error})", "check the path and the free space") from error
+    finally:
+        place.unlink(missing_ok=True)
+
+
+def _as_json(row: Row, results: dict[str, Any]) -> str:
+    own = {"text": row.fields["text"]} if "text" in row.fields else dict(row.fields)
+    return json.dumps({**own, "results": results}, default=_plain, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def _for_people(pipe: Pipeline, item: Item, results: dict[str, Any]) -> str:
+    color = sys.stdout.isatty()
+    lines = [highlighted(pipe.heads[name].show(example, results[name]), color=color) for name, example in item.items()]
+    if len(pipe.heads) == 1:
+        return lines[0]
+    return "\n".join(f"{name}: {line}" for name, line in zip(item, lines, strict=True))

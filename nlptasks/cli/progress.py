@@ -1,0 +1,53 @@
+"""Training's progress for people: a bar with the time left on a terminal, a line an epoch in any case, all on stderr."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class ProgressBar:
+    """A reporter that draws; a context manager."""
+
+    def __init__(self) -> None:
+        console = Console(file=sys.stderr, highlight=False)
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps, elapsed"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[live]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._metric = ""
+
+    def __enter__(self) -> ProgressBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def note(self, message: str) -> None:
+        """A line above the bar."""
+        self._bar.console.print(message, markup=False, soft_wrap=True)
+
+    def step(self, done: int, total: int, loss: float) -> None:
+        """Moves the bar."""
+        if self._task is None:
+            self._task = self._bar.add_task("", total=total, live="")
+        self._bar.update(self._task, completed=done, live=f"loss {loss:.3f} {self._metric}")
+
+    def evaluated(self, epoch: int, metric: str, value: float, best: bool) -> None:
+        """A line for the epoch."""
+        self._metric = f"dev {metric} {value:.4f}"
+        self.note(f"epoch {epoch}: {self._metric}{' (best)' if best else ''}")

@@ -1,0 +1,67 @@
+"""``nlptasks train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nlptasks.cli.common import (
+    Command,
+    columns_option,
+    given_settings,
+    highlighted,
+    make_target,
+    metric_lines,
+    settings_options,
+)
+from nlptasks.config import TrainSettings
+
+_SHOWN = 3
+
+
+@click.command("train", cls=Command)
+@click.argument("target", metavar="TASK[=DATA]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="the new model's folder  [default: runs/HEAD]")
+@settings_options(TrainSettings)
+@columns_option
+@click.option("--set", "options", multiple=True, metavar="HEAD.OPTION=VALUE", help="an option of the head; see 'nlptasks tasks TASK'")
+@click.option("--overwrite", is_flag=True, help="replace what is in the output folder")
+def command(target: str, output: Path | None, columns: str, options: tuple[str, ...], overwrite: bool, **settings: Any) -> None:
+    """Fine-tune a head on DATA (a folder with train, dev and test, or a file) and write a model.
+
+    Without DATA the task's sample data are used. NAME:TASK=DATA names the head.
+    """
+    wanted = make_target(target, columns=columns, options=options)
+    chosen = given_settings(TrainSettings, settings)
+
+    from nlptasks.cli.progress import ProgressBar
+    from nlptasks.registry import head_class
+    from nlptasks.training import train
+
+    place = output or Path("runs") / wanted.name
+    with ProgressBar() as progress:
+        result = train(wanted, output=place, settings=chosen, overwrite=overwrite, reporter=progress)
+    main = head_class(wanted.task).main_metric
+    for part, metrics in result.metrics.items():
+        click.echo(f"{result.head} on {part}:")
+        click.echo("\n".join(metric_lines(metrics, main)))
+    _show_predictions(result.folder, result.head, list(result.unseen[:_SHOWN]))
+    click.echo(f"\nmodel: {result.folder}   ({result.seconds:.0f} s)")
+    click.echo(f'next:  nlptasks predict {result.folder} "..."    nlptasks export {result.folder}')
+
+
+def _show_predictions(folder: Path, name: str, rows: list[Any]) -> None:
+    from nlptasks.pipeline import pipeline
+
+    pipe = pipeline([name], model=folder, backend="torch", device="cpu")
+    click.echo("\npredictions on texts that it has not seen:")
+    for row in rows:
+        item = pipe.item(row)
+        results = next(pipe.engine.stream([item]))
+        click.echo("  " + highlighted(pipe.heads[name].show(item[name], results[name]), color=_colored()))
+
+
+def _colored() -> bool:
+    return click.get_text_stream("stdout").isatty()

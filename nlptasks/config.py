@@ -1,0 +1,157 @@
+"""Settings: frozen dataclasses, each field with its meaning and unit. Imports no torch, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any
+
+from nlptasks.errors import UsageError, did_you_mean, listing, quote
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+DEVICES = ("auto", "cpu", "cuda")
+TUNE = ("all", "head")
+
+
+def setting(default: Any, doc: str, *, choices: tuple[str, ...] = ()) -> Any:
+    """A field that the user may set: its default, its meaning with the unit, and the values it may take."""
+    return field(default=default, metadata={"doc": doc, "choices": choices, "given": True})
+
+
+def decided(default: Any, doc: str) -> Any:
+    """A field that the data decide, not the user."""
+    return field(default=default, metadata={"doc": doc, "choices": (), "given": False})
+
+
+def settings_of(cls: type) -> list[Field[Any]]:
+    """The fields of a dataclass that the user may set."""
+    return [item for item in fields(cls) if item.metadata.get("given")]
+
+
+def value_type(cls: type, item: Field[Any]) -> type:
+    """The type a value of this field has when it is given: ``float`` for ``float | None``."""
+    hint = typing.get_type_hints(cls)[item.name]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    return typing.get_origin(hint) or hint
+
+
+def parse_options(cls: type, given: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """Options given as text, as values of the types that `cls` declares.
+
+    Raises:
+        UsageError: an unknown option, or a value of the wrong kind.
+    """
+    known = {item.name: item for item in settings_of(cls)}
+    parsed = {}
+    for name, value in given.items():
+        if name not in known:
+            raise UsageError(f"{where}.{name}", "is no option of this head", did_you_mean(name, known))
+        parsed[name] = _parse(value, value_type(cls, known[name]), f"{where}.{name}")
+        choices = known[name].metadata["choices"]
+        if choices and parsed[name] not in choices:
+            raise UsageError(f"{where}.{name}", f"is {quote(parsed[name])}", f"take one of {listing(choices)}")
+    return parsed
+
+
+def _parse(value: Any, kind: type, where: str) -> Any:
+    if not isinstance(value, str) or kind is str:
+        return value
+    if kind is bool:
+        if value.lower() not in ("true", "false"):
+            raise UsageError(where, f"is {quote(value)}", "take true or false")
+        return value.lower() == "true"
+    try:
+        return tuple(value.split(",")) if kind is tuple else kind(value)
+    except ValueError:
+        raise UsageError(where, f"is {quote(value)}, not a value of type {kind.__name__}", "correct the value") from None
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to train on what: ``[NAME:]TASK[=DATA]``.
+
+    Attributes:
+        task: the registered task.
+        name: the head's name in the model.
+        data: a folder or file; None for the sample data of the task.
+        columns: the names the head wants and the names (or numbers, from 1) the file has.
+        options: the head's own options, as text or as values.
+    """
+
+    task: str
+    name: str
+    data: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def parse_target(text: str) -> Target:
+    """``products:ner=DATA`` as a target.
+
+    Raises:
+        UsageError: a part is empty or the name is not a head's name.
+    """
+    left, equals, data = text.partition("=")
+    name, colon, task = left.partition(":")
+    if not colon:
+        name = task = left
+    if not task or (equals and not data):
+        raise UsageError(quote(text), "is not TASK, TASK=DATA or NAME:TASK=DATA", "write for example ner=DATA")
+    check_head_name(name)
+    return Target(task=task, name=name, data=data or None)
+
+
+def check_head_name(name: str) -> None:
+    """Refuse a name that cannot be a file's and a graph output's name.
+
+    Raises:
+        UsageError: the name does not fit.
+    """
+    plain = name.replace("_", "a").replace("-", "a")
+    if not (plain.isascii() and plain.isalnum() and name == name.lower() and name[0].isalpha() and len(name) <= 40):
+        raise UsageError(f"head name {quote(name)}", "does not fit", "take 1 to 40 of a-z, 0-9, _ and -, a letter first")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train. None means: chosen from the size of the backbone and of the data, and recorded in ``training.json``."""
+
+    backbone: str = setting("minilm", "backbone: a hub name, a folder, or minilm, the embedded default")
+    tune: str = setting("all", "what is trained: the whole backbone (all) or only the head on it (head)", choices=TUNE)
+    epochs: int | None = setting(None, "passes over the training rows")
+    lr: float | None = setting(None, "highest learning rate of the backbone")
+    head_lr: float | None = setting(None, "highest learning rate of the head; ten times --lr unless given")
+    batch_tokens: int | None = setting(None, "tokens in a batch, padding included")
+    warmup: float = setting(0.1, "share of all steps in which the learning rate rises to its highest")
+    weight_decay: float = setting(0.01, "AdamW's decoupled decay of weight matrices, per step, times the learning rate")
+    clip: float = setting(1.0, "largest norm of the gradient")
+    patience: int = setting(3, "epochs without a better main metric on dev before training stops early")
+    precision: str = setting("auto", "arithmetic of the passes: auto takes bf16 where the hardware has it", choices=PRECISIONS)
+    device: str = setting("auto", "where to train: auto takes a GPU if there is one", choices=DEVICES)
+    seed: int = setting(0, "seed of the split, the order of batches, dropout and new weights")
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "lr", "head_lr", "batch_tokens", "clip", "patience"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError(_flag(name), f"is {value}", "give a number above 0")
+        if not 0 <= self.warmup < 1:
+            raise UsageError(_flag("warmup"), f"is {self.warmup}", "give a share from 0 up to 1")
+        if self.seed < 0 or self.weight_decay < 0:
+            raise UsageError("--seed, --weight-decay", "one is below 0", "give 0 or more")
+        for item in fields(self):
+            choices = item.metadata["choices"]
+            if choices and getattr(self, item.name) not in choices:
+                raise UsageError(_flag(item.name), f"is {getattr(self, item.name)!r}", f"take one of {listing(choices)}")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def default_of(item: Field[Any]) -> Any:
+    """The default of a field, None where it has none."""
+    return None if item.default is MISSING else item.default

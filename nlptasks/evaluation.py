@@ -1,0 +1,54 @@
+"""Evaluating a model's head on labelled data, through the same engine that predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from nlptasks.config import Target, parse_target
+from nlptasks.data import choose_part, load_data
+from nlptasks.pipeline import pipeline
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a head answers.
+
+    Attributes:
+        head: its name.
+        split: the part of the data.
+        main_metric: the key of the metric that counts most.
+        metrics: all metrics.
+    """
+
+    head: str
+    split: str
+    main_metric: str
+    metrics: Mapping[str, float]
+
+
+def evaluate(
+    model: str | Path, target: str | Target, *, split: str | None = None, backend: str = "auto", device: str = "auto"
+) -> Evaluation:
+    """Evaluate one head on one data set.
+
+    Args:
+        model: the model's folder.
+        target: the head's name and its data, as on the command line (``ner=DATA``) or as an object.
+        split: ``train``, ``dev`` or ``test``; None for test, else dev, else all of a single file.
+        backend: as for `pipeline`.
+        device: as for `pipeline`.
+
+    Raises:
+        UsageError: the model has no such head.
+        DataError: the data cannot be used, or have no such part.
+    """
+    target = parse_target(target) if isinstance(target, str) else target
+    pipe = pipeline([target.name], model=model, backend=backend, device=device)
+    name, head = next(iter(pipe.heads.items()))
+    place = Path(target.data) if target.data else head.sample_folder()
+    part, rows = choose_part(load_data(place, head.formats, target.columns), split, place)
+    examples = [head.read(row) for row in rows]
+    results = [found[name] for found in pipe.engine.stream({name: example} for example in examples)]
+    return Evaluation(name, part, head.main_metric, head.metrics(examples, results))

@@ -1,0 +1,346 @@
+"""Named entity recognition: labelled spans of words.
+
+Rows are ``tokens`` and ``tags`` (CoNLL, JSON Lines, CSV), or ``text`` and ``spans`` with character offsets. Words are labelled,
+not tokens: a word's label is read at its first token. Of overlapping windows each word takes the one in which it stands
+farthest from a cut. The best legal tag sequence is found over the whole text (Viterbi), so no entity can begin with its middle.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor, nn
+
+from nlptasks.backbone import BackboneInfo
+from nlptasks.config import decided, parse_options, setting
+from nlptasks.errors import BackendError, DataError, did_you_mean, listing, quote
+from nlptasks.files import TABLES, read_conll
+from nlptasks.heads.base import IGNORED, Head, HuggingFaceLayers
+from nlptasks.scores import span_scores
+from nlptasks.tags import (
+    SCHEMES,
+    Decoder,
+    LabelledSpan,
+    TagError,
+    detect_scheme,
+    labels_of,
+    spans_of,
+    tag_set,
+    tags_of,
+)
+from nlptasks.text import Span, close_unspaced, first_tokens, join_words, split_at, words
+from nlptasks.types import FIRST, Floats, Ints, Row, Source, Window
+
+_log = logging.getLogger("nlptasks")
+
+_CONLL_SUFFIXES = ("", ".conll", ".tsv", ".txt", ".bio", ".iob", ".iob2", ".bioes", ".io")
+
+
+@dataclass(frozen=True)
+class Entity:
+    """An entity in a text: ``text[start:end]``.
+
+    Attributes:
+        text: its characters.
+        label: its label, as the training data spelled it.
+        start: first code point.
+        end: code point behind the last.
+        score: probability of its least certain word's tag, in 0..1.
+    """
+
+    text: str
+    label: str
+    start: int
+    end: int
+    score: float | None
+
+
+@dataclass(frozen=True)
+class NerConfig:
+    """Options of a head, and what its training data decided."""
+
+    scheme: str = setting("auto", "tag scheme of the training data: auto detects it", choices=("auto", *SCHEMES))
+    tags: tuple[str, ...] = decided((), "the classes, in order")
+    tags_scheme: str = decided("iob2", "the scheme of the classes")
+
+
+@dataclass(frozen=True)
+class NerExample:
+    """A text in words.
+
+    Attributes:
+        text: the text that offsets refer to; given words are joined by one space.
+        words: code points of its words.
+        source: the text that the backbone reads.
+        source_words: code points of the words there.
+        gold: code points and label of each gold entity, None if there is no gold.
+    """
+
+    text: str
+    words: list[Span]
+    source: str
+    source_words: list[Span]
+    gold: list[LabelledSpan] | None
+
+
+class NerHead(Head):
+    """Tags words and joins them to entities."""
+
+    Config = NerConfig
+    main_metric = "f1"
+    sample = "samples/ner"
+    formats: ClassVar = {**TABLES, **dict.fromkeys(_CONLL_SUFFIXES, read_conll)}
+    outputs: ClassVar = {"logits": "BSC"}
+    hf_auto = "AutoModelForTokenClassification"
+
+    def __init__(self, config: NerConfig, *, backbone: BackboneInfo) -> None:
+        super().__init__(config, backbone=backbone)
+        self.layers = HuggingFaceLayers(self.hf_auto, backbone, classes=len(config.tags))
+        self._decoder = Decoder(config.tags, config.tags_scheme)
+        self._labels = labels_of(config.tags)
+        self._class_of = {tag: index for index, tag in enumerate(config.tags)}
+
+    @classmethod
+    def configure(cls, rows: Sequence[Row], given: Mapping[str, Any]) -> NerConfig:
+        options = parse_options(NerConfig, given, where="ner")
+        scheme = options.get("scheme", "auto")
+        tagged = [(row, _listed(row, "tags")) for row in rows if "tags" in row.fields]
+        if scheme == "auto":
+            scheme = _detected(tagged)
+        labels = set(labels_of(tag for _, tags in tagged for tag in tags))
+        marked = [row for row in rows if "tags" not in row.fields]
+        labels.update(label for row in marked for _, _, label in _spans(row))
+        _warn_of_edges_in_words(marked)
+        if not labels:
+            raise DataError(rows[0].where, "and the rows after it have no entity at all", "label some, or check --columns")
+        return NerConfig(scheme=scheme, tags=tag_set(sorted(labels), "iob2"), tags_scheme="iob2")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self._labels
+
+    def read(self, row: Row) -> NerExample:
+        if "tokens" in row.fields:
+            return self._read_tokens(row)
+        if "text" not in row.fields:
+            raise DataError(
+                row.where,
+                f"has neither 'tokens' nor 'text', only {listing(row.fields)}",
+                "name the column, for example --columns text=NAME",
+            )
+        text = row.fields["text"]
+        if not isinstance(text, str):
+            raise DataError(row.where, f"text is {quote(text)}, expected a string", "correct the row")
+        gold = _spans(row) if "spans" in row.fields else None
+        self._check_labels(row, [label for _, _, label in gold or []])
+        spans = words(text)
+        return NerExample(text, spans, text, spans, gold)
+
+    def _read_tokens(self, row: Row) -> NerExample:
+        tokens = _listed(row, "tokens")
+        text, spans = join_words(tokens)
+        source, source_words = close_unspaced(text, spans)
+        gold = None
+        if "tags" in row.fields:
+            tags = _listed(row, "tags")
+            if len(tags) != len(tokens):
+                raise DataError(row.where, f"has {len(tokens)} tokens and {len(tags)} tags", "give each token one tag")
+            try:
+                found = spans_of(tags, self.config.scheme)
+            except TagError as error:
+                raise DataError(row.line(error.word), error.problem, "correct it, or --set ner.scheme=SCHEME") from None
+            self._check_labels(row, [label for _, _, label in found], items=[start for start, _, _ in found])
+            gold = [(spans[start][0], spans[end - 1][1], label) for start, end, label in found]
+        return NerExample(text, spans, source, source_words, gold)
+
+    def _check_labels(self, row: Row, labels: Sequence[str], *, items: Sequence[int] = ()) -> None:
+        for index, label in enumerate(labels):
+            if label not in self._labels:
+                where = row.line(items[index]) if items else row.where
+                raise DataError(where, f"label {quote(label)} is not in the training data", did_you_mean(label, self._labels))
+
+    def sources(self, example: NerExample) -> list[Source]:
+        return [Source(example.source)]
+
+    def features(self, example: NerExample, window: Window) -> dict[str, Ints]:
+        labels = np.full(len(window), IGNORED, dtype=np.int64)  # [S]
+        tokens = _word_tokens(example, window)  # [W]
+        tags = tags_of(_word_spans(example.words, example.gold or []), len(example.words), self.config.tags_scheme)
+        classes = np.array([self._class_of[tag] for tag in tags], dtype=np.int64)  # [W]
+        here = tokens >= 0
+        labels[tokens[here]] = classes[here]
+        return {"labels": labels}
+
+    def forward(self, states: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"logits": self.layers(states, batch["mask"])}  # [B,S,C]
+
+    def loss(self, states: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        logits = self.forward(states, batch)["logits"].float()  # [B,S,C]
+        labels = batch["labels"]  # [B,S]
+        total = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        return total, (labels != IGNORED).sum()
+
+    def decode(
+        self, example: NerExample, windows: Sequence[Window], outputs: Sequence[Mapping[str, Floats]]
+    ) -> list[Entity]:
+        kept, logits = _word_logits(example, windows, [output["logits"] for output in outputs])  # [W'], [W',C]
+        if not np.isfinite(logits).all():
+            raise BackendError("the model", "gave logits that are not finite", "train again with a lower --lr, or in fp32")
+        shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
+        log_probs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))  # [W',C]
+        path = self._decoder.best(log_probs)  # [W']
+        tags = [self.config.tags[index] for index in path]
+        sure = np.exp(log_probs[np.arange(len(path)), path])  # [W']
+        entities = []
+        for first, behind, label in spans_of(tags, self.config.tags_scheme):
+            start, end = example.words[kept[first]][0], example.words[kept[behind - 1]][1]
+            score = float(sure[first:behind].min())
+            entities.append(Entity(example.text[start:end], label, start, end, score))
+        return entities
+
+    def metrics(self, examples: Sequence[NerExample], results: Sequence[list[Entity]]) -> dict[str, float]:
+        gold, found, lengths = [], [], []
+        for example, result in zip(examples, results, strict=True):
+            right = example.gold or []
+            answer = [(entity.start, entity.end, entity.label) for entity in result]
+            # Words are split wherever an edge falls inside one: so equal spans of words are equal spans of characters.
+            units = split_at(example.words, [edge for start, end, _ in right + answer for edge in (start, end)])
+            gold.append(_word_spans(units, right))
+            found.append(_word_spans(units, answer))
+            lengths.append(len(units))
+        return span_scores(gold, found, lengths)
+
+    def show(self, example: NerExample, result: list[Entity]) -> list[tuple[str, str]]:
+        pieces: list[tuple[str, str]] = []
+        at = 0
+        for entity in result:
+            pieces += [(example.text[at : entity.start], ""), (entity.text, entity.label)]
+            at = entity.end
+        return [*pieces, (example.text[at:], "")]
+
+
+def _word_tokens(example: NerExample, window: Window) -> Ints:
+    """Index in the window of the first token of each word, -1 for a word that is not in it [W]."""
+    content = np.flatnonzero(window.parts == FIRST)
+    tokens = first_tokens(example.source_words, window.offsets[content])
+    found: Ints = np.where(tokens >= 0, tokens + (content[0] if len(content) else 0), -1)
+    return found
+
+
+def _word_logits(
+    example: NerExample, windows: Sequence[Window], logits: Sequence[Floats]
+) -> tuple[Ints, Floats]:
+    """The words that have a token, and their logits [W',C] from the window in which each is farthest from a cut."""
+    if not windows:
+        return np.zeros(0, dtype=np.int64), np.zeros((0, 1), dtype=np.float32)
+    count = len(example.words)
+    chosen = np.zeros((count, logits[0].shape[-1]), dtype=np.float32)  # [W,C]
+    distance = np.full(count, -1, dtype=np.int64)
+    for window, scores in zip(windows, logits, strict=True):
+        tokens = _word_tokens(example, window)  # [W]
+        far = len(window)
+        left = tokens + far * window.opens
+        right = far - 1 - tokens + far * window.closes
+        here = np.where(tokens >= 0, np.minimum(left, right), -1)
+        better = here > distance
+        distance[better] = here[better]
+        chosen[better] = scores[tokens[better]]
+    kept = np.flatnonzero(distance >= 0)
+    return kept, chosen[kept]
+
+
+def _word_spans(words_: Sequence[Span], entities: Sequence[LabelledSpan]) -> list[LabelledSpan]:
+    """Entities in code points as entities in whole words; one that has no word, or only words of the one before, is left out."""
+    starts, ends = [start for start, _ in words_], [end for _, end in words_]
+    spans: list[LabelledSpan] = []
+    for start, end, label in entities:
+        first, behind = bisect_right(ends, start), bisect_left(starts, end)
+        if first < behind and (not spans or spans[-1][1] <= first):
+            spans.append((first, behind, label))
+    return spans
+
+
+def _warn_of_edges_in_words(rows: Sequence[Row]) -> None:
+    """Say how many gold entities begin or end inside a word of ours: they are learned as whole words."""
+    total, inside = 0, []
+    for row in rows:
+        spans = words(row.fields["text"])
+        starts, ends = {start for start, _ in spans}, {end for _, end in spans}
+        for start, end, _ in _spans(row):
+            total += 1
+            if start not in starts or end not in ends:
+                inside.append(f"{quote(row.fields['text'][start:end])} ({row.where})")
+    if inside:
+        _log.warning(
+            "%d of %d entities begin or end inside a word and are learned as whole words: %s", len(inside), total, listing(inside, limit=3)
+        )
+
+
+def _detected(tagged: Sequence[tuple[Row, list[str]]]) -> str:
+    """The scheme of the tags of these rows."""
+    try:
+        return detect_scheme([tags for _, tags in tagged])
+    except TagError as error:
+        where = tagged[error.sentence][0].line(error.word)
+        raise DataError(where, error.problem, "correct the tag, or declare --set ner.scheme=SCHEME") from None
+
+
+def _listed(row: Row, name: str) -> list[str]:
+    """A field that holds a list of strings: as such, as JSON, or as text with white space between them."""
+    value = row.fields[name]
+    if isinstance(value, str):
+        value = _from_json(row, name) if value.lstrip().startswith("[") else value.split()
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
+        raise DataError(row.where, f"{name} is {quote(value)}, expected a list of non-empty strings", "correct the row")
+    return list(value)
+
+
+def _from_json(row: Row, name: str) -> Any:
+    try:
+        return json.loads(row.fields[name])
+    except json.JSONDecodeError as error:
+        raise DataError(row.where, f"{name} is {quote(row.fields[name])}, not JSON ({error.msg})", "correct the row") from None
+
+
+def _spans(row: Row) -> list[LabelledSpan]:
+    """The gold spans of a row of text, checked, in order."""
+    if "spans" not in row.fields:
+        fields = listing(row.fields)
+        raise DataError(row.where, f"has neither 'tags' nor 'spans', only {fields}", "name the column: --columns tags=NAME")
+    value = row.fields["spans"]
+    if isinstance(value, str):
+        value = _from_json(row, "spans")
+    if not isinstance(value, list):
+        raise DataError(row.where, f"spans is {quote(value)}, expected a list", "write [[START, END, LABEL], ...]")
+    spans = sorted(_span(row, item) for item in value)
+    for one, two in pairwise(spans):
+        if one[1] > two[0]:
+            raise DataError(row.where, f"spans {one} and {two} overlap", "keep one of them")
+    return spans
+
+
+def _span(row: Row, item: Any) -> LabelledSpan:
+    """``[0, 3, "PER"]`` or ``{"start": 0, "end": 3, "label": "PER"}``, in code points of the row's text."""
+    parts = [item.get(key) for key in ("start", "end", "label")] if isinstance(item, dict) else item
+    match parts:
+        case [int(start), int(end), str(label)] if label:
+            pass
+        case _:
+            raise DataError(row.where, f"span {quote(item)} is not [START, END, LABEL]", "write code points and a label")
+    text = row.fields.get("text")
+    length = len(text) if isinstance(text, str) else 0
+    if not 0 <= start < end <= length or not text or not text[start:end].strip():
+        fix = "count code points, not bytes or UTF-16 units" if start < end else "correct the row"
+        raise DataError(row.where, f"span {quote(item)} marks nothing in a text of {length} characters", fix)
+    claimed = item.get("text") if isinstance(item, dict) else None
+    if claimed is not None and claimed != text[start:end]:
+        fix = "count code points, not bytes or UTF-16 units"
+        raise DataError(row.where, f"span {quote(item)} marks {quote(text[start:end])}", fix)
+    return start, end, label

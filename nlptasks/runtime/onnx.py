@@ -1,0 +1,101 @@
+"""Running a model's exported graphs on ONNX Runtime, by a device contract: ``cuda`` means CUDA or an error.
+
+ONNX Runtime falls back to the CPU without a word even if CUDA alone was asked for, and lists CUDA as available on machines
+without a GPU: so the session itself is asked, after it is made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from nlptasks.errors import BackendError
+from nlptasks.types import Floats, Tensors
+
+_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+
+class OnnxRuntime:
+    """Runs the graphs of an export.
+
+    Args:
+        files: the ONNX file of each graph.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        precision: of the export, for messages.
+
+    Raises:
+        BackendError: CUDA was asked for and does not load, or a file is no usable graph.
+    """
+
+    def __init__(self, files: dict[str, Path], *, device: str, precision: str) -> None:
+        self._sessions = {graph: open_session(path, device) for graph, path in files.items()}
+        providers = {session.get_providers()[0] for session in self._sessions.values()}
+        self._outputs = {graph: [out.name for out in session.get_outputs()] for graph, session in self._sessions.items()}
+        self.name = f"ONNX Runtime {precision} on {'CUDA' if providers == {_CUDA} else 'the CPU'}"
+
+    def run(self, graph: str, inputs: Tensors) -> Tensors:
+        """Run one graph on integer arrays."""
+        outputs = self._outputs[graph]
+        return dict(zip(outputs, self._sessions[graph].run(outputs, dict(inputs)), strict=True))
+
+    def fetch(self, tensor: Any) -> Floats:
+        """One output as a numpy array."""
+        return np.asarray(tensor, dtype=np.float32)
+
+
+def open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
+    """A session on the device that is asked for.
+
+    Raises:
+        BackendError: CUDA was asked for and does not load, or the file is no usable graph.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # the runtime's own lines would hide ours; failures come as exceptions
+    wanted = _wanted_providers(device)
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
+    except Exception as error:  # the runtime's exceptions have no common class
+        raise BackendError(str(path), f"cannot be opened by ONNX Runtime ({_first_line(error)})", "export the model again") from error
+    if device == "cuda" and session.get_providers()[0] != _CUDA:
+        raise BackendError(
+            "--device cuda",
+            f"ONNX Runtime {onnxruntime.__version__} does not load its CUDA provider",
+            "run 'nlptasks doctor' for the reason, or take --device cpu",
+        )
+    return session
+
+
+def loads_cuda() -> bool:
+    """Whether a session really comes to run on CUDA here; what is missing is printed to stdout."""
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(_smallest_graph(), options, providers=[_CUDA, _CPU])
+    return bool(session.get_providers()[0] == _CUDA)
+
+
+def _smallest_graph() -> bytes:
+    from onnx import TensorProto, helper
+
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "smallest", value[:1], value[1:])
+    content: bytes = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+    return content
+
+
+def _wanted_providers(device: str) -> list[str]:
+    if device == "cpu" or _CUDA not in onnxruntime.get_available_providers():
+        return [_CPU]
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find; the session tells it better
+        onnxruntime.preload_dlls()
+    return [_CUDA, _CPU]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,157 @@
+"""Sources to windows: tokenizing, and cutting what is too long, by a Rust tokenizer whose state is never touched.
+
+A Hugging Face tokenizer object keeps truncation and padding as state, so that threads get each other's lengths; here both are
+never set, and special tokens that stand literally in a text (``[SEP]``) are text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import tokenizers
+
+from nlptasks.errors import BackendError, ModelError
+from nlptasks.text import readable
+from nlptasks.types import FIRST, SECOND, SPECIAL, Ints, Source, Window
+
+_OVERLAP_SHARE = 4
+"""Neighbouring windows share a quarter of their tokens."""
+
+_MIN_CUT_TOKENS = 16
+"""Less room than this for the text that is cut makes no sense."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Consecutive tokens of one text."""
+
+    ids: Ints
+    offsets: Ints  # [n,2]
+
+    def cut(self, start: int, end: int) -> _Piece:
+        return _Piece(self.ids[start:end], self.offsets[start:end])
+
+
+@dataclass(frozen=True)
+class _Template:
+    """The special tokens a model wants around one text or between two, as its post-processor writes them."""
+
+    glue: tuple[Ints, ...]  # before the first text, behind it, behind the second
+    glue_types: tuple[Ints, ...]
+    text_types: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(len(ids) for ids in self.glue)
+
+
+class Tokenizer:
+    """Cuts sources into windows of token ids with offsets.
+
+    Args:
+        backend: the Rust tokenizer; its truncation and padding are switched off.
+        max_tokens: longest window, special tokens included.
+
+    Raises:
+        ModelError: the windows are too short to hold a text.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, *, max_tokens: int) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True
+        self._backend = backend
+        self._single = _probe(backend, "a")
+        self._pair = _probe(backend, "a", "a")
+        self.max_tokens = max_tokens
+        if max_tokens < self._pair.size + _MIN_CUT_TOKENS:
+            raise ModelError("backbone", f"reads only {max_tokens} tokens at a time", "take a backbone with more positions")
+
+    def windows(self, sources: Sequence[Source]) -> list[list[Window]]:
+        """The windows of each source, in order; none for a source without tokens.
+
+        Raises:
+            BackendError: the tokenizer fails, or the first text of a pair leaves no room for the second.
+        """
+        first = self._pieces([source.first for source in sources])
+        seconds = [source.second for source in sources if source.second is not None]
+        second = iter(self._pieces(seconds))
+        return [
+            self._single_windows(piece) if source.second is None else self._pair_windows(piece, next(second))
+            for source, piece in zip(sources, first, strict=True)
+        ]
+
+    def _pieces(self, texts: Sequence[str]) -> list[_Piece]:
+        try:
+            encoded = self._backend.encode_batch([readable(text) for text in texts], add_special_tokens=False)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+                raise
+            # A panic of the Rust code arrives as a BaseException of its own.
+            raise BackendError("tokenizer", f"failed ({error})", "check the backbone's tokenizer.json") from error
+        return [
+            _Piece(np.array(item.ids, dtype=np.int64), np.array(item.offsets, dtype=np.int64).reshape(-1, 2))
+            for item in encoded
+        ]
+
+    def _single_windows(self, piece: _Piece) -> list[Window]:
+        room = self.max_tokens - self._single.size
+        return [_assemble(self._single, (part,), opens, closes) for part, opens, closes in _parts(piece, room)]
+
+    def _pair_windows(self, first: _Piece, second: _Piece) -> list[Window]:
+        room = self.max_tokens - self._pair.size - len(first.ids)
+        if room < _MIN_CUT_TOKENS:
+            raise BackendError(
+                "a pair of texts",
+                f"has a first text of {len(first.ids)} tokens, which leaves {max(room, 0)} of {self.max_tokens} for the second",
+                "shorten the first text",
+            )
+        return [_assemble(self._pair, (first, part), opens, closes) for part, opens, closes in _parts(second, room)]
+
+
+def _parts(piece: _Piece, room: int) -> list[tuple[_Piece, bool, bool]]:
+    """The piece in overlapping parts of at most `room` tokens, each with whether the text begins and ends in it."""
+    total = len(piece.ids)
+    if total <= room:
+        return [(piece, True, True)] if total else []
+    step = room - room // _OVERLAP_SHARE
+    starts = [*range(0, total - room, step), total - room]  # the last part is moved back, so that it is a full one too
+    return [(piece.cut(start, start + room), start == 0, start + room == total) for start in starts]
+
+
+def _assemble(template: _Template, pieces: tuple[_Piece, ...], opens: bool, closes: bool) -> Window:
+    ids, types, parts, offsets = [], [], [], []
+    for index, glue in enumerate(template.glue):
+        ids.append(glue)
+        types.append(template.glue_types[index])
+        parts.append(np.full(len(glue), SPECIAL))
+        offsets.append(np.zeros((len(glue), 2), dtype=np.int64))
+        if index < len(pieces):
+            n = len(pieces[index].ids)
+            ids.append(pieces[index].ids)
+            types.append(np.full(n, template.text_types[index]))
+            parts.append(np.full(n, (FIRST, SECOND)[index]))
+            offsets.append(pieces[index].offsets)
+    return Window(np.concatenate(ids), np.concatenate(types), np.concatenate(parts), np.concatenate(offsets), opens, closes)
+
+
+def _probe(backend: tokenizers.Tokenizer, *texts: str) -> _Template:
+    """Read the template off the encoding of short texts: what is marked as special is glue."""
+    encoded = backend.encode(*texts)
+    ids, types = np.array(encoded.ids), np.array(encoded.type_ids)
+    where = [index for index, special in enumerate(encoded.special_tokens_mask) if not special]
+    if not where:
+        raise ModelError("tokenizer", "knows no token for the letter a", "take a backbone with its own tokenizer.json")
+    sequences = encoded.sequence_ids
+    edges: list[tuple[int, int]] = []
+    for number in range(len(texts)):
+        own = [index for index in where if sequences[index] == number]
+        edges.append((own[0], own[-1] + 1))
+    cuts = [0, *(edge for pair in edges for edge in pair), len(ids)]
+    glue = [slice(start, end) for start, end in list(pairwise(cuts))[::2]]
+    return _Template(
+        tuple(ids[part] for part in glue), tuple(types[part] for part in glue), tuple(int(types[start]) for start, _ in edges)
+    )

@@ -1,0 +1,368 @@
+"""Training: one loop, over `accelerate`, for whatever the head is.
+
+Batches have equal lengths and a budget of tokens; the learning rate rises and falls linearly; the head learns faster than the
+backbone; after each epoch dev is evaluated through the same engine that predicts, and the weights of the best epoch are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from nlptasks import __version__
+from nlptasks.backbone import Backbone, load_backbone
+from nlptasks.card import model_card
+from nlptasks.config import Target, TrainSettings, parse_target
+from nlptasks.data import DataSet, collate, epoch_batches, load_data, pad, with_dev
+from nlptasks.engine import Engine
+from nlptasks.errors import DataError, TrainingError
+from nlptasks.heads.base import IGNORED, Head
+from nlptasks.model import HeadRecord, Model, check_output
+from nlptasks.registry import head_class
+from nlptasks.runtime.pytorch import TorchRuntime, torch_device
+from nlptasks.tokenizer import Tokenizer
+from nlptasks.types import ENCODE, Ints, Reporter, Row, Silent, Window
+
+_log = logging.getLogger("nlptasks")
+
+_EVALUATION_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run made.
+
+    Attributes:
+        folder: the model's folder.
+        head: the head's name.
+        metrics: metrics of the kept weights, by part of the data.
+        unseen: rows that it was not trained on, of test, else of dev.
+        seconds: of the whole training, evaluation included.
+    """
+
+    folder: Path
+    head: str
+    metrics: Mapping[str, Mapping[str, float]]
+    unseen: Sequence[Row]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """One example, ready for batches: its windows and what the loss needs beside them."""
+
+    windows: list[Window]
+    features: list[dict[str, Ints]]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(window) for window in self.windows)
+
+
+class _LossModule(nn.Module):
+    """Backbone and head as one module whose `forward` gives the loss: what data-parallel wrappers can wrap."""
+
+    def __init__(self, backbone: Backbone, head: Head) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return self.head.loss(self.backbone(batch), batch)
+
+
+def train(
+    target: str | Target,
+    *,
+    output: str | Path,
+    settings: TrainSettings | None = None,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> TrainResult:
+    """Fine-tune a new head on a backbone and write the model.
+
+    Args:
+        target: what to train on what, as on the command line (``ner=DATA``) or as an object.
+        output: the new model's folder.
+        settings: how; None for the defaults.
+        overwrite: whether `output` may be replaced.
+        reporter: hears how it goes.
+
+    Raises:
+        UsageError: the output folder is not empty, or an option is wrong.
+        DataError: the data cannot be used.
+        ModelError: the backbone cannot be used.
+        TrainingError: the loss is not finite.
+    """
+    target = parse_target(target) if isinstance(target, str) else target
+    settings = settings or TrainSettings()
+    reporter = reporter or Silent()
+    cls = head_class(target.task)
+    check_output(Path(output), overwrite=overwrite)
+    place = Path(target.data) if target.data else cls.sample_folder()
+    data = with_dev(load_data(place, cls.formats, target.columns), settings.seed)
+    config = cls.configure(data.parts["train"], target.options)
+    device = torch_device(settings.device)
+    with torch.random.fork_rng(devices=["cuda"] if device.type == "cuda" else []):
+        torch.manual_seed(settings.seed)
+        backbone = load_backbone(settings.backbone)
+        head = cls(config, backbone=backbone.info)
+        run = _Training(target, settings, data, backbone, head, device, reporter)
+        metrics = run.fit()
+    record = HeadRecord(target.task, asdict(config), metrics)
+    model = Model(backbone, {target.name: head}, {target.name: record}).eval().cpu()
+    log = run.log(metrics)
+    extra = {"training.json": json.dumps(log, indent=1, ensure_ascii=False) + "\n", "README.md": model_card(model, log)}
+    folder = model.save(output, overwrite=overwrite, extra=extra)
+    unseen = data.parts.get("test") or data.parts["dev"]
+    return TrainResult(folder, target.name, metrics, unseen, log["seconds"])
+
+
+class _Training:
+    """One run of the loop."""
+
+    def __init__(
+        self,
+        target: Target,
+        settings: TrainSettings,
+        data: DataSet,
+        backbone: Backbone,
+        head: Head,
+        device: torch.device,
+        reporter: Reporter,
+    ) -> None:
+        self.target, self.data, self.head, self.backbone = target, data, head, backbone
+        self.device, self.reporter = device, reporter
+        self.tokenizer = backbone.tokenizer()
+        self.examples = {part: [head.read(row) for row in rows] for part, rows in data.parts.items()}
+        self.units = _units(head, self.tokenizer, self.examples["train"], data.parts["train"])
+        self.settings = chosen(settings, backbone.parameter_count(), [unit.tokens for unit in self.units], device)
+        self.history: list[dict[str, float]] = []
+        self.seconds = 0.0
+
+    def fit(self) -> dict[str, dict[str, float]]:
+        """Train, keep the best weights, and give the metrics of dev and test."""
+        settings, started = self.settings, time.perf_counter()
+        _announce(self.reporter, self.target, self.data, settings)
+        AcceleratorState._reset_state(reset_partial_state=True)  # else a second run in this process keeps the first's precision
+        accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision=_mixed(settings.precision))
+        if settings.tune == "head":
+            self.backbone.requires_grad_(False)
+        module = _LossModule(self.backbone, self.head)
+        optimizer = torch.optim.AdamW(_groups(module, settings), fused=True)
+        plan = [self._batches(epoch) for epoch in range(_known(settings.epochs))]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _ramp(sum(map(len, plan)), settings.warmup))
+        module, optimizer = accelerator.prepare(module, optimizer)
+        best, best_epoch, kept = -math.inf, 0, _weights(self.backbone, self.head)
+        for epoch, batches in enumerate(plan, start=1):
+            loss = self._epoch(accelerator, module, optimizer, schedule, batches, sum(map(len, plan)))
+            metrics = self._evaluate("dev")
+            value = metrics[self.head.main_metric]
+            self.history.append({"epoch": epoch, "loss": loss, f"dev_{self.head.main_metric}": value})
+            self.reporter.evaluated(epoch, self.head.main_metric, value, value > best)
+            if value > best:
+                best, best_epoch, kept = value, epoch, _weights(self.backbone, self.head)
+            elif epoch - best_epoch >= settings.patience:
+                self.reporter.note(f"stopped: no better {self.head.main_metric} on dev for {settings.patience} epochs")
+                break
+        _restore(self.backbone, self.head, kept)
+        self.backbone.requires_grad_(True)
+        found = {part: self._evaluate(part) for part in ("dev", "test") if part in self.examples}
+        self.seconds = time.perf_counter() - started
+        return found
+
+    def log(self, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+        """What ``training.json`` says."""
+        return {
+            "nlptasks": __version__,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "head": self.target.name,
+            "task": self.target.task,
+            "settings": asdict(self.settings),
+            "data": {"files": self.data.files, "split": self.data.split, "columns": dict(self.target.columns)},
+            "rows": {part: len(rows) for part, rows in self.examples.items()},
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "versions": _versions(),
+            "seconds": round(self.seconds, 1),
+            "history": self.history,
+            "metrics": metrics,
+        }
+
+    def _batches(self, epoch: int) -> list[list[int]]:
+        lengths = [unit.tokens for unit in self.units]
+        return epoch_batches(lengths, _known(self.settings.batch_tokens), seed=self.settings.seed, epoch=epoch)
+
+    def _epoch(
+        self,
+        accelerator: Accelerator,
+        module: nn.Module,
+        optimizer: Any,
+        schedule: torch.optim.lr_scheduler.LRScheduler,
+        batches: Sequence[Sequence[int]],
+        total: int,
+    ) -> float:
+        """One pass over the batches: its mean loss."""
+        module.train()
+        summed = counted = 0.0
+        for batch in batches:
+            tensors = self._tensors([self.units[index] for index in batch])
+            loss, count = module(tensors)
+            mean = loss / count.clamp(min=1)
+            if not math.isfinite(mean.item()):
+                raise self._not_finite(schedule, batch)
+            accelerator.backward(mean)
+            accelerator.clip_grad_norm_(module.parameters(), self.settings.clip)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            summed, counted = summed + loss.item(), counted + count.item()
+            self.reporter.step(schedule.last_epoch, total, mean.item())
+        return summed / max(counted, 1)
+
+    def _tensors(self, units: Sequence[_Unit]) -> dict[str, Tensor]:
+        """A batch on the device: the windows of the units and their features [B,S]."""
+        windows = [window for unit in units for window in unit.windows]
+        features = [own for unit in units for own in unit.features]
+        arrays = collate(windows, self.backbone.info.pad_id)
+        for name in features[0]:
+            arrays[name] = pad([own[name] for own in features], IGNORED)
+        return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
+
+    def _not_finite(self, schedule: torch.optim.lr_scheduler.LRScheduler, batch: Sequence[int]) -> TrainingError:
+        rows = ", ".join(self.data.parts["train"][index].where for index in batch[:3])
+        rate = schedule.get_last_lr()[0]
+        return TrainingError(
+            f"step {schedule.last_epoch + 1}",
+            f"the loss is not finite at a learning rate of {rate:.2g} (rows {rows}...)",
+            "take a lower --lr, or --precision fp32; nothing was written",
+        )
+
+    def _evaluate(self, part: str) -> dict[str, float]:
+        name, info = self.target.name, self.backbone.info
+        model = Model(self.backbone, {name: self.head}, {})
+        runtime = TorchRuntime({ENCODE: model}, self.device)
+        engine = Engine({name: self.head}, self.tokenizer, runtime, info.pad_id, info.inputs, _EVALUATION_TOKENS)
+        results = [found[name] for found in engine.stream({name: example} for example in self.examples[part])]
+        return self.head.metrics(self.examples[part], results)
+
+
+def chosen(settings: TrainSettings, parameters: int, tokens: Sequence[int], device: torch.device) -> TrainSettings:
+    """The settings with everything that was left open chosen from the backbone and the data.
+
+    Args:
+        settings: as given.
+        parameters: weights in the backbone's layers, embeddings left out.
+        tokens: tokens of each training example.
+        device: where training runs.
+    """
+    # 3e-4 is measured for 10 million weights (MiniLM); the power leads to the usual 5e-5 for 85 million (BERT base) and
+    # 2e-5 for 300 million (BERT large).
+    lr = settings.lr or min(1e-3, 3e-4 * (1e7 / max(parameters, 1)) ** 0.8)
+    # About 200 steps an epoch learn well from few rows; beyond 2,048 tokens the speed no longer grows.
+    budget = settings.batch_tokens or min(2048, max(256, sum(tokens) // 200))
+    steps = max(1, sum(tokens) // budget)
+    return replace(
+        settings,
+        lr=lr,
+        head_lr=settings.head_lr or 10 * lr,
+        batch_tokens=budget,
+        epochs=settings.epochs or min(20, max(3, math.ceil(600 / steps))),
+        precision=chosen_precision(device) if settings.precision == "auto" else settings.precision,
+    )
+
+
+def chosen_precision(device: torch.device) -> str:
+    """The precision that ``auto`` takes: bf16 where the hardware has it."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bf16" if known.get("avx512_bf16") or known.get("amx_bf16") else "fp32"
+
+
+def _mixed(precision: str) -> str:
+    return "no" if precision == "fp32" else precision
+
+
+def _units(head: Head, tokenizer: Tokenizer, examples: Sequence[Any], rows: Sequence[Row]) -> list[_Unit]:
+    """The training examples with their windows and features; those without any token are left out.
+
+    Raises:
+        DataError: none is left.
+    """
+    sources = [head.sources(example) for example in examples]
+    windows = iter(tokenizer.windows([source for own in sources for source in own]))
+    units = []
+    for example, own in zip(examples, sources, strict=True):
+        cut = [window for _ in own for window in next(windows)]
+        units.append(_Unit(cut, [head.features(example, window) for window in cut]))
+    units = [unit for unit in units if unit.windows]
+    if not units:
+        raise DataError(rows[0].where, "and all rows after it are empty", "give rows with text")
+    return units
+
+
+def _groups(module: _LossModule, settings: TrainSettings) -> list[dict[str, Any]]:
+    """Parameters by learning rate and decay; biases and norms do not decay."""
+    groups = []
+    for part, rate in ((module.backbone, settings.lr), (module.head, settings.head_lr)):
+        weights = [weight for weight in part.parameters() if weight.requires_grad]
+        for decay, chosen_ones in (
+            (settings.weight_decay, [weight for weight in weights if weight.ndim > 1]),
+            (0.0, [weight for weight in weights if weight.ndim <= 1]),
+        ):
+            if chosen_ones:
+                groups.append({"params": chosen_ones, "lr": rate, "weight_decay": decay})
+    return groups
+
+
+def _ramp(total: int, warmup: float) -> Any:
+    """The learning rate's factor at each step: up linearly, then down to zero."""
+    rise = max(1, round(warmup * total))
+
+    def factor(step: int) -> float:
+        return min((step + 1) / rise, max(0.0, (total - step) / max(1, total - rise)))
+
+    return factor
+
+
+def _weights(*modules: nn.Module) -> list[dict[str, Tensor]]:
+    return [{name: tensor.detach().to("cpu", copy=True) for name, tensor in module.state_dict().items()} for module in modules]
+
+
+def _restore(backbone: Backbone, head: Head, kept: list[dict[str, Tensor]]) -> None:
+    backbone.load_state_dict(kept[0])
+    head.load_state_dict(kept[1])
+
+
+def _known(value: int | None) -> int:
+    assert value is not None, "chosen() fills it in"
+    return value
+
+
+def _announce(reporter: Reporter, target: Target, data: DataSet, settings: TrainSettings) -> None:
+    sizes = ", ".join(f"{part} {len(rows)}" for part, rows in data.parts.items())
+    reporter.note(f"{target.name}: rows {sizes}" + (f" ({data.split})" if data.split else ""))
+    reporter.note(
+        f"backbone {settings.backbone}, {settings.epochs} epochs at most, {settings.batch_tokens} tokens a batch, "
+        f"learning rate {settings.lr:.2g} (head {settings.head_lr:.2g}), {settings.precision}, seed {settings.seed}"
+    )
+
+
+def _versions() -> dict[str, str]:
+    import accelerate
+    import transformers
+
+    return {"torch": torch.__version__, "transformers": transformers.__version__, "accelerate": accelerate.__version__}

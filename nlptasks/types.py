@@ -1,0 +1,142 @@
+"""The things that pass between the parts of the library, and the notation of shapes.
+
+row -> example -> sources -> windows -> tensors -> result
+
+Letters for shapes, everywhere: B batch, S source tokens, H width of the backbone, C classes, W words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from nlptasks.errors import DataError
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+Tensors = Mapping[str, Any]
+"""Named tensors of one runtime; opaque to everybody but that runtime."""
+
+Run = Callable[[str, Tensors], Tensors]
+"""``run(graph, inputs) -> outputs``: run the graph of this name. The one seam between heads and runtimes."""
+
+ENCODE = "encode"
+"""The graph of the backbone and the `forward` of every head. Inputs: ids, mask, types [B,S]; outputs: ``HEAD.output``."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record of a data file, or one text to predict.
+
+    Attributes:
+        fields: column names and their values, as the file has them.
+        where: file and line, for messages.
+        lines: the line of each item where a record spans several lines (one token a line), else empty.
+    """
+
+    fields: Mapping[str, Any]
+    where: str
+    lines: tuple[int, ...] = ()
+
+    def line(self, item: int) -> str:
+        """File and line of one item of the record."""
+        if item >= len(self.lines):
+            return self.where
+        return f"{self.where.rpartition(':')[0]}:{self.lines[item]}"
+
+
+OnError = Callable[[DataError], None]
+"""What to do with a bad row: raise, or note it and go on with the next row."""
+
+
+def refuse(error: DataError) -> None:
+    """Stop at the first bad row."""
+    raise error
+
+
+Reader = Callable[[Path, OnError], Iterator[Row]]
+"""Reads one file into rows."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the backbone reads for one example: a text, or a pair of texts.
+
+    A source that is too long is cut into overlapping windows; of a pair only `second` is cut, `first` is in every window.
+    """
+
+    first: str
+    second: str | None = None
+
+
+FIRST, SECOND, SPECIAL = 0, 1, -1
+"""What a token of a window belongs to: the source's first text, its second, or neither."""
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """The tokens of one source that fit the backbone, special tokens included.
+
+    Attributes:
+        ids: token ids [S].
+        types: token type ids [S].
+        parts: FIRST, SECOND or SPECIAL for each token [S].
+        offsets: start and end of each token in its own text, in code points [S,2]; 0, 0 for special tokens.
+        opens: whether the cut text begins in this window; else tokens before it stand in another one.
+        closes: whether the cut text ends in this window.
+    """
+
+    ids: Ints
+    types: Ints
+    parts: Ints
+    offsets: Ints
+    opens: bool = True
+    closes: bool = True
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Runtime(Protocol):
+    """A way to run the graphs of a model: PyTorch, ONNX Runtime."""
+
+    name: str
+    """For messages: ``ONNX Runtime fp32 on the CPU``."""
+
+    def run(self, graph: str, inputs: Tensors) -> Tensors:
+        """Run one graph on integer arrays."""
+
+    def fetch(self, tensor: Any) -> Floats:
+        """One output as a numpy array."""
+
+
+class Reporter(Protocol):
+    """Hears how a long run goes; the command line draws it."""
+
+    def note(self, message: str) -> None:
+        """A remark for the user, one line."""
+
+    def step(self, done: int, total: int, loss: float) -> None:
+        """After each optimizer step: steps done, steps in all, mean loss of the step."""
+
+    def evaluated(self, epoch: int, metric: str, value: float, best: bool) -> None:
+        """After each evaluation on dev."""
+
+
+class Silent:
+    """The reporter that says nothing."""
+
+    def note(self, message: str) -> None:
+        """Nothing."""
+
+    def step(self, done: int, total: int, loss: float) -> None:
+        """Nothing."""
+
+    def evaluated(self, epoch: int, metric: str, value: float, best: bool) -> None:
+        """Nothing."""
