@@ -6,11 +6,12 @@ then PyTorch's own exporter. The first one whose graph gives the model's numbers
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -172,15 +173,19 @@ def _export_by_transformers(module: nn.Module, sample: dict[str, Tensor], path: 
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
     exporter = OnnxExporter()
-    exported = exporter.export(module, sample, config=OnnxConfig(dynamic=True))
+    exported = exporter.export(module, sample, config=OnnxConfig(dynamic=True, dynamic_shapes=_axes(sample)))
     exporter.save_program(exported.program, path)
 
 
 def _export_by_torch(module: nn.Module, sample: dict[str, Tensor], path: Path) -> None:
-    axes = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in sample}
-    program = torch.onnx.export(module, kwargs=sample, dynamic_shapes=axes, dynamo=True, verbose=False)
+    program = torch.onnx.export(module, kwargs=sample, dynamic_shapes=_axes(sample), dynamo=True, verbose=False)
     assert program is not None
     program.save(str(path), external_data=True)
+
+
+def _axes(sample: dict[str, Tensor]) -> dict[str, dict[int, Any]]:
+    """Batch and length of every input may change."""
+    return {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in sample}
 
 
 _ENGINES: tuple[tuple[str, str | None, Engine], ...] = (
@@ -221,7 +226,7 @@ def _difference(expected: list[dict[str, np.ndarray]], found: list[dict[str, np.
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _attention(model: Model, name: str | None) -> Iterator[None]:
     """The model with another attention implementation, if a name is given."""
     trunk: Any = model.backbone.trunk
@@ -235,7 +240,7 @@ def _attention(model: Model, name: str | None) -> Iterator[None]:
             trunk.set_attn_implementation(before)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporters' own warnings: whether the graph is right is measured."""
     loggers = [logging.getLogger(name) for name in ("transformers", "torch.onnx", "onnxscript", "onnx_ir")]
@@ -243,7 +248,7 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

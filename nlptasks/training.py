@@ -167,10 +167,12 @@ class _Training:
         module, optimizer = accelerator.prepare(module, optimizer)
         best, best_epoch, kept = -math.inf, 0, _weights(self.backbone, self.head)
         for epoch, batches in enumerate(plan, start=1):
+            begun = time.perf_counter()
             loss = self._epoch(accelerator, module, optimizer, schedule, batches, sum(map(len, plan)))
-            metrics = self._evaluate("dev")
-            value = metrics[self.head.main_metric]
-            self.history.append({"epoch": epoch, "loss": loss, f"dev_{self.head.main_metric}": value})
+            rate = len(self.units) / (time.perf_counter() - begun)
+            value = self._evaluate("dev")[self.head.main_metric]
+            metric = f"dev_{self.head.main_metric}"
+            self.history.append({"epoch": epoch, "loss": loss, "rows_per_second": round(rate, 2), metric: value})
             self.reporter.evaluated(epoch, self.head.main_metric, value, value > best)
             if value > best:
                 best, best_epoch, kept = value, epoch, _weights(self.backbone, self.head)

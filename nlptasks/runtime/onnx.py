@@ -7,7 +7,10 @@ without a GPU: so the session itself is asked, after it is made.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import onnxruntime
 from nlptasks.errors import BackendError
 from nlptasks.types import Floats, Tensors
 
+_WARNING, _FATAL = 2, 4  # the runtime's severities; its default is the first
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
@@ -54,11 +58,9 @@ def open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
     Raises:
         BackendError: CUDA was asked for and does not load, or the file is no usable graph.
     """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # the runtime's own lines would hide ours; failures come as exceptions
-    wanted = _wanted_providers(device)
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
+        with _quiet() as options:
+            session = onnxruntime.InferenceSession(str(path), options, providers=_wanted_providers(device))
     except Exception as error:  # the runtime's exceptions have no common class
         raise BackendError(str(path), f"cannot be opened by ONNX Runtime ({_first_line(error)})", "export the model again") from error
     if device == "cuda" and session.get_providers()[0] != _CUDA:
@@ -74,9 +76,8 @@ def loads_cuda() -> bool:
     """Whether a session really comes to run on CUDA here; what is missing is printed to stdout."""
     if hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(_smallest_graph(), options, providers=[_CUDA, _CPU])
+    with _quiet() as options:
+        session = onnxruntime.InferenceSession(_smallest_graph(), options, providers=[_CUDA, _CPU])
     return bool(session.get_providers()[0] == _CUDA)
 
 
@@ -89,8 +90,29 @@ def _smallest_graph() -> bytes:
     return content
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[onnxruntime.SessionOptions]:
+    """Options for a session, and no lines of the runtime's own while it is made: what fails is found out by asking it."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL
+    onnxruntime.set_default_logger_severity(_FATAL)
+    try:
+        yield options
+    finally:
+        onnxruntime.set_default_logger_severity(_WARNING)
+
+
+def _has_driver() -> bool:
+    """Whether an NVIDIA driver is there at all: without one, trying CUDA only costs time."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
 def _wanted_providers(device: str) -> list[str]:
-    if device == "cpu" or _CUDA not in onnxruntime.get_available_providers():
+    if device == "cpu" or _CUDA not in onnxruntime.get_available_providers() or (device == "auto" and not _has_driver()):
         return [_CPU]
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find; the session tells it better
         onnxruntime.preload_dlls()
