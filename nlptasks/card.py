@@ -37,7 +37,7 @@ def model_card(model: Model, log: Mapping[str, Any]) -> str:
         'pipe("A text.")',
         "```",
         "",
-        "Or on the command line: `nlptasks predict THIS_FOLDER \"A text.\"`",
+        'Or on the command line: `nlptasks predict THIS_FOLDER "A text."`',
         "",
         "## Quality",
         "",

@@ -30,12 +30,13 @@ def settings_of(cls: type) -> list[Field[Any]]:
     return [item for item in fields(cls) if item.metadata.get("given")]
 
 
-def value_type(cls: type, item: Field[Any]) -> type:
+def value_type(cls: type, item: Field[Any]) -> type[Any]:
     """The type a value of this field has when it is given: ``float`` for ``float | None``."""
     hint = typing.get_type_hints(cls)[item.name]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
-    return typing.get_origin(hint) or hint
+    kind: type[Any] = typing.get_origin(hint) or hint
+    return kind
 
 
 def parse_options(cls: type, given: Mapping[str, Any], *, where: str) -> dict[str, Any]:
@@ -66,7 +67,9 @@ def _parse(value: Any, kind: type, where: str) -> Any:
     try:
         return tuple(value.split(",")) if kind is tuple else kind(value)
     except ValueError:
-        raise UsageError(where, f"is {quote(value)}, not a value of type {kind.__name__}", "correct the value") from None
+        raise UsageError(
+            where, f"is {quote(value)}, not a value of type {kind.__name__}", "correct the value"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,9 @@ def check_head_name(name: str) -> None:
     """
     plain = name.replace("_", "a").replace("-", "a")
     if not (plain.isascii() and plain.isalnum() and name == name.lower() and name[0].isalpha() and len(name) <= 40):
-        raise UsageError(f"head name {quote(name)}", "does not fit", "take 1 to 40 of a-z, 0-9, _ and -, a letter first")
+        raise UsageError(
+            f"head name {quote(name)}", "does not fit", "take 1 to 40 of a-z, 0-9, _ and -, a letter first"
+        )
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,9 @@ class TrainSettings:
     weight_decay: float = setting(0.01, "AdamW's decoupled decay of weight matrices, per step, times the learning rate")
     clip: float = setting(1.0, "largest norm of the gradient")
     patience: int = setting(3, "epochs without a better main metric on dev before training stops early")
-    precision: str = setting("auto", "arithmetic of the passes: auto takes bf16 where the hardware has it", choices=PRECISIONS)
+    precision: str = setting(
+        "auto", "arithmetic of the passes: auto takes bf16 where the hardware has it", choices=PRECISIONS
+    )
     device: str = setting("auto", "where to train: auto takes a GPU if there is one", choices=DEVICES)
     seed: int = setting(0, "seed of the split, the order of batches, dropout and new weights")
 
@@ -145,7 +152,9 @@ class TrainSettings:
         for item in fields(self):
             choices = item.metadata["choices"]
             if choices and getattr(self, item.name) not in choices:
-                raise UsageError(_flag(item.name), f"is {getattr(self, item.name)!r}", f"take one of {listing(choices)}")
+                raise UsageError(
+                    _flag(item.name), f"is {getattr(self, item.name)!r}", f"take one of {listing(choices)}"
+                )
 
 
 def _flag(name: str) -> str:

@@ -1,25 +1,18 @@
-"""Data sets: which file is which part, and how examples become batches.
-
-Order is a pure function of seed and epoch: nothing is drawn from a global random state.
-"""
+"""Data sets: which file is which part, and a dev part where there is none."""
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from nlptasks.errors import DataError, listing
 from nlptasks.files import PARTS, part_of, read_file
-from nlptasks.types import Ints, Reader, Row, Window
+from nlptasks.types import Reader, Row
 
 _DEV_SHARE = 0.1
-_BUCKET_BATCHES = 50
-"""Batches that are filled from rows sorted together: enough to keep lengths equal, few enough to keep the order random."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +78,16 @@ def choose_part(data: DataSet, wanted: str | None, place: Path) -> tuple[str, li
     """
     if not place.is_dir():
         if wanted:
-            raise DataError(str(place), f"is one file and has no part {wanted!r}", "leave --split out, or give a folder")
+            raise DataError(
+                str(place), f"is one file and has no part {wanted!r}", "leave --split out, or give a folder"
+            )
         return "all", data.parts["train"]
     for part in [wanted] if wanted else ["test", "dev"]:
         if part in data.parts:
             return part, data.parts[part]
-    raise DataError(str(place), f"has no part {wanted or 'test or dev'}, only {listing(data.parts)}", "give --split one of them")
+    raise DataError(
+        str(place), f"has no part {wanted or 'test or dev'}, only {listing(data.parts)}", "give --split one of them"
+    )
 
 
 def _part_files(folder: Path) -> dict[str, Path]:
@@ -98,7 +95,9 @@ def _part_files(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         part = part_of(path) if path.is_file() else None
         if part and part in found:
-            raise DataError(str(folder), f"has two files for {part}: {found[part].name} and {path.name}", "keep one of them")
+            raise DataError(
+                str(folder), f"has two files for {part}: {found[part].name} and {path.name}", "keep one of them"
+            )
         if part:
             found[part] = path
     if not found:
@@ -110,49 +109,3 @@ def _part_files(folder: Path) -> dict[str, Path]:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def length_batches(lengths: Sequence[int], budget: int, order: Iterable[int]) -> list[list[int]]:
-    """Indices in this order, cut into batches of at most `budget` tokens, padding included (one alone may be longer)."""
-    batches: list[list[int]] = []
-    longest = 0
-    for index in order:
-        longest = max(longest, lengths[index])
-        if batches and longest * (len(batches[-1]) + 1) <= budget:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-            longest = lengths[index]
-    return batches
-
-
-def epoch_batches(lengths: Sequence[int], budget: int, *, seed: int, epoch: int) -> list[list[int]]:
-    """The batches of one epoch: rows shuffled, sorted by length inside buckets, filled to the budget, batches shuffled."""
-    draw = random.Random(f"{seed}/{epoch}")
-    order = list(range(len(lengths)))
-    draw.shuffle(order)
-    mean = max(1, sum(lengths) // len(lengths))
-    size = max(1, _BUCKET_BATCHES * budget // mean)
-    batches: list[list[int]] = []
-    for start in range(0, len(order), size):
-        bucket = sorted(order[start : start + size], key=lambda index: lengths[index])
-        batches += length_batches(lengths, budget, bucket)
-    draw.shuffle(batches)
-    return batches
-
-
-def collate(windows: Sequence[Window], pad_id: int) -> dict[str, Ints]:
-    """Windows as the arrays ``ids``, ``mask`` and ``types`` [B,S], S the longest."""
-    return {
-        "ids": pad([window.ids for window in windows], pad_id),
-        "mask": pad([np.ones(len(window), dtype=np.int64) for window in windows], 0),
-        "types": pad([window.types for window in windows], 0),
-    }
-
-
-def pad(sequences: Sequence[Ints], filler: int) -> Ints:
-    """Sequences as one array [B,S], filled up at the right."""
-    padded = np.full((len(sequences), max(map(len, sequences))), filler, dtype=np.int64)
-    for row, sequence in zip(padded, sequences, strict=True):
-        row[: len(sequence)] = sequence
-    return padded

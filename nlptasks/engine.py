@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from nlptasks.data import collate, length_batches
+from nlptasks.batching import collate, length_batches
 from nlptasks.heads.base import Head
 from nlptasks.tokenizer import Tokenizer
 from nlptasks.types import ENCODE, Floats, Runtime, Source, Window
@@ -52,9 +52,7 @@ class Engine:
             size = min(2 * size, CHUNK_ITEMS)
 
     def _chunk(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
-        sources = [
-            {name: self.heads[name].sources(example) for name, example in item.items()} for item in items
-        ]
+        sources = [{name: self.heads[name].sources(example) for name, example in item.items()} for item in items]
         distinct = list(dict.fromkeys(source for item in sources for own in item.values() for source in own))
         windows = dict(zip(distinct, self.tokenizer.windows(distinct), strict=True))
         outputs = self._encode(windows)
@@ -83,7 +81,9 @@ class Engine:
         """The outputs for each window of each source, padding cut off."""
         flat = [(source, index, window) for source, own in windows.items() for index, window in enumerate(own)]
         lengths = [len(window) for _, _, window in flat]
-        by_token = {f"{name}.{key}" for name, head in self.heads.items() for key, axes in head.outputs.items() if axes[1] == "S"}
+        by_token = {
+            f"{name}.{key}" for name, head in self.heads.items() for key, axes in head.outputs.items() if axes[1] == "S"
+        }
         outputs: dict[Source, list[dict[str, Floats]]] = {source: [{} for _ in own] for source, own in windows.items()}
         for batch in length_batches(lengths, self.batch_tokens, sorted(range(len(flat)), key=lengths.__getitem__)):
             arrays = collate([flat[index][2] for index in batch], self.pad_id)  # [B,S]

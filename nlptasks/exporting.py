@@ -119,8 +119,12 @@ def open_export(stored: ModelFolder, *, precision: str, device: str) -> OnnxRunt
     place = stored.path / "onnx" / precision
     for name, expected in _report(stored, precision)["files"].items():
         if not (place / name).is_file() or sha256(place / name) != expected:
-            raise ModelError(str(place / name), "is missing or changed since the export", f"run: nlptasks export {stored.path}")
-    return OnnxRuntime({graph: place / name for graph, name in _GRAPH_FILES.items()}, device=device, precision=precision)
+            raise ModelError(
+                str(place / name), "is missing or changed since the export", f"run: nlptasks export {stored.path}"
+            )
+    return OnnxRuntime(
+        {graph: place / name for graph, name in _GRAPH_FILES.items()}, device=device, precision=precision
+    )
 
 
 def export_problem(stored: ModelFolder, precision: str) -> str | None:
@@ -210,7 +214,9 @@ def _sample_inputs(model: Model, shape: tuple[int, int], seed: int = 0) -> dict[
 
 def _outputs_of(runtime: TorchRuntime | OnnxRuntime, model: Model) -> list[dict[str, np.ndarray]]:
     """The outputs at every shape, padded tokens left out: what they give is never read."""
-    by_token = {f"{name}.{key}" for name in model.heads for key, axes in model.head(name).outputs.items() if axes[1] == "S"}
+    by_token = {
+        f"{name}.{key}" for name in model.heads for key, axes in model.head(name).outputs.items() if axes[1] == "S"
+    }
     found = []
     for seed, shape in enumerate(_SHAPES):
         inputs = {name: tensor.numpy() for name, tensor in _sample_inputs(model, shape, seed).items()}

@@ -138,7 +138,9 @@ def _read_table(path: Path, separator: str, on_error: OnError) -> Iterator[Row]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise DataError(f"{path}:{number}", f"the record that begins here is broken ({error})", "repair its quotes") from None
+            raise DataError(
+                f"{path}:{number}", f"the record that begins here is broken ({error})", "repair its quotes"
+            ) from None
         if not record:
             continue
         if header is None:
@@ -256,6 +258,8 @@ def renamed(row: Row, columns: Mapping[str, str]) -> Row:
     fields = dict(row.fields)
     for wanted, found in columns.items():
         if found not in row.fields:
-            raise DataError(row.where, f"has no column {quote(found)} for {wanted!r}", did_you_mean(found, map(str, row.fields)))
+            raise DataError(
+                row.where, f"has no column {quote(found)} for {wanted!r}", did_you_mean(found, map(str, row.fields))
+            )
         fields[wanted] = row.fields[found]
     return Row(fields, row.where, row.lines)

@@ -115,8 +115,8 @@ class Model(nn.Module):
             (place / "backbone").mkdir()
             (place / "heads").mkdir()
             self.backbone.save(place / "backbone")
-            for name, head in self.heads.items():
-                save_file(_tensors(head), place / _head_file(name), metadata={"format": "pt"})
+            for name in self.heads:
+                save_file(_tensors(self.head(name)), place / _head_file(name), metadata={"format": "pt"})
             for name, content in (extra or {}).items():
                 (place / name).write_text(content, encoding="utf-8")
             manifest = {
@@ -153,7 +153,9 @@ class ModelFolder:
         file = path / MANIFEST
         if not file.is_file():
             what = "has no nlptasks.json" if path.is_dir() else "is no folder"
-            raise ModelError(str(path), f"{what}, so it is no model", "give the folder that 'nlptasks train' wrote with -o")
+            raise ModelError(
+                str(path), f"{what}, so it is no model", "give the folder that 'nlptasks train' wrote with -o"
+            )
         try:
             manifest = json.loads(file.read_bytes())
             version, _ = manifest["format"], (manifest["backbone"], manifest["files"], manifest["heads"])
@@ -161,7 +163,9 @@ class ModelFolder:
             raise ModelError(str(file), f"is damaged ({error})", _RESTORE) from error
         if version != FORMAT:
             made_by = manifest.get("nlptasks")
-            raise ModelError(str(file), f"has format {version} of nlptasks {made_by}, expected {FORMAT}", "upgrade nlptasks")
+            raise ModelError(
+                str(file), f"has format {version} of nlptasks {made_by}, expected {FORMAT}", "upgrade nlptasks"
+            )
         return cls(path, manifest)
 
     @property
@@ -228,7 +232,9 @@ class ModelFolder:
             except NlptasksError:
                 raise
             except (TypeError, ValueError, KeyError, RuntimeError) as error:
-                raise ModelError(str(self.path / MANIFEST), f"has an unusable head {name!r} ({error})", _RESTORE) from error
+                raise ModelError(
+                    str(self.path / MANIFEST), f"has an unusable head {name!r} ({error})", _RESTORE
+                ) from error
         return heads
 
 

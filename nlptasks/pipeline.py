@@ -90,7 +90,11 @@ class Pipeline:
 
 
 def pipeline(
-    heads: str | Sequence[str] | None = None, *, model: str | Path | None = None, backend: str = "auto", device: str = "auto"
+    heads: str | Sequence[str] | None = None,
+    *,
+    model: str | Path | None = None,
+    backend: str = "auto",
+    device: str = "auto",
 ) -> Pipeline:
     """Open a model for prediction.
 
@@ -135,7 +139,9 @@ def _backend(stored: ModelFolder, wanted: str) -> OpenBackend:
     if kind == "onnx":
         return _open_onnx(precision or "fp32")
     if wanted != "auto":
-        raise UsageError(f"backend {wanted!r}", "is unknown", did_you_mean(wanted, ("auto", "torch", "onnx", "onnx:fp32")))
+        raise UsageError(
+            f"backend {wanted!r}", "is unknown", did_you_mean(wanted, ("auto", "torch", "onnx", "onnx:fp32"))
+        )
     problem = export_problem(stored, "fp32")
     if problem and "stale" in problem:
         _log.warning("%s %s; PyTorch is used", stored.path, problem)

@@ -54,6 +54,8 @@ def head_class(task: str) -> type[Head]:
         loaded: type[Head] = point.load()
     except Exception as error:
         raise PluginError(
-            f"task {task}", f"{point.value} of {package(point)} does not load ({error})", "repair or uninstall that package"
+            f"task {task}",
+            f"{point.value} of {package(point)} does not load ({error})",
+            "repair or uninstall that package",
         ) from error
     return loaded

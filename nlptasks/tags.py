@@ -139,7 +139,11 @@ def detect_scheme(sentences: Sequence[Sequence[str]]) -> str:
         if not left:
             name = max(possible, key=lambda scheme: breaks[scheme] or 0)
             word = breaks[name] or 0
-            raise TagError(f"{_describe(tags, word)}, which is illegal in {name}, as the tags before are", sentence=number, word=word)
+            raise TagError(
+                f"{_describe(tags, word)}, which is illegal in {name}, as the tags before are",
+                sentence=number,
+                word=word,
+            )
         possible = left
     return possible[0]
 
@@ -193,7 +197,9 @@ def tags_of(spans: Iterable[LabelledSpan], length: int, scheme: str) -> list[str
 
 def tag_set(labels: Iterable[str], scheme: str) -> tuple[str, ...]:
     """Every tag of these labels, ``O`` first: the classes of a tagger."""
-    prefixes = sorted({prefix for n in (1, 3) for touching in (False, True) for prefix in SCHEMES[scheme].write(n, touching)})
+    prefixes = sorted(
+        {prefix for n in (1, 3) for touching in (False, True) for prefix in SCHEMES[scheme].write(n, touching)}
+    )
     return (OUTSIDE, *(f"{prefix}-{label}" for label in labels for prefix in prefixes))
 
 

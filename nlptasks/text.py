@@ -30,7 +30,9 @@ _UNSPACED = (
     "\u0e00-\u0e7f\u0e80-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005\u3007\u3040-\u309f\u30a0-\u30ff"
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
-_PIECES = re.compile(rf"[{_UNSPACED}]|\u2014+|\u2015+|\u2026+|\.\.+|--+|(?:(?!\.\.|--)[^{_UNSPACED}\u2014\u2015\u2026])+")
+_PIECES = re.compile(
+    rf"[{_UNSPACED}]|\u2014+|\u2015+|\u2026+|\.\.+|--+|(?:(?!\.\.|--)[^{_UNSPACED}\u2014\u2015\u2026])+"
+)
 _CHUNKS = re.compile(r"\S+")
 _CLITIC = re.compile(r"(?<=.)['\u2019](?:s|S)$")
 _ONLY_CLITIC = re.compile(r"['\u2019](?:s|S|t|m|d|ll|re|ve)$")
@@ -153,7 +155,9 @@ def _peeled(piece: str) -> list[Span]:
             break
         before.append((start, start + run))
         start += run
-    while start < end and not _STOP_BELONGS.fullmatch(piece, start, end) and not _ONLY_CLITIC.fullmatch(piece, start, end):
+    while (
+        start < end and not _STOP_BELONGS.fullmatch(piece, start, end) and not _ONLY_CLITIC.fullmatch(piece, start, end)
+    ):
         clitic = _CLITIC.search(piece, start, end)
         run = end - clitic.start() if clitic else _run(piece, start, end, step=-1)
         if not run:

@@ -68,7 +68,9 @@ class Tokenizer:
         self._pair = _probe(backend, "a", "a")
         self.max_tokens = max_tokens
         if max_tokens < self._pair.size + _MIN_CUT_TOKENS:
-            raise ModelError("backbone", f"reads only {max_tokens} tokens at a time", "take a backbone with more positions")
+            raise ModelError(
+                "backbone", f"reads only {max_tokens} tokens at a time", "take a backbone with more positions"
+            )
 
     def windows(self, sources: Sequence[Source]) -> list[list[Window]]:
         """The windows of each source, in order; none for a source without tokens.
@@ -135,23 +137,27 @@ def _assemble(template: _Template, pieces: tuple[_Piece, ...], opens: bool, clos
             types.append(np.full(n, template.text_types[index]))
             parts.append(np.full(n, (FIRST, SECOND)[index]))
             offsets.append(pieces[index].offsets)
-    return Window(np.concatenate(ids), np.concatenate(types), np.concatenate(parts), np.concatenate(offsets), opens, closes)
+    return Window(
+        np.concatenate(ids), np.concatenate(types), np.concatenate(parts), np.concatenate(offsets), opens, closes
+    )
 
 
-def _probe(backend: tokenizers.Tokenizer, *texts: str) -> _Template:
+def _probe(backend: tokenizers.Tokenizer, first: str, second: str | None = None) -> _Template:
     """Read the template off the encoding of short texts: what is marked as special is glue."""
-    encoded = backend.encode(*texts)
+    encoded = backend.encode(first, second)
     ids, types = np.array(encoded.ids), np.array(encoded.type_ids)
     where = [index for index, special in enumerate(encoded.special_tokens_mask) if not special]
     if not where:
         raise ModelError("tokenizer", "knows no token for the letter a", "take a backbone with its own tokenizer.json")
     sequences = encoded.sequence_ids
     edges: list[tuple[int, int]] = []
-    for number in range(len(texts)):
+    for number in range(1 if second is None else 2):
         own = [index for index in where if sequences[index] == number]
         edges.append((own[0], own[-1] + 1))
     cuts = [0, *(edge for pair in edges for edge in pair), len(ids)]
     glue = [slice(start, end) for start, end in list(pairwise(cuts))[::2]]
     return _Template(
-        tuple(ids[part] for part in glue), tuple(types[part] for part in glue), tuple(int(types[start]) for start, _ in edges)
+        tuple(ids[part] for part in glue),
+        tuple(types[part] for part in glue),
+        tuple(int(types[start]) for start, _ in edges),
     )

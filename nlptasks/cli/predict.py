@@ -32,7 +32,9 @@ Write = Callable[[str], object]
 @click.argument("model")
 @click.argument("texts", nargs=-1, metavar="[TEXT]...")
 @click.option("--heads", help="heads to run, separated by commas  [default: all]")
-@click.option("--input", "source", type=click.Path(path_type=Path), help="a .txt (a text a line), .jsonl, .csv or .tsv file")
+@click.option(
+    "--input", "source", type=click.Path(path_type=Path), help="a .txt (a text a line), .jsonl, .csv or .tsv file"
+)
 @click.option("--output", type=click.Path(path_type=Path), help="write JSON Lines to this file")
 @backend_option
 @device_option

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,17 @@ _SHOWN = 3
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="the new model's folder  [default: runs/HEAD]")
 @settings_options(TrainSettings)
 @columns_option
-@click.option("--set", "options", multiple=True, metavar="HEAD.OPTION=VALUE", help="an option of the head; see 'nlptasks tasks TASK'")
+@click.option(
+    "--set",
+    "options",
+    multiple=True,
+    metavar="HEAD.OPTION=VALUE",
+    help="an option of the head; see 'nlptasks tasks TASK'",
+)
 @click.option("--overwrite", is_flag=True, help="replace what is in the output folder")
-def command(target: str, output: Path | None, columns: str, options: tuple[str, ...], overwrite: bool, **settings: Any) -> None:
+def command(
+    target: str, output: Path | None, columns: str, options: tuple[str, ...], overwrite: bool, **settings: Any
+) -> None:
     """Fine-tune a head on DATA (a folder with train, dev and test, or a file) and write a model.
 
     Without DATA the task's sample data are used. NAME:TASK=DATA names the head.
@@ -60,8 +69,4 @@ def _show_predictions(folder: Path, name: str, rows: list[Any]) -> None:
     for row in rows:
         item = pipe.item(row)
         results = next(pipe.engine.stream([item]))
-        click.echo("  " + highlighted(pipe.heads[name].show(item[name], results[name]), color=_colored()))
-
-
-def _colored() -> bool:
-    return click.get_text_stream("stdout").isatty()
+        click.echo("  " + highlighted(pipe.heads[name].show(item[name], results[name]), color=sys.stdout.isatty()))

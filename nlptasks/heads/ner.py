@@ -119,7 +119,9 @@ class NerHead(Head):
         labels.update(label for row in marked for _, _, label in _spans(row))
         _warn_of_edges_in_words(marked)
         if not labels:
-            raise DataError(rows[0].where, "and the rows after it have no entity at all", "label some, or check --columns")
+            raise DataError(
+                rows[0].where, "and the rows after it have no entity at all", "label some, or check --columns"
+            )
         return NerConfig(scheme=scheme, tags=tag_set(sorted(labels), "iob2"), tags_scheme="iob2")
 
     @property
@@ -164,7 +166,9 @@ class NerHead(Head):
         for index, label in enumerate(labels):
             if label not in self._labels:
                 where = row.line(items[index]) if items else row.where
-                raise DataError(where, f"label {quote(label)} is not in the training data", did_you_mean(label, self._labels))
+                raise DataError(
+                    where, f"label {quote(label)} is not in the training data", did_you_mean(label, self._labels)
+                )
 
     def sources(self, example: NerExample) -> list[Source]:
         return [Source(example.source)]
@@ -184,7 +188,9 @@ class NerHead(Head):
     def loss(self, states: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         logits = self.forward(states, batch)["logits"].float()  # [B,S,C]
         labels = batch["labels"]  # [B,S]
-        total = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        total = nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
         return total, (labels != IGNORED).sum()
 
     def decode(
@@ -192,7 +198,9 @@ class NerHead(Head):
     ) -> list[Entity]:
         kept, logits = _word_logits(example, windows, [output["logits"] for output in outputs])  # [W'], [W',C]
         if not np.isfinite(logits).all():
-            raise BackendError("the model", "gave logits that are not finite", "train again with a lower --lr, or in fp32")
+            raise BackendError(
+                "the model", "gave logits that are not finite", "train again with a lower --lr, or in fp32"
+            )
         shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
         log_probs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))  # [W',C]
         path = self._decoder.best(log_probs)  # [W']
@@ -234,9 +242,7 @@ def _word_tokens(example: NerExample, window: Window) -> Ints:
     return found
 
 
-def _word_logits(
-    example: NerExample, windows: Sequence[Window], logits: Sequence[Floats]
-) -> tuple[Ints, Floats]:
+def _word_logits(example: NerExample, windows: Sequence[Window], logits: Sequence[Floats]) -> tuple[Ints, Floats]:
     """The words that have a token, and their logits [W',C] from the window in which each is farthest from a cut."""
     if not windows:
         return np.zeros(0, dtype=np.int64), np.zeros((0, 1), dtype=np.float32)
@@ -279,7 +285,10 @@ def _warn_of_edges_in_words(rows: Sequence[Row]) -> None:
                 inside.append(f"{quote(row.fields['text'][start:end])} ({row.where})")
     if inside:
         _log.warning(
-            "%d of %d entities begin or end inside a word and are learned as whole words: %s", len(inside), total, listing(inside, limit=3)
+            "%d of %d entities begin or end inside a word and are learned as whole words: %s",
+            len(inside),
+            total,
+            listing(inside, limit=3),
         )
 
 
@@ -306,14 +315,18 @@ def _from_json(row: Row, name: str) -> Any:
     try:
         return json.loads(row.fields[name])
     except json.JSONDecodeError as error:
-        raise DataError(row.where, f"{name} is {quote(row.fields[name])}, not JSON ({error.msg})", "correct the row") from None
+        raise DataError(
+            row.where, f"{name} is {quote(row.fields[name])}, not JSON ({error.msg})", "correct the row"
+        ) from None
 
 
 def _spans(row: Row) -> list[LabelledSpan]:
     """The gold spans of a row of text, checked, in order."""
     if "spans" not in row.fields:
         fields = listing(row.fields)
-        raise DataError(row.where, f"has neither 'tags' nor 'spans', only {fields}", "name the column: --columns tags=NAME")
+        raise DataError(
+            row.where, f"has neither 'tags' nor 'spans', only {fields}", "name the column: --columns tags=NAME"
+        )
     value = row.fields["spans"]
     if isinstance(value, str):
         value = _from_json(row, "spans")
@@ -333,7 +346,9 @@ def _span(row: Row, item: Any) -> LabelledSpan:
         case [int(start), int(end), str(label)] if label:
             pass
         case _:
-            raise DataError(row.where, f"span {quote(item)} is not [START, END, LABEL]", "write code points and a label")
+            raise DataError(
+                row.where, f"span {quote(item)} is not [START, END, LABEL]", "write code points and a label"
+            )
     text = row.fields.get("text")
     length = len(text) if isinstance(text, str) else 0
     if not 0 <= start < end <= length or not text or not text[start:end].strip():

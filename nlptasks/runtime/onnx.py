@@ -39,7 +39,9 @@ class OnnxRuntime:
     def __init__(self, files: dict[str, Path], *, device: str, precision: str) -> None:
         self._sessions = {graph: open_session(path, device) for graph, path in files.items()}
         providers = {session.get_providers()[0] for session in self._sessions.values()}
-        self._outputs = {graph: [out.name for out in session.get_outputs()] for graph, session in self._sessions.items()}
+        self._outputs = {
+            graph: [out.name for out in session.get_outputs()] for graph, session in self._sessions.items()
+        }
         self.name = f"ONNX Runtime {precision} on {'CUDA' if providers == {_CUDA} else 'the CPU'}"
 
     def run(self, graph: str, inputs: Tensors) -> Tensors:
@@ -62,7 +64,9 @@ def open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
         with _quiet() as options:
             session = onnxruntime.InferenceSession(str(path), options, providers=_wanted_providers(device))
     except Exception as error:  # the runtime's exceptions have no common class
-        raise BackendError(str(path), f"cannot be opened by ONNX Runtime ({_first_line(error)})", "export the model again") from error
+        raise BackendError(
+            str(path), f"cannot be opened by ONNX Runtime ({_first_line(error)})", "export the model again"
+        ) from error
     if device == "cuda" and session.get_providers()[0] != _CUDA:
         raise BackendError(
             "--device cuda",
@@ -86,7 +90,9 @@ def _smallest_graph() -> bytes:
 
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "smallest", value[:1], value[1:])
-    content: bytes = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+    content: bytes = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10
+    ).SerializeToString()
     return content
 
 
@@ -112,7 +118,11 @@ def _has_driver() -> bool:
 
 
 def _wanted_providers(device: str) -> list[str]:
-    if device == "cpu" or _CUDA not in onnxruntime.get_available_providers() or (device == "auto" and not _has_driver()):
+    if (
+        device == "cpu"
+        or _CUDA not in onnxruntime.get_available_providers()
+        or (device == "auto" and not _has_driver())
+    ):
         return [_CPU]
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find; the session tells it better
         onnxruntime.preload_dlls()

@@ -32,7 +32,11 @@ def torch_device(wanted: str) -> torch.device:
         reason = str(caught[0].message) if caught else ""
         if torch.version.cuda is None:
             reason = f"torch {torch.__version__} is built without CUDA"
-        raise BackendError("--device cuda", f"PyTorch finds no GPU ({reason or 'no driver or no GPU'})", "take --device cpu, or run 'nlptasks doctor'")
+        raise BackendError(
+            "--device cuda",
+            f"PyTorch finds no GPU ({reason or 'no driver or no GPU'})",
+            "take --device cpu, or run 'nlptasks doctor'",
+        )
     return torch.device("cpu")
 
 

@@ -18,7 +18,9 @@ _PACKAGES = ("nlptasks", "torch", "transformers", "tokenizers", "onnxruntime-gpu
 
 def machine() -> dict[str, Any]:
     """Processor, cores and versions."""
-    cpu = next((line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
+    cpu = next(
+        (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
+    )
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": cpu,

@@ -47,7 +47,7 @@ def run_trainer(sentences: list[conll.Sentence], dev: list[conll.Sentence], seed
         TrainingArguments,
     )
 
-    from nlptasks.backbone import embedded_folder
+    from nlptasks.pretrained import embedded_folder
 
     folder = str(embedded_folder())
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -69,7 +69,10 @@ def run_trainer(sentences: list[conll.Sentence], dev: list[conll.Sentence], seed
             output_dir=output, num_train_epochs=1, seed=seed, report_to="none", save_strategy="no", disable_tqdm=True
         )
         trainer = Trainer(
-            model=model, args=arguments, train_dataset=train_rows, data_collator=DataCollatorForTokenClassification(tokenizer)
+            model=model,
+            args=arguments,
+            train_dataset=train_rows,
+            data_collator=DataCollatorForTokenClassification(tokenizer),
         )
         started = time.perf_counter()
         trainer.train()
@@ -95,19 +98,33 @@ def main() -> None:
     parser.add_argument("--one", choices=RUNS)
     options = parser.parse_args()
     if options.one:
-        found = RUNS[options.one](conll.read(options.data, "train")[: options.rows], conll.read(options.data, "dev"), options.seeds[0])
+        found = RUNS[options.one](
+            conll.read(options.data, "train")[: options.rows], conll.read(options.data, "dev"), options.seeds[0]
+        )
         print("RESULT", json.dumps(found))
         return
     results: dict[str, list[dict[str, float]]] = {name: [] for name in RUNS}
     for seed in options.seeds:
         for name, runs in results.items():
-            command = [sys.executable, __file__, "--data", options.data, "--rows", str(options.rows), "--seeds", str(seed), "--one", name]
+            command = [
+                sys.executable,
+                __file__,
+                "--data",
+                options.data,
+                "--rows",
+                str(options.rows),
+                "--seeds",
+                str(seed),
+                "--one",
+                name,
+            ]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             runs.append(json.loads(output.rpartition("RESULT ")[2]))
             print(seed, name, runs[-1], file=sys.stderr, flush=True)
     ratios = [ours["per_second"] / theirs["per_second"] for ours, theirs in zip(*results.values(), strict=True)]
     record: dict[str, Any] = {
-        name: {key: summary([run[key] for run in runs]) for key in ("per_second", "f1")} for name, runs in results.items()
+        name: {key: summary([run[key] for run in runs]) for key in ("per_second", "f1")}
+        for name, runs in results.items()
     }
     record |= {"rows": options.rows, "epochs": 1, "speed_ratio": summary(ratios)}
     record["mean_f1"] = {name: round(statistics.mean(run["f1"] for run in runs), 4) for name, runs in results.items()}

@@ -1,0 +1,105 @@
+"""Batches: examples cut into windows, windows of similar length filled to a budget of tokens, and padded to arrays.
+
+Order is a pure function of seed and epoch: nothing is drawn from a global random state.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nlptasks.heads.base import IGNORED, Head
+from nlptasks.tokenizer import Tokenizer
+from nlptasks.types import Ints, Window
+
+_BUCKET_BATCHES = 50
+"""Batches that are filled from rows sorted together: enough to keep lengths equal, few enough to keep the order random."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One training example, whose windows stay in one batch.
+
+    Attributes:
+        windows: its windows.
+        features: what the loss needs beside the tokens, by window and name [S].
+    """
+
+    windows: list[Window]
+    features: list[dict[str, Ints]]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all its windows, padded to the longest of them."""
+        return len(self.windows) * max(map(len, self.windows))
+
+
+def make_units(head: Head, tokenizer: Tokenizer, examples: Sequence[Any]) -> list[Unit]:
+    """The examples with their windows and features; examples without any token are left out."""
+    sources = [head.sources(example) for example in examples]
+    windows = iter(tokenizer.windows([source for own in sources for source in own]))
+    units = []
+    for example, own in zip(examples, sources, strict=True):
+        cut = [window for _ in own for window in next(windows)]
+        if cut:
+            units.append(Unit(cut, [head.features(example, window) for window in cut]))
+    return units
+
+
+def collate_units(units: Sequence[Unit], pad_id: int) -> dict[str, Ints]:
+    """The windows of several units and their features, as arrays [B,S]."""
+    features = [own for unit in units for own in unit.features]
+    arrays = collate([window for unit in units for window in unit.windows], pad_id)
+    for name in features[0]:
+        arrays[name] = pad([own[name] for own in features], IGNORED)
+    return arrays
+
+
+def length_batches(lengths: Sequence[int], budget: int, order: Iterable[int]) -> list[list[int]]:
+    """Indices in this order, cut into batches of at most `budget` tokens, padding included (one alone may be longer)."""
+    batches: list[list[int]] = []
+    longest = 0
+    for index in order:
+        longest = max(longest, lengths[index])
+        if batches and longest * (len(batches[-1]) + 1) <= budget:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+            longest = lengths[index]
+    return batches
+
+
+def epoch_batches(lengths: Sequence[int], budget: int, *, seed: int, epoch: int) -> list[list[int]]:
+    """The batches of one epoch: rows shuffled, sorted by length inside buckets, filled to the budget, batches shuffled."""
+    draw = random.Random(f"{seed}/{epoch}")
+    order = list(range(len(lengths)))
+    draw.shuffle(order)
+    mean = max(1, sum(lengths) // len(lengths))
+    size = max(1, _BUCKET_BATCHES * budget // mean)
+    batches: list[list[int]] = []
+    for start in range(0, len(order), size):
+        bucket = sorted(order[start : start + size], key=lambda index: lengths[index])
+        batches += length_batches(lengths, budget, bucket)
+    draw.shuffle(batches)
+    return batches
+
+
+def collate(windows: Sequence[Window], pad_id: int) -> dict[str, Ints]:
+    """Windows as the arrays ``ids``, ``mask`` and ``types`` [B,S], S the longest."""
+    return {
+        "ids": pad([window.ids for window in windows], pad_id),
+        "mask": pad([np.ones(len(window), dtype=np.int64) for window in windows], 0),
+        "types": pad([window.types for window in windows], 0),
+    }
+
+
+def pad(sequences: Sequence[Ints], filler: int) -> Ints:
+    """Sequences as one array [B,S], filled up at the right."""
+    padded = np.full((len(sequences), max(map(len, sequences))), filler, dtype=np.int64)
+    for row, sequence in zip(padded, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return padded
