@@ -37,6 +37,7 @@ _CHUNKS = re.compile(r"\S+")
 _CLITIC = re.compile(r"(?<=.)['\u2019](?:s|S)$")
 _ONLY_CLITIC = re.compile(r"['\u2019](?:s|S|t|m|d|ll|re|ve)$")
 _STOP_BELONGS = re.compile(r"(?:[^\W\d_]{1,3}\.)+[^\W\d_]{1,3}\.|[^\W\d_]\.")
+_LONGEST_CLITIC, _LONGEST_ABBREVIATION = 3, 24  # characters; so a word of 100,000 is not searched again and again
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -155,16 +156,21 @@ def _peeled(piece: str) -> list[Span]:
             break
         before.append((start, start + run))
         start += run
-    while (
-        start < end and not _STOP_BELONGS.fullmatch(piece, start, end) and not _ONLY_CLITIC.fullmatch(piece, start, end)
-    ):
-        clitic = _CLITIC.search(piece, start, end)
+    while start < end and not _keeps_its_end(piece, start, end):
+        clitic = _CLITIC.search(piece, max(start, end - _LONGEST_CLITIC), end)
         run = end - clitic.start() if clitic else _run(piece, start, end, step=-1)
         if not run:
             break
         after.append((end - run, end))
         end -= run
     return _whole_characters(piece, [*before, *([(start, end)] if start < end else []), *reversed(after)])
+
+
+def _keeps_its_end(piece: str, start: int, end: int) -> bool:
+    """Whether this is an abbreviation with its stop, or a clitic alone."""
+    if end - start > _LONGEST_ABBREVIATION:
+        return False
+    return bool(_STOP_BELONGS.fullmatch(piece, start, end) or _ONLY_CLITIC.fullmatch(piece, start, end))
 
 
 def _run(piece: str, start: int, end: int, *, step: int) -> int:

@@ -233,6 +233,18 @@ class NerHead(Head):
             at = entity.end
         return [*pieces, (example.text[at:], "")]
 
+    def annotate(self, doc: Any, result: list[Entity], name: str) -> None:
+        """``doc.spans[name]`` has every entity, widened to whole tokens; ``doc.ents`` those that overlap no earlier one."""
+        spans = [doc.char_span(e.start, e.end, label=e.label, alignment_mode="expand") for e in result]
+        doc.spans[name] = [span for span in spans if span is not None]
+        taken = {token.i for entity in doc.ents for token in entity}
+        free = []
+        for span in doc.spans[name]:
+            if taken.isdisjoint(range(span.start, span.end)):
+                taken.update(range(span.start, span.end))
+                free.append(span)
+        doc.ents = [*doc.ents, *free]
+
 
 def _word_tokens(example: NerExample, window: Window) -> Ints:
     """Index in the window of the first token of each word, -1 for a word that is not in it [W]."""

@@ -1,0 +1,183 @@
+"""What every head must do, whoever wrote it: run over each registered head and each tiny backbone that fits.
+
+Each check names the head by its task and reads its own sample data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nlptasks.backbone import Backbone
+from nlptasks.batching import collate, collate_units, make_units
+from nlptasks.data import load_data
+from nlptasks.engine import Engine
+from nlptasks.exporting import export
+from nlptasks.heads.base import Head
+from nlptasks.model import HeadRecord, Model
+from nlptasks.pipeline import pipeline
+from nlptasks.pretrained import load_backbone
+from nlptasks.registry import head_class
+from nlptasks.runtime.pytorch import TorchRuntime
+from nlptasks.tokenizer import Tokenizer
+from nlptasks.types import ENCODE, FIRST, SPECIAL, Row
+
+_NAME = "probe"
+_ROWS = 12
+_TOLERANCE = 1e-5
+
+
+@dataclass
+class Subject:
+    """A head on a backbone, with some of its sample data."""
+
+    backbone: Backbone
+    head: Head
+    rows: Sequence[Row]
+    tokenizer: Tokenizer
+
+    @property
+    def examples(self) -> list[Any]:
+        """The rows as examples."""
+        return [self.head.read(row) for row in self.rows]
+
+    def model(self) -> Model:
+        """Both as a model, in evaluation mode."""
+        record = HeadRecord(self.task, asdict(self.head.config))
+        return Model(self.backbone, {_NAME: self.head}, {_NAME: record}).eval()
+
+    task: str = ""
+
+
+def make_subject(task: str, backbone_folder: Path) -> Subject:
+    """A new head of the task on a backbone."""
+    cls = head_class(task)
+    backbone = load_backbone(str(backbone_folder))
+    rows = load_data(cls.sample_folder(), cls.formats, {}).parts["train"]
+    head = cls(cls.configure(rows, {}), backbone=backbone.info)
+    return Subject(backbone, head, rows[:_ROWS], backbone.tokenizer(), task)
+
+
+def check_reading(subject: Subject) -> None:
+    """Sources are text, features fit the windows, offsets point into the text."""
+    for example in subject.examples:
+        for source in subject.head.sources(example):
+            [windows] = subject.tokenizer.windows([source])
+            for window in windows:
+                for values in subject.head.features(example, window).values():
+                    assert values.shape == (len(window),)
+                for part, (start, end) in zip(window.parts, window.offsets, strict=True):
+                    text = source.first if part == FIRST else source.second or ""
+                    assert part == SPECIAL or 0 <= start <= end <= len(text)
+
+
+def check_outputs(subject: Subject) -> None:
+    """The outputs have the names and shapes that the head declares, and do not change with padding."""
+    batch = tensors_of(subject, subject.examples[:3])
+    states = subject.backbone.eval()(batch)
+    outputs = subject.head.eval()(states, batch)
+    assert set(outputs) == set(subject.head.outputs)
+    sizes = {"B": states.shape[0], "S": states.shape[1]}
+    for name, axes in subject.head.outputs.items():
+        assert len(outputs[name].shape) == len(axes)
+        for letter, size in zip(axes, outputs[name].shape, strict=True):
+            assert sizes.setdefault(letter, size) == size
+    wider = {name: torch.nn.functional.pad(tensor, (0, 3)) for name, tensor in batch.items()}
+    again = subject.head(subject.backbone(wider), wider)
+    for name, axes in subject.head.outputs.items():
+        one, two = outputs[name], again[name][:, : sizes["S"]] if axes[1] == "S" else again[name]
+        real = batch["mask"] == 1 if axes[1] == "S" else slice(None)
+        torch.testing.assert_close(one[real], two[real], atol=_TOLERANCE, rtol=0)
+
+
+def check_learning(subject: Subject, *, steps: int = 30) -> None:
+    """The loss falls, and every weight of head and backbone gets a gradient."""
+    batch = tensors_of(subject, subject.examples, with_features=True)
+    module = torch.nn.ModuleList([subject.backbone.eval(), subject.head.eval()])  # no dropout: the loss must fall for sure
+    module.requires_grad_(True)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        total, count = subject.head.loss(subject.backbone(batch), batch)
+        assert total.shape == count.shape == ()
+        (total / count).backward()
+        losses.append(float(total / count))
+        if len(losses) == 1:
+            without = {name for name, weight in module.named_parameters() if weight.grad is None or not weight.grad.any()}
+            # The attention's key bias has no gradient by its nature, and a short batch does not reach every row of a table.
+            assert not {name for name in without if not name.endswith(("key.bias", "key_proj.bias", "k.bias", "k_proj.bias", "k_lin.bias"))} - unused(subject)
+        optimizer.step()
+    assert losses[-1] < losses[0] / 2, losses
+
+
+def unused(subject: Subject) -> set[str]:
+    """Weights that the architecture itself does not use in its states."""
+    full = {f"0.trunk.{name}" for name, _ in subject.backbone.trunk.named_parameters()}
+    return {name for name in full if name.endswith("token_type_embeddings.weight")}
+
+
+def check_saving(subject: Subject, folder: Path) -> list[Any]:
+    """A saved model loads and gives the very same results, which are returned."""
+    model = subject.model()
+    model.save(folder)
+    info = subject.backbone.info
+    engine = Engine(
+        {_NAME: subject.head},
+        subject.tokenizer,
+        TorchRuntime({ENCODE: model}, torch.device("cpu")),
+        info.pad_id,
+        info.inputs,
+        256,
+    )
+    before = [found[_NAME] for found in engine.stream({_NAME: example} for example in subject.examples)]
+    after = predictions(folder, subject.rows, "torch")
+    assert len(before) == len(after) == len(subject.rows)
+    assert subject.head.metrics(subject.examples, before) == subject.head.metrics(subject.examples, after)
+    assert [str(one) for one in before] == [str(two) for two in after]
+    return after
+
+
+def check_export(subject: Subject, folder: Path, expected: Sequence[Any]) -> None:
+    """The exported graph gives PyTorch's numbers for one row and for several, with padding, and the same results."""
+    assert export(folder).max_difference <= 1e-4
+    one = pipeline(_NAME, model=folder, backend="torch").engine
+    two = pipeline(_NAME, model=folder, backend="onnx").engine
+    for examples in (subject.examples[:1], subject.examples[:3], subject.examples[3:10]):
+        arrays = arrays_of(subject, examples)
+        inputs = {name: arrays[name] for name in one.inputs}
+        numbers = [{k: e.runtime.fetch(v) for k, v in e.runtime.run(ENCODE, inputs).items()} for e in (one, two)]
+        assert set(numbers[0]) == set(numbers[1])
+        for key in numbers[0]:
+            real = arrays["mask"] == 1 if subject.head.outputs[key.partition(".")[2]][1] == "S" else slice(None)
+            np.testing.assert_allclose(numbers[0][key][real], numbers[1][key][real], atol=_TOLERANCE, rtol=0)
+    found = predictions(folder, subject.rows, "onnx")
+    examples = subject.examples
+    assert subject.head.metrics(examples, found) == subject.head.metrics(examples, expected)
+
+
+def predictions(folder: Path, rows: Sequence[Row], backend: str) -> list[Any]:
+    """What the saved model answers to the rows."""
+    return pipeline(_NAME, model=folder, backend=backend)([row.fields for row in rows])
+
+
+def arrays_of(subject: Subject, examples: Sequence[Any]) -> dict[str, Any]:
+    """One batch of all windows of the examples."""
+    sources = [source for example in examples for source in subject.head.sources(example)]
+    windows = [window for own in subject.tokenizer.windows(sources) for window in own]
+    return dict(collate(windows, subject.backbone.info.pad_id))
+
+
+def tensors_of(subject: Subject, examples: Sequence[Any], *, with_features: bool = False) -> Mapping[str, Tensor]:
+    """The same as tensors, with the features that the loss needs."""
+    if with_features:
+        arrays = collate_units(make_units(subject.head, subject.tokenizer, examples), subject.backbone.info.pad_id)
+    else:
+        arrays = arrays_of(subject, examples)
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -1,0 +1,74 @@
+"""Fixtures: no network, tiny models built from a config, one trained model for all tests that need one."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+import nlptasks
+from nlptasks.config import TrainSettings
+
+TOY_CONLL = "\n".join(
+    f"{name}\tB-PER\nSmith\tI-PER\n{verb}\tO\n{place}\tB-LOC\n.\tO\n"
+    for name, verb, place in [
+        ("Ada", "saw", "London"),
+        ("Bob", "left", "Paris"),
+        ("Cleo", "saw", "Rome"),
+        ("Dan", "left", "Berlin"),
+    ]
+    * 6
+)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    """Each test begins at the same random state."""
+    torch.manual_seed(0)
+    yield
+
+
+@pytest.fixture(scope="session")
+def backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a folder for each tiny backbone."""
+    place = tmp_path_factory.mktemp("backbones")
+    for name in tiny.ARCHITECTURES:
+        tiny.make(name, place / name)
+    return place
+
+
+@pytest.fixture(scope="session")
+def conll_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy data set in CoNLL columns."""
+    place = tmp_path_factory.mktemp("conll")
+    (place / "train.conll").write_text(TOY_CONLL)
+    (place / "dev.conll").write_text(TOY_CONLL)
+    return place
+
+
+@pytest.fixture(scope="session")
+def trained(backbones: Path, conll_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that has learned the toy data. Not to be changed: copy it first."""
+    place = tmp_path_factory.mktemp("trained") / "model"
+    settings = TrainSettings(backbone=str(backbones / "bert"), epochs=12, lr=3e-3, batch_tokens=64, precision="fp32")
+    nlptasks.train(f"ner={conll_data}", output=place, settings=settings)
+    return place
+
+
+@pytest.fixture(scope="session")
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the trained model, exported to ONNX."""
+    import shutil
+
+    place = tmp_path_factory.mktemp("exported") / "model"
+    shutil.copytree(trained, place)
+    nlptasks.export(place)
+    return place

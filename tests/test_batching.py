@@ -1,0 +1,57 @@
+"""Batches: every row once, within the budget, in an order that depends on seed and epoch alone."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nlptasks.batching import epoch_batches, length_batches, pad
+
+
+@given(
+    lengths=st.lists(st.integers(1, 200), min_size=1, max_size=400),
+    budget=st.integers(1, 1000),
+    epoch=st.integers(0, 3),
+)
+def test_every_row_is_in_one_batch_within_the_budget(lengths: list[int], budget: int, epoch: int) -> None:
+    batches = epoch_batches(lengths, budget, seed=1, epoch=epoch)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
+
+
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    lengths = [random.Random(1).randint(1, 50) for _ in range(300)]
+    first = epoch_batches(lengths, 100, seed=1, epoch=2)
+    random.seed(99)
+    state = random.getstate()
+    assert epoch_batches(lengths, 100, seed=1, epoch=2) == first
+    assert random.getstate() == state
+    assert epoch_batches(lengths, 100, seed=1, epoch=3) != first
+    assert epoch_batches(lengths, 100, seed=2, epoch=2) != first
+
+
+def test_batches_of_similar_lengths_waste_little() -> None:
+    lengths = [random.Random(i).randint(1, 60) for i in range(2000)]
+    batches = epoch_batches(lengths, 512, seed=0, epoch=0)
+    padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+    assert sum(lengths) / padded > 0.95
+
+
+def test_length_batches_keep_the_order() -> None:
+    assert length_batches([3, 3, 3, 9, 1], 6, range(5)) == [[0, 1], [2], [3], [4]]
+
+
+def test_padding() -> None:
+    padded = pad([np.array([1, 2]), np.array([3])], -100)
+    assert padded.tolist() == [[1, 2], [3, -100]]
+    assert padded.dtype == np.int64
+
+
+def test_nothing_to_pad_is_an_error() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        pad([], 0)

@@ -1,0 +1,206 @@
+"""The command line: names, formats, exit codes, one line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from nlptasks.cli.main import main
+from nlptasks.errors import TrainingError
+
+
+def run(*arguments: object, stdin: str | bytes | None = None) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
+
+
+def lines(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+ANSWER = [("Ada Smith", "PER", 0, 9), ("London", "LOC", 14, 20)]
+
+
+def entities(record: dict) -> list[tuple]:
+    return [(e["text"], e["label"], e["start"], e["end"]) for e in record["results"]["ner"]]
+
+
+def test_train_evaluate_export_predict_show(backbones: Path, conll_data: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    options = ["--epochs", 12, "--lr", 3e-3, "--batch-tokens", 64, "--precision", "fp32", "--backbone", backbones / "bert"]
+    done = run("train", f"people:ner={conll_data}", "-o", model, "--set", "people.scheme=iob2", *options)
+    assert done.exit_code == 0, done.output
+    assert "people on dev:" in done.stdout
+    assert "[Ada Smith PER] saw [London LOC] ." in done.stdout
+    assert "epoch 1: dev f1" in done.stderr
+    done = run("evaluate", model, f"people={conll_data}", "--split", "dev", "--json")
+    [record] = lines(done.stdout)
+    assert (record["head"], record["split"], record["main_metric"]) == ("people", "dev", "f1")
+    assert record["metrics"]["f1"] == 1.0
+    done = run("export", model)
+    assert done.exit_code == 0, done.output
+    assert "outputs differ from PyTorch's by" in done.stdout
+    for backend in ("torch", "onnx", "onnx:fp32", "auto"):
+        done = run("predict", model, "Ada Smith saw London .", "--json", "--backend", backend)
+        [record] = lines(done.stdout)
+        assert record["text"] == "Ada Smith saw London ."
+        assert [(e["text"], e["label"]) for e in record["results"]["people"]] == [("Ada Smith", "PER"), ("London", "LOC")]
+    done = run("show", model)
+    assert "head people (task ner" in done.stdout
+    assert "LOC, PER" in done.stdout
+    assert "onnx fp32: fresh" in done.stdout
+
+
+def test_evaluate_for_people(trained: Path, conll_data: Path) -> None:
+    done = run("evaluate", trained, f"ner={conll_data}")
+    assert done.exit_code == 0
+    assert done.stdout.startswith("ner on dev:\n")
+    assert "LOC" in done.stdout
+
+
+def test_predict_reads_stdin_files_and_texts(trained: Path, tmp_path: Path) -> None:
+    text = "Ada Smith saw London ."
+    (tmp_path / "a.txt").write_text(f"{text}\r\n\n{text}\n")
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text, "id": 7}) + "\n")
+    (tmp_path / "a.csv").write_text(f"review\n{text}\n")
+    assert [entities(record) for record in lines(run("predict", trained, text, "", "--json").stdout)] == [ANSWER, []]
+    assert [entities(r) for r in lines(run("predict", trained, "--json", stdin=f"{text}\n\n{text}").stdout)] == [
+        ANSWER,
+        [],
+        ANSWER,
+    ]
+    for name, more, count in (("a.txt", [], 3), ("a.jsonl", [], 1), ("a.csv", ["--columns", "text=review"], 1)):
+        found = lines(run("predict", trained, "--input", tmp_path / name, "--json", *more).stdout)
+        assert len(found) == count
+        assert entities(found[0]) == ANSWER
+    done = run("predict", trained, "--input", tmp_path / "a.txt", "--output", tmp_path / "out.jsonl")
+    assert done.stdout == ""
+    assert [entities(record) for record in lines((tmp_path / "out.jsonl").read_text())] == [ANSWER, [], ANSWER]
+
+
+def test_predict_for_people_cannot_steer_the_terminal(trained: Path) -> None:
+    assert run("predict", trained, "Ada Smith saw London .").stdout == "[Ada Smith PER] saw [London LOC] .\n"
+    assert "\x1b" not in run("predict", trained, "evil \x1b[2J text").stdout
+
+
+def test_bad_rows_stop_the_run_or_are_left_out(trained: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "Ada Smith saw London ."}\n{"txt": "x"}\n{"text": "b"\n{"text": "Bob"}\n')
+    out = tmp_path / "out.jsonl"
+    done = run("predict", trained, "--input", path, "--output", out)
+    assert done.exit_code == 3
+    assert f"{path}:2: has neither 'tokens' nor 'text'" in done.stderr
+    assert not out.exists()
+    assert sorted(os.listdir(tmp_path)) == ["a.jsonl"]
+    done = run("predict", trained, "--input", path, "--json", "--skip-bad-rows")
+    assert done.exit_code == 0
+    assert [record["text"] for record in lines(done.stdout)] == ["Ada Smith saw London .", "Bob"]
+    assert f"2 rows were left out; the first: {path}:2" in done.stderr
+
+
+def test_tasks_and_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "nlptasks.heads.ner:NerHead" in run("tasks").stdout
+    assert "--set ner.scheme=auto" in run("tasks", "ner").stdout
+    done = run("doctor")
+    assert done.exit_code == 0
+    for word in ("torch 2", "training precision", "provider CUDA", "embedded backbone minilm:", "task ner: works"):
+        assert word in done.stdout
+
+
+def mistakes(trained: Path, conll_data: Path, backbones: Path, place: Path) -> list[tuple[list, int, str]]:
+    """Commands, their exit codes and what is said."""
+    (place / "latin.conll").write_bytes(b"Ada\tB-PER\ncaf\xe9\tO\n")
+    (place / "empty.conll").write_bytes(b"")
+    (place / "one.csv").write_text("a,b\n1,2\n")
+    (place / "used").mkdir()
+    (place / "used" / "notes.txt").write_text("mine")
+    broken = place / "broken"
+    shutil.copytree(trained, broken)
+    content = bytearray((broken / "heads/ner.safetensors").read_bytes())
+    content[-1] ^= 1
+    (broken / "heads/ner.safetensors").write_bytes(content)
+    train = ["train", f"ner={conll_data}", "-o", place / "new", "--backbone", backbones / "bert"]
+    return [
+        (["train", "nerr", "-o", place / "new"], 2, "task 'nerr': is not registered; did you mean 'ner'?"),
+        (["train", f"ner={conll_data}", "-o", place / "used"], 2, "is not empty; give another -o, or --overwrite"),
+        ([*train, "--set", "ner.skeme=io"], 2, "ner.skeme: is no option of this head; did you mean 'scheme'?"),
+        ([*train, "--set", "scheme=io"], 2, "is not HEAD.OPTION=VALUE"),
+        ([*train, "--set", "pos.scheme=io"], 2, "the head here is 'ner'"),
+        ([*train, "--columns", "tags"], 2, "expected WANTED=FOUND"),
+        ([*train, "--columns", "tags=9"], 3, "has no column '9' for 'tags'"),
+        ([*train, "--epochs", "0"], 2, "--epochs: is 0; give a number above 0"),
+        ([*train, "--epochs", "many"], 2, "'many' is not a valid integer"),
+        ([*train, "--device", "cuda"], 6, "--device cuda: PyTorch finds no GPU"),
+        ([*train, "--lr", "1e30", "--epochs", "5"], 5, "the loss is not finite"),
+        ([*train[:-2], "--backbone", "https://x"], 4, "is neither a folder nor a hub name"),
+        ([*train[:-2], "--backbone", trained], 4, f"is a model, not a backbone; give its backbone: {trained}"),
+        (["train", f"ner={place}/none", "-o", place / "new"], 3, "is no file"),
+        (["train", f"ner={place}/latin.conll", "-o", place / "new"], 3, "latin.conll:2: byte 0xe9 at column 4 is not UTF-8"),
+        (["train", f"ner={place}/empty.conll", "-o", place / "new"], 3, "has no examples"),
+        (["train", f"ner={place}/one.csv", "-o", place / "new"], 3, "has neither 'tags' nor 'spans', only a, b"),
+        (["predict", place / "used", "x"], 4, "has no nlptasks.json, so it is no model"),
+        (["predict", broken, "x"], 4, "heads/ner.safetensors: has sha256"),
+        (["predict", trained, "x", "--backend", "onnx"], 4, "has no ONNX export in fp32"),
+        (["predict", trained, "x", "--backend", "tensorrt"], 2, "backend 'tensorrt': is unknown"),
+        (["predict", trained, "x", "--heads", "qa"], 2, "has no head 'qa'"),
+        (["predict", trained, "--input", place / "none.txt"], 3, "is no file"),
+        (["predict", trained, "x", "--input", place / "none.txt"], 2, "not both"),
+        (["evaluate", trained, f"ner={conll_data}", "--split", "test"], 3, "has no part test, only train, dev"),
+        (["evaluate", trained, f"qa={conll_data}"], 2, "has no head 'qa'"),
+        (["export", place / "used"], 4, "it is no model"),
+        (["show", place / "none"], 4, "is no folder"),
+        (["tasks", "sentimnt"], 2, "is not registered"),
+    ]  # fmt: skip
+
+
+def test_mistakes_get_one_line_and_their_exit_code(
+    trained: Path, conll_data: Path, backbones: Path, tmp_path: Path
+) -> None:
+    for arguments, code, message in mistakes(trained, conll_data, backbones, tmp_path):
+        done = run(*arguments)
+        assert done.exit_code == code, (arguments, done.output)
+        [line] = [line for line in done.stderr.splitlines() if line.lower().startswith("error: ")]
+        assert message in line
+        assert "Traceback" not in done.output
+        assert not (tmp_path / "new").exists()
+    leftovers = [path for path in tmp_path.rglob(".*")]
+    assert leftovers == []
+
+
+def test_debug_shows_the_traceback(conll_data: Path, backbones: Path, tmp_path: Path) -> None:
+    options = ["--backbone", backbones / "bert", "--lr", "1e30", "--epochs", "5", "--debug"]
+    done = run("train", f"ner={conll_data}", "-o", tmp_path / "m", *options)
+    assert isinstance(done.exception, TrainingError)
+
+
+def test_bytes_on_stdin_that_are_not_utf8(trained: Path) -> None:
+    done = run("predict", trained, "--json", stdin=b"fine\ncaf\xe9\n")
+    assert done.exit_code == 3
+    assert "stdin:2: is not UTF-8" in done.stderr
+
+
+def test_help_imports_neither_torch_nor_numpy() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from nlptasks.cli.main import main\n"
+        "for name in ('', 'train', 'evaluate', 'predict', 'export', 'show', 'tasks', 'doctor'):\n"
+        "    done = CliRunner().invoke(main, [*filter(None, [name]), '--help'])\n"
+        "    assert done.exit_code == 0 and 'Usage' in done.output\n"
+        "    assert name == '' or '--debug' in done.output\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'spacy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_closed_pipe_is_no_error(trained: Path) -> None:
+    command = f"{sys.executable} -m nlptasks predict {trained} --json --backend torch | head -n 1"
+    text = "Ada Smith saw London .\n" * 20_000
+    done = subprocess.run(["sh", "-c", command], input=text, capture_output=True, text=True, check=False)
+    assert entities(lines(done.stdout)[0]) == ANSWER
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,84 @@
+"""Settings and targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from nlptasks.config import Target, TrainSettings, decided, parse_options, parse_target, setting
+from nlptasks.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("ner", Target("ner", "ner")),
+        ("ner=data", Target("ner", "ner", "data")),
+        ("products:ner=a=b", Target("ner", "products", "a=b")),
+    ],
+)
+def test_targets(text: str, target: Target) -> None:
+    assert parse_target(text) == target
+
+
+@pytest.mark.parametrize("text", ["", "=data", "ner=", "a b:ner", "../x:ner", ":ner", "x" * 41 + ":ner", "Ä:ner", "N:ner"])
+def test_wrong_targets_are_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_target(text)
+
+
+@pytest.mark.parametrize(
+    ("values", "flag"),
+    [
+        ({"epochs": 0}, "--epochs"),
+        ({"lr": -1.0}, "--lr"),
+        ({"batch_tokens": -5}, "--batch-tokens"),
+        ({"warmup": 1.5}, "--warmup"),
+        ({"precision": "fp8"}, "--precision"),
+        ({"tune": "none"}, "--tune"),
+        ({"seed": -1}, "--seed"),
+        ({"lr": float("nan")}, "--lr"),
+    ],
+)
+def test_wrong_settings_are_refused_by_their_flag(values: dict, flag: str) -> None:
+    with pytest.raises(UsageError, match=flag):
+        TrainSettings(**values)
+
+
+@dataclass(frozen=True)
+class Options:
+    size: int = setting(1, "a size")
+    share: float | None = setting(None, "a share")
+    on: bool = setting(False, "a switch")
+    kind: str = setting("a", "a kind", choices=("a", "b"))
+    names: tuple[str, ...] = setting((), "names")
+    labels: tuple[str, ...] = decided((), "labels")
+
+
+def test_options_have_their_types() -> None:
+    given = {"size": "3", "share": "0.5", "on": "true", "kind": "b", "names": "x,y"}
+    assert parse_options(Options, given, where="h") == {
+        "size": 3,
+        "share": 0.5,
+        "on": True,
+        "kind": "b",
+        "names": ("x", "y"),
+    }
+    assert parse_options(Options, {"size": 3}, where="h") == {"size": 3}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"sise": "3"}, "h.sise: is no option of this head; did you mean 'size'"),
+        ({"labels": "a"}, "is no option"),
+        ({"size": "x"}, "is 'x', not a value of type int"),
+        ({"on": "yes"}, "take true or false"),
+        ({"kind": "c"}, "take one of a, b"),
+    ],
+)
+def test_wrong_options_are_refused(given: dict, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_options(Options, given, where="h")
+    assert message in str(caught.value)

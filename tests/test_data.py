@@ -1,0 +1,69 @@
+"""Data sets: which file is which part, and dev where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nlptasks.data import choose_part, load_data, with_dev
+from nlptasks.errors import DataError
+from nlptasks.files import TABLES
+
+ROWS = "".join(f'{{"text": "{i}"}}\n' for i in range(40))
+
+
+def folder_of(place: Path, **files: str) -> Path:
+    for name, content in files.items():
+        (place / name.replace("__", ".")).write_text(content)
+    return place
+
+
+def test_parts_are_found_by_their_names(tmp_path: Path) -> None:
+    place = folder_of(tmp_path, train__jsonl=ROWS, validation__jsonl=ROWS, test__jsonl=ROWS, README__md="")
+    data = load_data(place, TABLES, {})
+    assert list(data.parts) == ["train", "dev", "test"]
+    assert with_dev(data, 0) is data
+    assert len(next(iter(data.files.values()))) == 64
+
+
+def test_dev_is_a_seeded_tenth_of_train(tmp_path: Path) -> None:
+    data = load_data(folder_of(tmp_path, train__jsonl=ROWS), TABLES, {})
+    split = with_dev(data, 0)
+    texts = {part: [row.fields["text"] for row in rows] for part, rows in split.parts.items()}
+    assert (len(texts["train"]), len(texts["dev"])) == (36, 4)
+    assert sorted(texts["train"] + texts["dev"]) == sorted(row.fields["text"] for row in data.parts["train"])
+    assert split.split == "dev is 4 rows of train, drawn with seed 0"
+    assert with_dev(data, 0).parts == split.parts
+    assert with_dev(data, 1).parts != split.parts
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "has no train, dev or test file"),
+        ({"train__jsonl": ""}, "has no examples"),
+        ({"train__jsonl": "\n\n"}, "has no examples"),
+        ({"train__csv": "text,label\n"}, "has no examples"),
+        ({"train__jsonl": ROWS, "train__csv": "a\nb\n"}, "has two files for train: train.csv and train.jsonl"),
+        ({"dev__jsonl": ROWS}, "has no train part"),
+        ({"train__jsonl": '{"text": "a"}\n'}, "is the only row"),
+    ],
+)
+def test_folders_that_cannot_be_trained_on(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        with_dev(load_data(folder_of(tmp_path, **files), TABLES, {}), 0)
+    assert message in str(caught.value)
+
+
+def test_the_part_to_evaluate(tmp_path: Path) -> None:
+    place = folder_of(tmp_path, train__jsonl=ROWS, dev__jsonl=ROWS)
+    data = load_data(place, TABLES, {})
+    assert choose_part(data, None, place)[0] == "dev"
+    assert choose_part(data, "train", place)[0] == "train"
+    with pytest.raises(DataError, match="has no part test, only train, dev"):
+        choose_part(data, "test", place)
+    single = load_data(place / "dev.jsonl", TABLES, {})
+    assert choose_part(single, None, place / "dev.jsonl") == ("all", single.parts["train"])
+    with pytest.raises(DataError, match="is one file and has no part 'test'"):
+        choose_part(single, "test", place / "dev.jsonl")

@@ -1,0 +1,126 @@
+"""Model folders: complete or not there, checked at every load."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import nlptasks
+from nlptasks.errors import ModelError, UsageError
+from nlptasks.model import ModelFolder, written_beside
+
+
+@pytest.fixture
+def model_folder(trained: Path, tmp_path: Path) -> Path:
+    place = tmp_path / "model"
+    shutil.copytree(trained, place)
+    return place
+
+
+def listed_files(trained: Path) -> list[str]:
+    return [*json.loads((trained / "nlptasks.json").read_text())["files"]]
+
+
+def test_the_folder_has_what_it_says(trained: Path) -> None:
+    assert {path.relative_to(trained).as_posix() for path in trained.rglob("*") if path.is_file()} == {
+        *listed_files(trained),
+        "nlptasks.json",
+    }
+    assert {"README.md", "training.json", "backbone/config.json", "heads/ner.safetensors"} <= set(listed_files(trained))
+
+
+def test_saving_what_was_loaded_gives_the_same_weights(trained: Path, tmp_path: Path) -> None:
+    model = nlptasks.Model.load(trained)
+    model.save(tmp_path / "again")
+    for name in ("backbone/model.safetensors", "heads/ner.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (trained / name).read_bytes()
+    again = nlptasks.Model.load(tmp_path / "again")
+    assert again.records == model.records
+    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("mutation", ["flip", "truncate", "remove", "grow"])
+@pytest.mark.parametrize("name", ["backbone/model.safetensors", "backbone/config.json", "backbone/tokenizer.json", "heads/ner.safetensors"])
+def test_a_changed_file_is_named(model_folder: Path, name: str, mutation: str) -> None:
+    path = model_folder / name
+    content = bytearray(path.read_bytes())
+    if mutation == "flip":
+        content[len(content) // 2] ^= 1
+    elif mutation == "truncate":
+        del content[-1:]
+    else:
+        content += b" "
+    path.write_bytes(content)
+    if mutation == "remove":
+        path.unlink()
+    with pytest.raises(ModelError, match=r"has sha256 .*, expected .*; restore the folder") as caught:
+        nlptasks.Model.load(model_folder)
+    assert caught.value.where == str(path)
+
+
+def test_a_file_that_does_not_belong_is_named(model_folder: Path) -> None:
+    (model_folder / "backbone" / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin: does not belong to the model"):
+        nlptasks.Model.load(model_folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda manifest: "{", "is damaged"),
+        (lambda manifest: json.dumps([]), "is damaged"),
+        (lambda manifest: json.dumps({**manifest, "format": 99}), "has format 99 .*upgrade"),
+        (lambda manifest: json.dumps({key: value for key, value in manifest.items() if key != "heads"}), "is damaged"),
+    ],
+)
+def test_a_wrong_manifest_is_refused(model_folder: Path, change: object, message: str) -> None:
+    path = model_folder / "nlptasks.json"
+    path.write_text(change(json.loads(path.read_text())))  # type: ignore[operator]
+    with pytest.raises(ModelError, match=message):
+        nlptasks.Model.load(model_folder)
+
+
+def test_folders_that_are_no_model_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"has no nlptasks\.json, so it is no model; give the folder"):
+        nlptasks.Model.load(tmp_path)
+    with pytest.raises(ModelError, match="is no folder"):
+        nlptasks.Model.load(tmp_path / "none")
+
+
+def test_a_head_is_found_by_name_or_by_its_task(trained: Path) -> None:
+    stored = ModelFolder.open(trained)
+    assert stored.head_name("ner") == "ner"
+    with pytest.raises(UsageError, match="has no head 'nre'; did you mean 'ner'"):
+        stored.head_name("nre")
+
+
+def test_a_used_folder_is_not_overwritten_unasked(trained: Path, tmp_path: Path) -> None:
+    model = nlptasks.Model.load(trained)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="is not empty; give another -o, or --overwrite"):
+        model.save(tmp_path)
+    assert os.listdir(tmp_path) == ["notes.txt"]
+    model.save(tmp_path / "notes.txt" / ".." / "new")
+    with pytest.raises(UsageError, match="is a file"):
+        model.save(tmp_path / "notes.txt")
+
+
+def test_overwriting_replaces_all_of_it(model_folder: Path) -> None:
+    (model_folder / "stray").write_text("")
+    nlptasks.Model.load(model_folder).save(model_folder, overwrite=True)
+    assert not (model_folder / "stray").exists()
+    assert [path.name for path in model_folder.parent.iterdir()] == ["model"]
+
+
+def test_a_failed_write_leaves_nothing_and_harms_nothing(model_folder: Path) -> None:
+    before = (model_folder / "nlptasks.json").read_bytes()
+    with pytest.raises(ModelError, match="cannot be written"), written_beside(model_folder) as place:
+        (place / "half").write_text("half")
+        raise OSError("No space left on device")
+    assert (model_folder / "nlptasks.json").read_bytes() == before
+    assert [path.name for path in model_folder.parent.iterdir()] == ["model"]

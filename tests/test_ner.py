@@ -1,0 +1,270 @@
+"""The NER head: rows of every shape, labels on words, entities with exact offsets, windows, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nlptasks.backbone import BackboneInfo, read_config
+from nlptasks.errors import BackendError, DataError
+from nlptasks.heads.ner import Entity, NerConfig, NerHead
+from nlptasks.tags import tag_set
+from nlptasks.tokenizer import Tokenizer
+from nlptasks.types import Row, Window
+
+CONFIG = NerConfig(scheme="iob2", tags=tag_set(["LOC", "PER"], "iob2"))
+
+
+def row(**fields: Any) -> Row:
+    return Row(fields, "data.jsonl:7")
+
+
+@pytest.fixture(scope="module")
+def head(backbones: Path) -> NerHead:
+    config = read_config((backbones / "bert" / "config.json").read_bytes(), where="bert")
+    return NerHead(CONFIG, backbone=BackboneInfo("bert", None, config, 64, 0, True))
+
+
+@pytest.fixture(scope="module", params=["bert", "roberta", "xlm-roberta"])
+def tokenizer(request: pytest.FixtureRequest, backbones: Path) -> Tokenizer:
+    backend = tokenizers.Tokenizer.from_file(f"{backbones}/{request.param}/tokenizer.json")
+    return Tokenizer(backend, max_tokens=32)
+
+
+def oracle(head: NerHead, tokenizer: Tokenizer, example: Any) -> list[Entity]:
+    """What decoding gives if the head says of every token exactly what the gold says."""
+    windows = [window for source in head.sources(example) for window in tokenizer.windows([source])[0]]
+    return head.decode(example, windows, [certain(head, example, window) for window in windows])
+
+
+def certain(head: NerHead, example: Any, window: Window) -> dict[str, np.ndarray]:
+    labels = head.features(example, window)["labels"]
+    logits = np.zeros((len(window), len(head.config.tags)), dtype=np.float32)
+    logits[np.arange(len(window)), np.maximum(labels, 0)] = 9.0
+    return {"logits": logits}
+
+
+def plain(entities: Sequence[Entity]) -> list[tuple[str, str, int, int]]:
+    return [(entity.text, entity.label, entity.start, entity.end) for entity in entities]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tokens": ["Ada", "Smith", "saw", "London", "."], "tags": ["B-PER", "I-PER", "O", "B-LOC", "O"]},
+        {"tokens": "Ada Smith saw London .", "tags": "B-PER I-PER O B-LOC O"},
+        {"tokens": '["Ada", "Smith", "saw", "London", "."]', "tags": '["B-PER", "I-PER", "O", "B-LOC", "O"]'},
+        {"text": "Ada Smith saw London .", "spans": [[0, 9, "PER"], [14, 20, "LOC"]]},
+        {"text": "Ada Smith saw London .", "spans": '[[14, 20, "LOC"], [0, 9, "PER"]]'},
+        {
+            "text": "Ada Smith saw London .",
+            "spans": [
+                {"start": 0, "end": 9, "label": "PER", "text": "Ada Smith"},
+                {"start": 14, "end": 20, "label": "LOC"},
+            ],
+        },
+    ],
+)
+def test_rows_of_every_shape_mean_the_same(head: NerHead, tokenizer: Tokenizer, fields: dict) -> None:
+    example = head.read(row(**fields))
+    assert example.text == "Ada Smith saw London ."
+    assert plain(oracle(head, tokenizer, example)) == [("Ada Smith", "PER", 0, 9), ("London", "LOC", 14, 20)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"words": ["a"]}, "has neither 'tokens' nor 'text', only words; name the column"),
+        ({"tokens": ["a", "b"], "tags": ["O"]}, "has 2 tokens and 1 tags"),
+        ({"tokens": ["a", ""], "tags": ["O", "O"]}, "expected a list of non-empty strings"),
+        ({"tokens": "[broken", "tags": "O"}, "not JSON"),
+        ({"tokens": ["a"], "tags": ["B-ORG"]}, "label 'ORG' is not in the training data; known are: LOC, PER"),
+        ({"tokens": ["a"], "tags": ["B-PERS"]}, "did you mean 'PER'"),
+        ({"tokens": ["a", "b"], "tags": ["O", "I-PER"]}, "tag 'I-PER' after 'O', which is illegal in iob2"),
+        ({"text": 5}, "text is 5, expected a string"),
+        ({"text": "a b", "spans": [[0, 1, "PER"], [0, 3, "LOC"]]}, "overlap"),
+        ({"text": "a b", "spans": [[2, 9, "PER"]]}, "marks nothing in a text of 3 characters; count code points"),
+        ({"text": "a b", "spans": [[1, 1, "PER"]]}, "marks nothing"),
+        ({"text": "a b", "spans": [[1, 2, "PER"]]}, "marks nothing"),
+        ({"text": "a b", "spans": [[0.0, 1, "PER"]]}, "is not [START, END, LABEL]"),
+        ({"text": "a b", "spans": [[0, 1]]}, "is not [START, END, LABEL]"),
+        ({"text": "a b", "spans": {"a": 1}}, "expected a list"),
+        ({"text": "👍 Ada", "spans": [{"start": 3, "end": 5, "label": "PER", "text": "Ada"}]}, "count code points"),
+    ],
+)
+def test_wrong_rows_are_refused_with_their_line(head: NerHead, fields: dict, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        head.read(row(**fields))
+    assert caught.value.where == "data.jsonl:7"
+    assert message in str(caught.value)
+
+
+def test_a_wrong_tag_is_named_with_its_own_line(head: NerHead) -> None:
+    fields = {"tokens": ["a", "b", "c"], "tags": ["O", "O", "B-XYZ"]}
+    with pytest.raises(DataError, match=r"train\.conll:12: label 'XYZ'"):
+        head.read(Row(fields, "train.conll:10", (10, 11, 12)))
+
+
+@pytest.mark.parametrize(
+    ("tags", "scheme"),
+    [
+        (["I-PER I-PER B-PER"], "iob1"),
+        (["B-PER E-PER S-PER"], "bioes"),
+        (["PER PER O"], "io"),
+        (["B-PER I-PER B-PER"], "iob2"),
+    ],
+)
+def test_the_scheme_of_the_data_is_detected(tags: list[str], scheme: str) -> None:
+    config = NerHead.configure([row(tokens="a b c", tags=own) for own in tags], {})
+    assert config.scheme == scheme
+    assert config.tags == ("O", "B-PER", "I-PER")
+
+
+def test_tags_without_a_scheme_are_refused_until_one_is_declared() -> None:
+    rows = [row(tokens="a b", tags="B-PER O"), Row({"tokens": "a b c", "tags": "O I-PER B-PER"}, "f:20", (20, 21, 22))]
+    with pytest.raises(DataError, match=r"f:22: tag 'B-PER' after 'I-PER'.*declare --set ner\.scheme"):
+        NerHead.configure(rows, {})
+    assert NerHead.configure(rows[1:], {"scheme": "iob1"}).scheme == "iob1"
+
+
+def test_labels_are_taken_verbatim() -> None:
+    config = NerHead.configure([row(tokens="a b c", tags="B-PHONE-NUMBER I-PHONE-NUMBER B-per")], {})
+    assert config.tags == ("O", "B-PHONE-NUMBER", "I-PHONE-NUMBER", "B-per", "I-per")
+
+
+def test_data_without_any_entity_are_refused() -> None:
+    with pytest.raises(DataError, match="no entity at all"):
+        NerHead.configure([row(tokens="a b", tags="O O")], {})
+
+
+def test_entities_inside_words_are_learned_as_whole_words_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    NerHead.configure([row(text="The Londoners left.", spans=[[4, 10, "LOC"]])], {})
+    assert "1 of 1 entities begin or end inside a word" in caplog.text
+
+
+@pytest.mark.parametrize("at", range(0, 120, 5))
+def test_an_entity_is_found_wherever_it_stands_among_windows(head: NerHead, tokenizer: Tokenizer, at: int) -> None:
+    tokens = ["b"] * at + ["Ada", "Smith"] + ["b"] * (118 - at)
+    tags = ["O"] * at + ["B-PER", "I-PER"] + ["O"] * (118 - at)
+    found = oracle(head, tokenizer, head.read(row(tokens=tokens, tags=tags)))
+    assert plain(found) == [("Ada Smith", "PER", 2 * at, 2 * at + 9)]
+
+
+def test_a_word_takes_the_window_in_which_it_is_farthest_from_a_cut(head: NerHead, backbones: Path) -> None:
+    backend = tokenizers.Tokenizer.from_file(f"{backbones}/bert/tokenizer.json")
+    example = head.read(row(text="b " * 60))
+    windows = Tokenizer(backend, max_tokens=32).windows(head.sources(example))[0]
+    assert len(windows) > 1
+    person = head.config.tags.index("B-PER")
+    outputs = []
+    for window in windows:  # each window claims a person at every token that is near one of its cuts
+        logits = np.zeros((len(window), len(head.config.tags)), dtype=np.float32)
+        logits[:, 0] = 1.0
+        if not window.opens:
+            logits[:4, person] = 9.0
+        if not window.closes:
+            logits[-4:, person] = 9.0
+        outputs.append({"logits": logits})
+    assert head.decode(example, windows, outputs) == []
+
+
+@given(
+    pieces=st.lists(
+        st.tuples(
+            st.sampled_from(["Ada", "Straße", "日本", "👨‍👩‍👧", "U.S.", "(x)", "cafe\u0301", "½", "ﬁ", "\u200bz", "🇩🇪", "אבג", "a\ud800"]),
+            st.sampled_from([" ", "  ", "\r\n", "\t", "\u00a0"]),
+        ),
+        min_size=1,
+        max_size=20,
+    ),
+    data=st.data(),
+)
+@settings(max_examples=150, deadline=None)
+def test_entities_have_exact_offsets_in_any_text(head: NerHead, tokenizer: Tokenizer, pieces: list, data: Any) -> None:
+    text = "".join(word + space for word, space in pieces)
+    example = head.read(row(text=text))
+    outputs = []
+    windows = tokenizer.windows(head.sources(example))[0]
+    draw = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    for window in windows:
+        outputs.append({"logits": draw.normal(size=(len(window), 5)).astype(np.float32)})
+    end = 0
+    for entity in head.decode(example, windows, outputs):
+        assert text[entity.start : entity.end] == entity.text
+        assert end <= entity.start < entity.end
+        assert entity.text.strip() == entity.text
+        assert 0 < entity.score <= 1
+        end = entity.end
+
+
+def test_the_score_is_that_of_the_least_certain_word(head: NerHead, backbones: Path) -> None:
+    backend = tokenizers.Tokenizer.from_file(f"{backbones}/bert/tokenizer.json")
+    example = head.read(row(text="a b"))
+    [windows] = Tokenizer(backend, max_tokens=32).windows(head.sources(example))
+    logits = np.zeros((4, 5), dtype=np.float32)
+    logits[1, head.config.tags.index("B-PER")] = 5.0
+    logits[2, head.config.tags.index("I-PER")] = 2.0
+    [entity] = head.decode(example, windows, [{"logits": logits}])
+    assert entity.score == pytest.approx(np.exp(2) / (np.exp(2) + 4))
+
+
+def test_a_text_without_tokens_has_no_entities(head: NerHead, tokenizer: Tokenizer) -> None:
+    for text in ("", " ", "\n\t"):
+        example = head.read(row(text=text))
+        assert head.decode(example, tokenizer.windows(head.sources(example))[0], []) == []
+
+
+def test_numbers_that_are_not_finite_are_never_a_label(head: NerHead, tokenizer: Tokenizer) -> None:
+    example = head.read(row(text="Ada"))
+    windows = tokenizer.windows(head.sources(example))[0]
+    bad = [{"logits": np.full((len(window), 5), np.nan, dtype=np.float32)} for window in windows]
+    with pytest.raises(BackendError, match="not finite"):
+        head.decode(example, windows, bad)
+
+
+def test_metrics_are_those_of_seqeval_in_strict_mode(head: NerHead) -> None:
+    gold = [[[0, 9, "PER"], [14, 20, "LOC"]], [[0, 3, "PER"]]]
+    examples = [
+        head.read(row(text=text, spans=own))
+        for text, own in zip(["Ada Smith saw London", "Bob Smith left"], gold, strict=True)
+    ]
+    results = [
+        [Entity("Ada Smith", "PER", 0, 9, 1.0), Entity("London", "PER", 14, 20, 1.0)],
+        [Entity("Bob Smith", "PER", 0, 9, 1.0)],
+    ]
+    found = head.metrics(examples, results)
+    assert (found["precision"], found["recall"]) == pytest.approx((1 / 3, 1 / 3))
+    assert (found["PER.support"], found["LOC.support"], found["LOC.f1"]) == (2, 1, 0)
+    perfect = [[Entity("", label, start, end, None) for start, end, label in own] for own in gold]
+    assert head.metrics(examples, perfect)["f1"] == 1.0
+    assert head.metrics(examples, [[], []])["f1"] == 0.0
+
+
+def test_an_answer_inside_a_word_is_not_taken_for_the_word(head: NerHead) -> None:
+    example = head.read(row(text="Londoners", spans=[[0, 6, "LOC"]]))
+    assert head.metrics([example], [[Entity("Londoners", "LOC", 0, 9, 1.0)]])["f1"] == 0.0
+    assert head.metrics([example], [[Entity("London", "LOC", 0, 6, 1.0)]])["f1"] == 1.0
+
+
+def test_the_text_is_shown_whole_with_its_entities(head: NerHead) -> None:
+    example = head.read(row(text="Ada saw London."))
+    entities = [Entity("Ada", "PER", 0, 3, 1.0), Entity("London", "LOC", 8, 14, 1.0)]
+    shown = head.show(example, entities)
+    assert shown == [("", ""), ("Ada", "PER"), (" saw ", ""), ("London", "LOC"), (".", "")]
+
+
+def test_loss_is_a_sum_with_its_count(head: NerHead) -> None:
+    states = torch.zeros(1, 4, head.backbone_info.width)
+    batch = {"mask": torch.ones(1, 4, dtype=torch.long), "labels": torch.tensor([[-100, 0, 1, -100]])}
+    head.eval()
+    total, count = head.loss(states, batch)
+    assert count.item() == 2
+    assert total.item() == pytest.approx(2 * np.log(5), abs=1e-5)

@@ -1,0 +1,91 @@
+"""Words of plain text and their place among tokens."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from nlptasks.text import close_unspaced, first_tokens, join_words, readable, split_at, words
+
+GOLDEN = [
+    ("Ada Lovelace lived in London.", "Ada|Lovelace|lived|in|London|."),
+    ("Ada's (London), U.S. \"Inc\"", 'Ada|\'s|(|London|)|,|U.S.|"|Inc|"'),
+    ("J. Smith at 3:2, e.g. Ph.D.", "J.|Smith|at|3:2|,|e.g.|Ph.D."),
+    ("well—no -- wait...", "well|—|no|--|wait|..."),
+    ("don't 's ''hi''", "don't|'s|''|hi|''"),
+    ("AT&T x@y.org 100% 1996-08-22", "AT&T|x@y.org|100|%|1996-08-22"),
+    ("北京abc東京", "北|京|abc|東|京"),
+    ("สวัสดี", None),
+    ("a\tb\r\nc\u00a0d\u3000e", "a|b|c|d|e"),
+    ("cafe\u0301, nai\u0308ve", "cafe\u0301|,|nai\u0308ve"),
+    ("👨‍👩‍👧! 🇩🇪. 👍🏽", "👨‍👩‍👧|!|🇩🇪|.|👍🏽"),
+    ("", ""),
+    (" \n\t", ""),
+    ("(U.S.)", "(|U.S.|)"),
+    ("'", "'"),
+    ("葛\U000e0100城", "葛\U000e0100|城"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), GOLDEN)
+def test_words(text: str, expected: str | None) -> None:
+    found = [text[start:end] for start, end in words(text)]
+    if expected is None:
+        assert "".join(found) == text
+    else:
+        assert found == (expected.split("|") if expected else [])
+
+
+@given(st.text())
+@example("a\u200db . \u0301")
+@example("'\u0301s'\u0301")
+def test_words_cover_the_text_in_order_and_split_no_written_character(text: str) -> None:
+    at = 0
+    for start, end in words(text):
+        assert at <= start < end
+        assert not text[at:start].strip()
+        assert not any(char.isspace() for char in text[start:end])
+        glued = start > 0 and not text[start - 1].isspace()
+        assert not (glued and unicodedata.category(text[start]).startswith("M"))
+        at = end
+    assert not text[at:].strip()
+
+
+@given(st.lists(st.text(min_size=1)))
+def test_joined_words_stand_where_they_are_said_to(given_words: list[str]) -> None:
+    text, spans = join_words(given_words)
+    assert [text[start:end] for start, end in spans] == given_words
+    source, places = close_unspaced(text, spans)
+    assert [source[start:end] for start, end in places] == given_words
+
+
+def test_characters_of_an_unspaced_script_are_written_without_spaces() -> None:
+    text, spans = join_words(["我", "爱", "Paris", "和", "北京"])
+    assert close_unspaced(text, spans)[0] == "我爱 Paris 和北京"
+
+
+def test_lone_surrogates_become_readable_and_offsets_stay() -> None:
+    assert readable("a\ud800b\udfff") == "a\ufffdb\ufffd"
+
+
+def test_first_tokens_with_missing_shared_and_overlapping_tokens() -> None:
+    spans = [(0, 2), (3, 4), (4, 6), (7, 9), (10, 12)]
+    offsets = np.array([(0, 1), (1, 2), (3, 6), (9, 10), (9, 11), (11, 12)])
+    assert first_tokens(spans, offsets).tolist() == [0, 2, 2, -1, 4]
+    assert first_tokens(spans, np.zeros((0, 2), dtype=np.int64)).tolist() == [-1] * 5
+    assert first_tokens([], offsets).tolist() == []
+
+
+def test_spans_are_split_at_cuts_inside_them() -> None:
+    assert split_at([(0, 5), (6, 9)], [0, 2, 5, 6, 8, 20]) == [(0, 2), (2, 5), (6, 8), (8, 9)]
+
+
+@pytest.mark.parametrize("unit", ["a", "a ", "北", "(.", "a.b.", "'s", "—x"])
+@pytest.mark.parametrize("before", ["", "x"])
+def test_words_of_a_text_without_end_come_to_an_end(before: str, unit: str) -> None:
+    text = before + unit * 100_000
+    assert sum(end - start for start, end in words(text)) == len(text.replace(" ", ""))

@@ -1,0 +1,124 @@
+"""Training: learns, is a function of its seed, stops early, keeps the best, and leaves nothing half done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import nlptasks
+from nlptasks.config import TrainSettings
+from nlptasks.errors import DataError, TrainingError, UsageError
+from nlptasks.training import chosen
+from nlptasks.types import Silent
+
+
+def fast(backbones: Path, **more: object) -> TrainSettings:
+    options = {"backbone": str(backbones / "bert"), "epochs": 2, "lr": 3e-3, "batch_tokens": 64, "precision": "fp32"}
+    return TrainSettings(**{**options, **more})  # type: ignore[arg-type]
+
+
+def weights_of(folder: Path) -> bytes:
+    return (folder / "backbone/model.safetensors").read_bytes() + (folder / "heads/ner.safetensors").read_bytes()
+
+
+def test_a_model_learns(trained: Path) -> None:
+    log = json.loads((trained / "training.json").read_text())
+    assert log["metrics"]["dev"]["f1"] == 1.0
+    assert log["history"][-1]["loss"] < log["history"][0]["loss"] / 3
+    assert log["rows"] == {"train": 24, "dev": 24}
+    assert all(value is not None for value in log["settings"].values())
+    card = (trained / "README.md").read_text()
+    assert "`LOC`, `PER`" in card
+    assert "| dev | all | 1.0000 |" in card
+
+
+def test_equal_seeds_give_equal_weights_and_leave_the_callers_state(
+    backbones: Path, conll_data: Path, tmp_path: Path
+) -> None:
+    state = torch.get_rng_state()
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        nlptasks.train(f"ner={conll_data}", output=tmp_path / name, settings=fast(backbones, seed=seed))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert weights_of(tmp_path / "a") == weights_of(tmp_path / "b")
+    assert weights_of(tmp_path / "a") != weights_of(tmp_path / "c")
+
+
+def test_the_best_epoch_is_kept_and_training_stops_early(backbones: Path, conll_data: Path, tmp_path: Path) -> None:
+    class Ear(Silent):
+        values: list[float]
+        notes: list[str]
+
+        def __init__(self) -> None:
+            self.values, self.notes = [], []
+
+        def evaluated(self, epoch: int, metric: str, value: float, best: bool) -> None:
+            self.values.append(value)
+
+        def note(self, message: str) -> None:
+            self.notes.append(message)
+
+    ear = Ear()
+    settings = fast(backbones, epochs=40, patience=2, lr=3e-3)
+    result = nlptasks.train(f"ner={conll_data}", output=tmp_path / "m", settings=settings, reporter=ear)
+    assert len(ear.values) < 40
+    assert result.metrics["dev"]["f1"] == max(ear.values)
+    assert "no better f1 on dev for 2 epochs" in ear.notes[-1]
+    assert ear.values[-1] <= max(ear.values[:-2])
+
+
+def test_only_the_head_learns_if_so_wished(backbones: Path, conll_data: Path, tmp_path: Path) -> None:
+    nlptasks.train(f"ner={conll_data}", output=tmp_path / "a", settings=fast(backbones, tune="head"))
+    nlptasks.train(f"ner={conll_data}", output=tmp_path / "b", settings=fast(backbones, tune="head", lr=1e-2))
+    one, two = ((tmp_path / name / "backbone/model.safetensors").read_bytes() for name in "ab")
+    assert one == two
+    assert weights_of(tmp_path / "a") != weights_of(tmp_path / "b")
+
+
+def test_half_precision_passes_learn_too(backbones: Path, conll_data: Path, tmp_path: Path) -> None:
+    settings = fast(backbones, epochs=12, precision="bf16")
+    assert nlptasks.train(f"ner={conll_data}", output=tmp_path / "m", settings=settings).metrics["dev"]["f1"] > 0.9
+    assert nlptasks.Model.load(tmp_path / "m").backbone.parameters().__next__().dtype == torch.float32
+
+
+def test_a_loss_that_is_not_finite_stops_training(backbones: Path, conll_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"step \d+: the loss is not finite at a learning rate of .*train\.conll:"):
+        nlptasks.train(f"ner={conll_data}", output=tmp_path / "m", settings=fast(backbones, lr=1e30, epochs=5))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_used_output_folder_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="is not empty"):
+        nlptasks.train("ner=/no/such/data", output=tmp_path)
+
+
+def test_an_unknown_tag_in_dev_is_named_with_its_line(backbones: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.conll").write_text("Ada\tB-PER\nleft\tO\n\nBob\tB-PER\n")
+    (tmp_path / "dev.conll").write_text("Ada\tB-PER\n\nRome\tB-LOC\n")
+    with pytest.raises(DataError, match=r"dev\.conll:3: label 'LOC' is not in the training data"):
+        nlptasks.train(f"ner={tmp_path}", output=tmp_path / "m", settings=fast(backbones))
+    assert not (tmp_path / "m").exists()
+
+
+def test_rows_without_any_token_are_no_training_data(backbones: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"tokens": ["\\u0001"], "tags": ["B-A"]}\n' * 2)
+    (tmp_path / "dev.jsonl").write_text('{"tokens": ["a"], "tags": ["B-A"]}\n')
+    with pytest.raises(DataError, match="all rows after it are empty"):
+        nlptasks.train(f"ner={tmp_path}", output=tmp_path / "m", settings=fast(backbones))
+
+
+def test_open_settings_are_chosen_from_backbone_and_data() -> None:
+    cpu = torch.device("cpu")
+    small = chosen(TrainSettings(), 10_000_000, [20] * 3000, cpu)
+    large = chosen(TrainSettings(), 300_000_000, [20] * 100_000, cpu)
+    assert small.lr == pytest.approx(3e-4)
+    assert large.lr == pytest.approx(2e-5, rel=0.2)
+    assert small.head_lr == pytest.approx(10 * small.lr)
+    assert (small.batch_tokens, large.batch_tokens) == (300, 2048)
+    assert (small.epochs, large.epochs) == (3, 3)
+    assert chosen(TrainSettings(), 10_000_000, [20] * 100, cpu).epochs == 20
+    given = TrainSettings(epochs=1, lr=1e-3, head_lr=2e-3, batch_tokens=99, precision="fp32")
+    assert chosen(given, 10_000_000, [20] * 100, cpu) == given
