@@ -43,13 +43,19 @@ class Engine:
     inputs: tuple[str, ...]
     batch_tokens: int
 
-    def stream(self, items: Iterable[Item]) -> Iterator[dict[str, Any]]:
-        """The results of each item by head, lazily, in order. The first chunks are small, so that first answers come soon."""
+    def stream(self, items: Iterable[Item], *, largest_chunk: int = CHUNK_ITEMS) -> Iterator[dict[str, Any]]:
+        """The results of each item by head, lazily, in order.
+
+        Args:
+            items: the items.
+            largest_chunk: items that are taken before their results are given. The first chunks are smaller in any case,
+                so that first answers come soon.
+        """
         waiting = iter(items)
         size = 1
         while chunk := list(islice(waiting, size)):
             yield from self._chunk(chunk)
-            size = min(2 * size, CHUNK_ITEMS)
+            size = min(2 * size, largest_chunk)
 
     def _chunk(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
         sources = [{name: self.heads[name].sources(example) for name, example in item.items()} for item in items]

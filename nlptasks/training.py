@@ -28,7 +28,7 @@ from nlptasks.card import model_card
 from nlptasks.config import Target, TrainSettings, parse_target
 from nlptasks.data import DataSet, load_data, with_dev
 from nlptasks.engine import Engine
-from nlptasks.errors import DataError, TrainingError
+from nlptasks.errors import BackendError, DataError, TrainingError
 from nlptasks.heads.base import Head
 from nlptasks.model import HeadRecord, Model, check_output
 from nlptasks.pretrained import load_backbone
@@ -246,7 +246,14 @@ class _Training:
         model = Model(self.backbone, {name: self.head}, {})
         runtime = TorchRuntime({ENCODE: model}, self.device)
         engine = Engine({name: self.head}, self.tokenizer, runtime, info.pad_id, info.inputs, _EVALUATION_TOKENS)
-        results = [found[name] for found in engine.stream({name: example} for example in self.examples[part])]
+        try:
+            results = [found[name] for found in engine.stream({name: example} for example in self.examples[part])]
+        except BackendError as error:
+            raise TrainingError(
+                f"after epoch {len(self.history) + 1}",
+                f"{error.where} {error.problem} on {part}",
+                "take a lower --lr, or --precision fp32; nothing was written",
+            ) from error
         return self.head.metrics(self.examples[part], results)
 
 

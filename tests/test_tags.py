@@ -63,7 +63,7 @@ def test_scheme_is_detected(sentences: list[str], scheme: str) -> None:
 @pytest.mark.parametrize(
     ("sentences", "place"),
     [
-        (["B-A O", "O I-A B-B"], (1, 2)),  # IOB2, or IOB1, but not both
+        (["B-A O", "O I-A B-B"], (1, 1)),  # IOB2, or IOB1, but not both
         (["B-A I-B"], (0, 1)),
         (["B-A E-A", "I-A"], (1, 0)),
     ],

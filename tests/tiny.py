@@ -44,7 +44,7 @@ def _bytes() -> tokenizers.Tokenizer:
     )
     tokenizer.train_from_iterator(TEXT, trainer)
     tokenizer.post_processor = processors.RobertaProcessing(
-        sep=("</s>", _END), cls=("<s>", _START), add_prefix_space=False
+        ("</s>", _END), ("<s>", _START), add_prefix_space=False
     )
     return tokenizer
 

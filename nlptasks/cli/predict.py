@@ -57,16 +57,19 @@ def command(
     if texts and source:
         raise click.UsageError("give TEXT or --input, not both")
 
+    from nlptasks.engine import CHUNK_ITEMS
     from nlptasks.pipeline import pipeline
     from nlptasks.types import refuse
 
+    typed = not texts and not source and sys.stdin.isatty()
+    largest_chunk = 1 if typed else CHUNK_ITEMS  # who types wants the answer to the line just typed
     bad: list[DataError] = []
     on_error = _skipper(bad) if skip_bad_rows else refuse
     rows = _rows(texts, source, parse_pairs(columns, where="--columns"), on_error)
 
     pipe = pipeline(heads.split(",") if heads else None, model=model, backend=backend, device=device)
     with _writer(output) as write:
-        for row, item, results in _predictions(pipe, rows, on_error):
+        for row, item, results in _predictions(pipe, rows, on_error, largest_chunk):
             write(_as_json(row, results) if as_json or output else _for_people(pipe, item, results))
     if bad:
         _log.warning("%d rows were left out; the first: %s", len(bad), bad[0])
@@ -93,7 +96,9 @@ def _stdin() -> Iterator[str]:
             raise DataError(f"stdin:{number}", "is not UTF-8", "convert the input, for example with iconv") from None
 
 
-def _predictions(pipe: Pipeline, rows: Iterable[Row], on_error: OnError) -> Iterator[tuple[Row, Item, dict[str, Any]]]:
+def _predictions(
+    pipe: Pipeline, rows: Iterable[Row], on_error: OnError, largest_chunk: int
+) -> Iterator[tuple[Row, Item, dict[str, Any]]]:
     waiting: deque[tuple[Row, Item]] = deque()
 
     def items() -> Iterator[Item]:
@@ -106,7 +111,7 @@ def _predictions(pipe: Pipeline, rows: Iterable[Row], on_error: OnError) -> Iter
                 waiting.append((row, item))
                 yield item
 
-    for results in pipe.engine.stream(items()):
+    for results in pipe.engine.stream(items(), largest_chunk=largest_chunk):
         row, item = waiting.popleft()
         yield row, item, results
 
