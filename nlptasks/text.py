@@ -89,7 +89,7 @@ def readable(text: str) -> str:
     return _SURROGATES.sub("\ufffd", text)
 
 
-def first_tokens(spans: Sequence[Span], offsets: Ints) -> Ints:
+def first_tokens(spans: Ints, offsets: Ints) -> Ints:
     """The first token of each word, -1 for a word that has none here.
 
     Args:
@@ -101,10 +101,9 @@ def first_tokens(spans: Sequence[Span], offsets: Ints) -> Ints:
     """
     if not len(spans) or not len(offsets):
         return np.full(len(spans), -1, dtype=np.int64)
-    bounds = np.asarray(spans, dtype=np.int64)  # [W,2]
     ends = np.maximum.accumulate(offsets[:, 1])  # [S], so that it can be searched
-    first = np.searchsorted(ends, bounds[:, 0], side="right")  # [W] the first token that ends behind the word's start
-    inside = np.append(offsets[:, 0], np.iinfo(np.int64).max)[first] < bounds[:, 1]
+    first = np.searchsorted(ends, spans[:, 0], side="right")  # [W] the first token that ends behind the word's start
+    inside = np.append(offsets[:, 0], np.iinfo(np.int64).max)[first] < spans[:, 1]
     return np.where(inside, first, -1)
 
 

@@ -27,6 +27,12 @@ TOY_CONLL = "\n".join(
     ]
     * 6
 )
+TOY_CONLL += "".join(
+    f"\n{filler * before}{name}\tB-PER\nSmith\tI-PER\n{filler * after}"
+    for filler in ["saw\tO\n.\tO\n"]
+    for name in ["Ada", "Bob"]
+    for before, after in [(0, 12), (3, 9), (6, 6), (9, 3), (12, 0), (30, 30)]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +64,7 @@ def conll_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(backbones: Path, conll_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model that has learned the toy data. Not to be changed: copy it first."""
     place = tmp_path_factory.mktemp("trained") / "model"
-    settings = TrainSettings(backbone=str(backbones / "bert"), epochs=12, lr=3e-3, batch_tokens=64, precision="fp32")
+    settings = TrainSettings(backbone=str(backbones / "bert"), epochs=16, patience=16, lr=3e-3, batch_tokens=128, precision="fp32")
     nlptasks.train(f"ner={conll_data}", output=place, settings=settings)
     return place
 

@@ -117,7 +117,7 @@ def mistakes(trained: Path, conll_data: Path, backbones: Path, place: Path) -> l
     """Commands, their exit codes and what is said."""
     (place / "latin.conll").write_bytes(b"Ada\tB-PER\ncaf\xe9\tO\n")
     (place / "empty.conll").write_bytes(b"")
-    (place / "one.csv").write_text("a,b\n1,2\n")
+    (place / "one.csv").write_text("a,b\n1,2\n3,4\n")
     (place / "used").mkdir()
     (place / "used" / "notes.txt").write_text("mine")
     broken = place / "broken"

@@ -73,11 +73,11 @@ def test_lone_surrogates_become_readable_and_offsets_stay() -> None:
 
 
 def test_first_tokens_with_missing_shared_and_overlapping_tokens() -> None:
-    spans = [(0, 2), (3, 4), (4, 6), (7, 9), (10, 12)]
+    spans = np.array([(0, 2), (3, 4), (4, 6), (7, 9), (10, 12)])
     offsets = np.array([(0, 1), (1, 2), (3, 6), (9, 10), (9, 11), (11, 12)])
     assert first_tokens(spans, offsets).tolist() == [0, 2, 2, -1, 4]
     assert first_tokens(spans, np.zeros((0, 2), dtype=np.int64)).tolist() == [-1] * 5
-    assert first_tokens([], offsets).tolist() == []
+    assert first_tokens(spans[:0], offsets).tolist() == []
 
 
 def test_spans_are_split_at_cuts_inside_them() -> None:

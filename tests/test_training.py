@@ -28,7 +28,7 @@ def test_a_model_learns(trained: Path) -> None:
     log = json.loads((trained / "training.json").read_text())
     assert log["metrics"]["dev"]["f1"] == 1.0
     assert log["history"][-1]["loss"] < log["history"][0]["loss"] / 3
-    assert log["rows"] == {"train": 24, "dev": 24}
+    assert log["rows"] == {"train": 36, "dev": 36}
     assert all(value is not None for value in log["settings"].values())
     card = (trained / "README.md").read_text()
     assert "`LOC`, `PER`" in card

@@ -79,15 +79,17 @@ class NerExample:
         text: the text that offsets refer to; given words are joined by one space.
         words: code points of its words.
         source: the text that the backbone reads.
-        source_words: code points of the words there.
+        source_words: code points of the words there [W,2].
         gold: code points and label of each gold entity, None if there is no gold.
+        classes: the class of each word by the gold [W], empty if there is no gold.
     """
 
     text: str
     words: list[Span]
     source: str
-    source_words: list[Span]
+    source_words: Ints
     gold: list[LabelledSpan] | None
+    classes: Ints
 
 
 class NerHead(Head):
@@ -143,7 +145,7 @@ class NerHead(Head):
         gold = _spans(row) if "spans" in row.fields else None
         self._check_labels(row, [label for _, _, label in gold or []])
         spans = words(text)
-        return NerExample(text, spans, text, spans, gold)
+        return self._example(text, spans, text, spans, gold)
 
     def _read_tokens(self, row: Row) -> NerExample:
         tokens = _listed(row, "tokens")
@@ -160,7 +162,15 @@ class NerHead(Head):
                 raise DataError(row.line(error.word), error.problem, "correct it, or --set ner.scheme=SCHEME") from None
             self._check_labels(row, [label for _, _, label in found], items=[start for start, _, _ in found])
             gold = [(spans[start][0], spans[end - 1][1], label) for start, end, label in found]
-        return NerExample(text, spans, source, source_words, gold)
+        return self._example(text, spans, source, source_words, gold)
+
+    def _example(
+        self, text: str, spans: list[Span], source: str, source_words: list[Span], gold: list[LabelledSpan] | None
+    ) -> NerExample:
+        tags = tags_of(_word_spans(spans, gold), len(spans), self.config.tags_scheme) if gold is not None else []
+        classes = np.array([self._class_of[tag] for tag in tags], dtype=np.int64)  # [W]
+        places = np.array(source_words, dtype=np.int64).reshape(-1, 2)  # [W,2]
+        return NerExample(text, spans, source, places, gold, classes)
 
     def _check_labels(self, row: Row, labels: Sequence[str], *, items: Sequence[int] = ()) -> None:
         for index, label in enumerate(labels):
@@ -175,11 +185,8 @@ class NerHead(Head):
 
     def features(self, example: NerExample, window: Window) -> dict[str, Ints]:
         labels = np.full(len(window), IGNORED, dtype=np.int64)  # [S]
-        tokens = _word_tokens(example, window)  # [W]
-        tags = tags_of(_word_spans(example.words, example.gold or []), len(example.words), self.config.tags_scheme)
-        classes = np.array([self._class_of[tag] for tag in tags], dtype=np.int64)  # [W]
-        here = tokens >= 0
-        labels[tokens[here]] = classes[here]
+        words_here, tokens = _words_in(example, window)
+        labels[tokens] = example.classes[words_here]
         return {"labels": labels}
 
     def forward(self, states: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -246,12 +253,18 @@ class NerHead(Head):
         doc.ents = [*doc.ents, *free]
 
 
-def _word_tokens(example: NerExample, window: Window) -> Ints:
-    """Index in the window of the first token of each word, -1 for a word that is not in it [W]."""
+def _words_in(example: NerExample, window: Window) -> tuple[Ints, Ints]:
+    """The words that have a token in this window, and the index of each one's first token there."""
     content = np.flatnonzero(window.parts == FIRST)
-    tokens = first_tokens(example.source_words, window.offsets[content])
-    found: Ints = np.where(tokens >= 0, tokens + (content[0] if len(content) else 0), -1)
-    return found
+    if not len(content):
+        return content, content
+    offsets = window.offsets[content]
+    starts, ends = example.source_words[:, 0], example.source_words[:, 1]
+    first = int(np.searchsorted(ends, offsets[:, 0].min(), side="right"))
+    behind = int(np.searchsorted(starts, offsets[:, 1].max(), side="left"))
+    tokens = first_tokens(example.source_words[first:behind], offsets)
+    here = np.flatnonzero(tokens >= 0)
+    return first + here, content[tokens[here]]
 
 
 def _word_logits(example: NerExample, windows: Sequence[Window], logits: Sequence[Floats]) -> tuple[Ints, Floats]:
@@ -262,14 +275,12 @@ def _word_logits(example: NerExample, windows: Sequence[Window], logits: Sequenc
     chosen = np.zeros((count, logits[0].shape[-1]), dtype=np.float32)  # [W,C]
     distance = np.full(count, -1, dtype=np.int64)
     for window, scores in zip(windows, logits, strict=True):
-        tokens = _word_tokens(example, window)  # [W]
+        words_here, tokens = _words_in(example, window)
         far = len(window)
-        left = tokens + far * window.opens
-        right = far - 1 - tokens + far * window.closes
-        here = np.where(tokens >= 0, np.minimum(left, right), -1)
-        better = here > distance
-        distance[better] = here[better]
-        chosen[better] = scores[tokens[better]]
+        here = np.minimum(tokens + far * window.opens, far - 1 - tokens + far * window.closes)
+        better = here > distance[words_here]
+        distance[words_here[better]] = here[better]
+        chosen[words_here[better]] = scores[tokens[better]]
     kept = np.flatnonzero(distance >= 0)
     return kept, chosen[kept]
 
