@@ -1,6 +1,6 @@
 """Train a named entity recognizer on the sample data, use it, export it, and use it on ONNX Runtime.
 
-    python examples/ner.py [FOLDER]
+python examples/ner.py [FOLDER]
 """
 
 from __future__ import annotations

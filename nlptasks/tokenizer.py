@@ -101,7 +101,9 @@ class Tokenizer:
             # A panic of the Rust code arrives as a BaseException of its own.
             raise BackendError("tokenizer", f"failed ({error})", "check the backbone's tokenizer.json") from error
         return [
-            _Piece(self._as_text(np.array(item.ids, dtype=np.int64)), np.array(item.offsets, dtype=np.int64).reshape(-1, 2))
+            _Piece(
+                self._as_text(np.array(item.ids, dtype=np.int64)), np.array(item.offsets, dtype=np.int64).reshape(-1, 2)
+            )
             for item in encoded
         ]
 

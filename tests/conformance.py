@@ -6,7 +6,7 @@ Each check names the head by its task and reads its own sample data.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from torch import Tensor
 from nlptasks.backbone import Backbone
 from nlptasks.batching import collate, collate_units, make_units
 from nlptasks.data import load_data
-from nlptasks.engine import Engine
 from nlptasks.exporting import export
 from nlptasks.heads.base import Head
 from nlptasks.model import HeadRecord, Model
@@ -31,6 +30,8 @@ from nlptasks.types import ENCODE, FIRST, SPECIAL, Row
 _NAME = "probe"
 _ROWS = 12
 _TOLERANCE = 1e-5
+_WITHOUT_GRADIENT = tuple(f"{key}.bias" for key in ("key", "key_proj", "k", "k_proj", "k_lin"))
+"""A bias of all keys adds the same to every attention score, which softmax takes out again."""
 
 
 @dataclass
@@ -99,7 +100,9 @@ def check_outputs(subject: Subject) -> None:
 def check_learning(subject: Subject, *, steps: int = 30) -> None:
     """The loss falls, and every weight of head and backbone gets a gradient."""
     batch = tensors_of(subject, subject.examples, with_features=True)
-    module = torch.nn.ModuleList([subject.backbone.eval(), subject.head.eval()])  # no dropout: the loss must fall for sure
+    module = torch.nn.ModuleList(
+        [subject.backbone.eval(), subject.head.eval()]
+    )  # no dropout: the loss must fall for sure
     module.requires_grad_(True)
     optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
     losses = []
@@ -108,40 +111,28 @@ def check_learning(subject: Subject, *, steps: int = 30) -> None:
         total, count = subject.head.loss(subject.backbone(batch), batch)
         assert total.shape == count.shape == ()
         (total / count).backward()
-        losses.append(float(total / count))
+        losses.append((total / count).item())
         if len(losses) == 1:
-            without = {name for name, weight in module.named_parameters() if weight.grad is None or not weight.grad.any()}
-            # The attention's key bias has no gradient by its nature, and a short batch does not reach every row of a table.
-            assert not {name for name in without if not name.endswith(("key.bias", "key_proj.bias", "k.bias", "k_proj.bias", "k_lin.bias"))} - unused(subject)
+            names = {name for name, weight in module.named_parameters() if weight.grad is None or not weight.grad.any()}
+            assert not {name for name in names if not name.endswith(_WITHOUT_GRADIENT)}
         optimizer.step()
     assert losses[-1] < losses[0] / 2, losses
-
-
-def unused(subject: Subject) -> set[str]:
-    """Weights that the architecture itself does not use in its states."""
-    full = {f"0.trunk.{name}" for name, _ in subject.backbone.trunk.named_parameters()}
-    return {name for name in full if name.endswith("token_type_embeddings.weight")}
 
 
 def check_saving(subject: Subject, folder: Path) -> list[Any]:
     """A saved model loads and gives the very same results, which are returned."""
     model = subject.model()
     model.save(folder)
-    info = subject.backbone.info
-    engine = Engine(
-        {_NAME: subject.head},
-        subject.tokenizer,
-        TorchRuntime({ENCODE: model}, torch.device("cpu")),
-        info.pad_id,
-        info.inputs,
-        256,
-    )
-    before = [found[_NAME] for found in engine.stream({_NAME: example} for example in subject.examples)]
-    after = predictions(folder, subject.rows, "torch")
-    assert len(before) == len(after) == len(subject.rows)
-    assert subject.head.metrics(subject.examples, before) == subject.head.metrics(subject.examples, after)
-    assert [str(one) for one in before] == [str(two) for two in after]
+    loaded = pipeline(_NAME, model=folder, backend="torch").engine
+    unsaved = replace(loaded, heads={_NAME: subject.head}, runtime=TorchRuntime({ENCODE: model}, torch.device("cpu")))
+    before, after = ([found[_NAME] for found in engine.stream(_items(subject))] for engine in (unsaved, loaded))
+    assert before == after
+    assert len(after) == len(subject.rows)
     return after
+
+
+def _items(subject: Subject) -> list[dict[str, Any]]:
+    return [{_NAME: example} for example in subject.examples]
 
 
 def check_export(subject: Subject, folder: Path, expected: Sequence[Any]) -> None:
@@ -157,14 +148,8 @@ def check_export(subject: Subject, folder: Path, expected: Sequence[Any]) -> Non
         for key in numbers[0]:
             real = arrays["mask"] == 1 if subject.head.outputs[key.partition(".")[2]][1] == "S" else slice(None)
             np.testing.assert_allclose(numbers[0][key][real], numbers[1][key][real], atol=_TOLERANCE, rtol=0)
-    found = predictions(folder, subject.rows, "onnx")
-    examples = subject.examples
-    assert subject.head.metrics(examples, found) == subject.head.metrics(examples, expected)
-
-
-def predictions(folder: Path, rows: Sequence[Row], backend: str) -> list[Any]:
-    """What the saved model answers to the rows."""
-    return pipeline(_NAME, model=folder, backend=backend)([row.fields for row in rows])
+    found = [results[_NAME] for results in two.stream(_items(subject))]
+    assert subject.head.metrics(subject.examples, found) == subject.head.metrics(subject.examples, expected)
 
 
 def arrays_of(subject: Subject, examples: Sequence[Any]) -> dict[str, Any]:

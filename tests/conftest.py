@@ -7,7 +7,6 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,10 +35,9 @@ TOY_CONLL += "".join(
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
+def _seeded() -> None:
     """Each test begins at the same random state."""
     torch.manual_seed(0)
-    yield
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +62,9 @@ def conll_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(backbones: Path, conll_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model that has learned the toy data. Not to be changed: copy it first."""
     place = tmp_path_factory.mktemp("trained") / "model"
-    settings = TrainSettings(backbone=str(backbones / "bert"), epochs=16, patience=16, lr=3e-3, batch_tokens=128, precision="fp32")
+    settings = TrainSettings(
+        backbone=str(backbones / "bert"), epochs=16, patience=16, lr=3e-3, batch_tokens=128, precision="fp32"
+    )
     nlptasks.train(f"ner={conll_data}", output=place, settings=settings)
     return place
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -33,7 +32,18 @@ def entities(record: dict) -> list[tuple]:
 
 def test_train_evaluate_export_predict_show(backbones: Path, conll_data: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
-    options = ["--epochs", 12, "--lr", 3e-3, "--batch-tokens", 64, "--precision", "fp32", "--backbone", backbones / "bert"]
+    options = [
+        "--epochs",
+        12,
+        "--lr",
+        3e-3,
+        "--batch-tokens",
+        64,
+        "--precision",
+        "fp32",
+        "--backbone",
+        backbones / "bert",
+    ]
     done = run("train", f"people:ner={conll_data}", "-o", model, "--set", "people.scheme=iob2", *options)
     assert done.exit_code == 0, done.output
     assert "people on dev:" in done.stdout
@@ -50,7 +60,10 @@ def test_train_evaluate_export_predict_show(backbones: Path, conll_data: Path, t
         done = run("predict", model, "Ada Smith saw London .", "--json", "--backend", backend)
         [record] = lines(done.stdout)
         assert record["text"] == "Ada Smith saw London ."
-        assert [(e["text"], e["label"]) for e in record["results"]["people"]] == [("Ada Smith", "PER"), ("London", "LOC")]
+        assert [(e["text"], e["label"]) for e in record["results"]["people"]] == [
+            ("Ada Smith", "PER"),
+            ("London", "LOC"),
+        ]
     done = run("show", model)
     assert "head people (task ner" in done.stdout
     assert "LOC, PER" in done.stdout
@@ -97,7 +110,7 @@ def test_bad_rows_stop_the_run_or_are_left_out(trained: Path, tmp_path: Path) ->
     assert done.exit_code == 3
     assert f"{path}:2: has neither 'tokens' nor 'text'" in done.stderr
     assert not out.exists()
-    assert sorted(os.listdir(tmp_path)) == ["a.jsonl"]
+    assert [found.name for found in tmp_path.iterdir()] == ["a.jsonl"]
     done = run("predict", trained, "--input", path, "--json", "--skip-bad-rows")
     assert done.exit_code == 0
     assert [record["text"] for record in lines(done.stdout)] == ["Ada Smith saw London .", "Bob"]
@@ -169,7 +182,7 @@ def test_mistakes_get_one_line_and_their_exit_code(
         assert message in line
         assert "Traceback" not in done.output
         assert not (tmp_path / "new").exists()
-    leftovers = [path for path in tmp_path.rglob(".*")]
+    leftovers = list(tmp_path.rglob(".*"))
     assert leftovers == []
 
 

@@ -22,7 +22,9 @@ def test_targets(text: str, target: Target) -> None:
     assert parse_target(text) == target
 
 
-@pytest.mark.parametrize("text", ["", "=data", "ner=", "a b:ner", "../x:ner", ":ner", "x" * 41 + ":ner", "Ä:ner", "N:ner"])
+@pytest.mark.parametrize(
+    "text", ["", "=data", "ner=", "a b:ner", "../x:ner", ":ner", "x" * 41 + ":ner", "Ä:ner", "N:ner"]
+)
 def test_wrong_targets_are_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_target(text)

@@ -96,9 +96,7 @@ def toy_package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     (place / "toyhead" / "sample").mkdir(parents=True)
     (place / "toyhead" / "__init__.py").write_text(TOY)
     texts = ["ada saw london", "bob left", "cleo saw rome", "dan left paris", "ada left", "bob saw berlin"]
-    rows = [
-        {"left": one, "right": two, "same": "yes" if one[0] == two[0] else "no"} for one in texts for two in texts
-    ]
+    rows = [{"left": one, "right": two, "same": "yes" if one[0] == two[0] else "no"} for one in texts for two in texts]
     for part in ("train", "dev", "test"):
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (place / "toyhead" / "sample" / f"{part}.jsonl").write_text(lines)

@@ -83,7 +83,9 @@ def test_values_of_a_table_stay_text(tmp_path: Path) -> None:
         (read_jsonl, gzip.compress(b"{}" * 99)[:20], "cannot be read"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, reader: object, content: str | bytes, message: str) -> None:
+def test_what_is_wrong_is_said_with_its_line(
+    tmp_path: Path, reader: object, content: str | bytes, message: str
+) -> None:
     with pytest.raises(DataError) as caught:
         rows(reader, tmp_path / "file", content)
     assert message in str(caught.value)

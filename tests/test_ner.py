@@ -179,7 +179,23 @@ def test_a_word_takes_the_window_in_which_it_is_farthest_from_a_cut(head: NerHea
 @given(
     pieces=st.lists(
         st.tuples(
-            st.sampled_from(["Ada", "Straße", "日本", "👨‍👩‍👧", "U.S.", "(x)", "cafe\u0301", "½", "ﬁ", "\u200bz", "🇩🇪", "אבג", "a\ud800"]),
+            st.sampled_from(
+                [
+                    "Ada",
+                    "Straße",
+                    "日本",
+                    "👨‍👩‍👧",
+                    "U.S.",
+                    "(x)",
+                    "cafe\u0301",
+                    "½",
+                    "ﬁ",
+                    "\u200bz",
+                    "🇩🇪",
+                    "אבג",
+                    "a\ud800",
+                ]
+            ),
             st.sampled_from([" ", "  ", "\r\n", "\t", "\u00a0"]),
         ),
         min_size=1,

@@ -160,7 +160,7 @@ def test_auto_takes_the_export_only_while_it_is_fresh(exported: Path, trained: P
     model.save(stale, overwrite=True)
     shutil.copytree(exported / "onnx", stale / "onnx")
     assert pipeline("ner", model=stale).backend == "PyTorch on the CPU"
-    with pytest.raises(ModelError, match="has a stale ONNX export in fp32.*run: nlptasks export"):
+    with pytest.raises(ModelError, match=r"has a stale ONNX export in fp32.*run: nlptasks export"):
         pipeline("ner", model=stale, backend="onnx")
     with pytest.raises(ModelError, match=r"has no ONNX export in fp16 \(made are: fp32\)"):
         pipeline("ner", model=stale, backend="onnx:fp16")
@@ -197,7 +197,7 @@ def test_wrong_names_are_refused(exported: Path) -> None:
 def test_cuda_means_cuda_or_an_error(exported: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(BackendError, match="--device cuda: .*--device cpu") as caught:
+    with pytest.raises(BackendError, match=r"--device cuda: .*--device cpu") as caught:
         pipeline("ner", model=exported, backend=backend, device="cuda")
     assert caught.value.exit_code == 6
 
@@ -205,7 +205,7 @@ def test_cuda_means_cuda_or_an_error(exported: Path, backend: str, monkeypatch: 
 def test_weights_that_are_not_numbers_never_become_labels(trained: Path, tmp_path: Path) -> None:
     model = nlptasks.Model.load(trained)
     with torch.no_grad():
-        list(model.head("ner").parameters())[0].fill_(float("nan"))
+        next(model.head("ner").parameters()).fill_(float("nan"))
     model.save(tmp_path / "m")
     with pytest.raises(BackendError, match="not finite"):
         pipeline("ner", model=tmp_path / "m")("Ada")

@@ -13,7 +13,7 @@ from nlptasks.text import close_unspaced, first_tokens, join_words, readable, sp
 
 GOLDEN = [
     ("Ada Lovelace lived in London.", "Ada|Lovelace|lived|in|London|."),
-    ("Ada's (London), U.S. \"Inc\"", 'Ada|\'s|(|London|)|,|U.S.|"|Inc|"'),
+    ('Ada\'s (London), U.S. "Inc"', 'Ada|\'s|(|London|)|,|U.S.|"|Inc|"'),
     ("J. Smith at 3:2, e.g. Ph.D.", "J.|Smith|at|3:2|,|e.g.|Ph.D."),
     ("well—no -- wait...", "well|—|no|--|wait|..."),
     ("don't 's ''hi''", "don't|'s|''|hi|''"),

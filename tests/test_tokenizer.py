@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import tiny
@@ -48,7 +50,7 @@ def test_windows_overlap_and_lose_nothing(backend: tokenizers.Tokenizer, words: 
     assert [window.closes for window in windows] == [False] * (len(windows) - 1) + [True]
     covered = {tuple(span) for window in windows for span in window.offsets[window.parts == FIRST]}
     assert covered == set(whole.offsets)
-    for one, two in zip(windows, windows[1:], strict=False):
+    for one, two in pairwise(windows):
         shared = set(map(tuple, one.offsets[one.parts == FIRST])) & set(map(tuple, two.offsets[two.parts == FIRST]))
         assert len(shared) >= 7
 

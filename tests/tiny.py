@@ -21,7 +21,7 @@ TEXT = [
 _SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<mask>"]
 _PAD, _START, _END = 0, 1, 2
 _VOCABULARY = 300
-_POSITIONS = 64
+_POSITIONS = 128
 
 
 def _wordpiece() -> tokenizers.Tokenizer:
@@ -43,9 +43,7 @@ def _bytes() -> tokenizers.Tokenizer:
         vocab_size=_VOCABULARY, special_tokens=_SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
     tokenizer.train_from_iterator(TEXT, trainer)
-    tokenizer.post_processor = processors.RobertaProcessing(
-        ("</s>", _END), ("<s>", _START), add_prefix_space=False
-    )
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", _END), ("<s>", _START), add_prefix_space=False)
     return tokenizer
 
 
@@ -76,7 +74,7 @@ def _config(cls: type, **more: Any) -> Callable[[], Any]:
 
 
 def _roberta(cls: type) -> Callable[[], Any]:
-    # RoBERTa counts positions from behind the padding's id: 64 rows hold 62 tokens for id 1, 63 for id 0.
+    # RoBERTa counts positions from behind the padding's id: 128 rows hold 126 tokens for id 1, 127 for id 0.
     return _config(cls, type_vocab_size=1)
 
 

@@ -109,7 +109,7 @@ class Head(nn.Module, ABC):
         """The result for people: pieces of text, each with a style (a label, or empty for plain text)."""
         return [(str(result), "")]
 
-    def annotate(self, doc: Any, result: Any, name: str) -> None:  # noqa: B027 - many heads have nothing to write
+    def annotate(self, doc: Any, result: Any, name: str) -> None:
         """Write a result where spaCy has a place for it; `result` itself already stands in ``doc._.nlptasks[name]``."""
 
     @classmethod

@@ -33,9 +33,15 @@ def hugging_face(folder: Path) -> Any:
     """The model as Hugging Face has it: the backbone with a token classification layer, the same weights."""
     tags = ModelFolder.open(folder).records["ner"].config["tags"]
     model = transformers.AutoModelForTokenClassification.from_pretrained(
-        folder / "backbone", num_labels=len(tags), id2label=dict(enumerate(tags)), label2id={tag: i for i, tag in enumerate(tags)}
+        folder / "backbone",
+        num_labels=len(tags),
+        id2label=dict(enumerate(tags)),
+        label2id={tag: i for i, tag in enumerate(tags)},
     )
-    weights = {name.removeprefix("layers.model."): tensor for name, tensor in load_file(folder / "heads" / "ner.safetensors").items()}
+    weights = {
+        name.removeprefix("layers.model."): tensor
+        for name, tensor in load_file(folder / "heads" / "ner.safetensors").items()
+    }
     assert not model.load_state_dict(weights, strict=False).unexpected_keys
     return model.eval()
 
@@ -55,7 +61,9 @@ def largest_logit_difference(pipe: Pipeline, model: Any, texts: list[str]) -> fl
         arrays = {"ids": window.ids[None], "mask": np.ones_like(window.ids)[None], "types": window.types[None]}
         ours = pipe.engine.runtime.fetch(pipe.engine.runtime.run(ENCODE, arrays)["ner.logits"])
         with torch.inference_mode():
-            theirs = model(input_ids=torch.from_numpy(arrays["ids"]), attention_mask=torch.from_numpy(arrays["mask"])).logits
+            theirs = model(
+                input_ids=torch.from_numpy(arrays["ids"]), attention_mask=torch.from_numpy(arrays["mask"])
+            ).logits
         worst = max(worst, float(np.abs(ours - theirs.numpy()).max()))
     return worst
 
@@ -74,7 +82,9 @@ def main() -> None:
     onnx = pipeline("ner", model=options.model, backend="onnx", device="cpu")
     model = hugging_face(options.model)
     tokenizer = transformers.AutoTokenizer.from_pretrained(options.model / "backbone")
-    theirs = transformers.pipeline("token-classification", model=model, tokenizer=tokenizer, aggregation_strategy="first")
+    theirs = transformers.pipeline(
+        "token-classification", model=model, tokenizer=tokenizer, aggregation_strategy="first"
+    )
     sizes = {size: seconds(lambda size=size: theirs(texts[:600], batch_size=size)) for size in _BATCH_SIZES}
     best = min(sizes, key=lambda size: sizes[size])
 
@@ -91,20 +101,25 @@ def main() -> None:
     head = ours.heads["ner"]
     examples = [head.read(row) for row in _rows(sentences)]
     answers = {name: work() for name, work in ways.items()}
-    answers["transformers"] = [[_entity(text, found) for found in own] for text, own in zip(texts, answers["transformers"], strict=True)]
+    found = answers["transformers"]
+    answers["transformers"] = [[_entity(text, one) for one in own] for text, own in zip(texts, found, strict=True)]
     answers["torch, given words"] = ours([{"tokens": words} for words, _ in sentences])
     keep(
         "inference",
         {
             "texts": len(texts),
             "transformers_batch_size": best,
-            "texts_per_second": {name: summary([len(texts) / value for value in values]) for name, values in times.items()},
+            "texts_per_second": {
+                name: summary([len(texts) / value for value in values]) for name, values in times.items()
+            },
             "times_transformers": {
-                name: summary([a / b for a, b in zip(times["transformers"], times[name], strict=True)]) for name in ("torch", "onnx")
+                name: summary([a / b for a, b in zip(times["transformers"], times[name], strict=True)])
+                for name in ("torch", "onnx")
             },
             "f1": {name: round(head.metrics(examples, found)["f1"], 4) for name, found in answers.items()},
             "largest_logit_difference": largest_logit_difference(ours, model, texts[:300]),
-            "onnx_entities_equal": [_places(own) for own in answers["onnx"]] == [_places(own) for own in answers["torch"]],
+            "onnx_entities_equal": [_places(own) for own in answers["onnx"]]
+            == [_places(own) for own in answers["torch"]],
         },
         command="python tests/benchmarks/inference.py --model runs/ner --data CONLL_FOLDER",
     )

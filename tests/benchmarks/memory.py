@@ -1,6 +1,6 @@
 """Resident memory of ``nlptasks predict`` after 10,000 and after 100,000 lines on stdin (Linux).
 
-    python tests/benchmarks/memory.py --model runs/ner --data CONLL_FOLDER
+python tests/benchmarks/memory.py --model runs/ner --data CONLL_FOLDER
 """
 
 from __future__ import annotations
@@ -35,7 +35,18 @@ def feed(stdin: IO[str], texts: list[str]) -> None:
 
 def measure(model: Path, texts: list[str], backend: str) -> dict[str, float]:
     """Feed lines and look at the process when enough answers have come."""
-    command = [sys.executable, "-m", "nlptasks", "predict", str(model), "--json", "--backend", backend, "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "nlptasks",
+        "predict",
+        str(model),
+        "--json",
+        "--backend",
+        backend,
+        "--device",
+        "cpu",
+    ]
     found = {}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin

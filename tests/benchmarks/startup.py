@@ -1,6 +1,6 @@
 """How long ``nlptasks --help`` and ``import nlptasks`` take above Python's own start; medians of fresh processes.
 
-    python tests/benchmarks/startup.py
+python tests/benchmarks/startup.py
 """
 
 from __future__ import annotations
