@@ -19,12 +19,12 @@ from nlptasks.exporting import export_problem, open_export
 from nlptasks.heads.base import Head
 from nlptasks.model import Model, ModelFolder
 from nlptasks.registry import tasks
-from nlptasks.runtime.pytorch import TorchRuntime, torch_device
+from nlptasks.runtime.pytorch import TorchRuntime, pack_linears, torch_device
 from nlptasks.types import ENCODE, Row, Runtime
 
 _log = logging.getLogger("nlptasks")
 
-_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
+_BATCH_TOKENS = {"cpu": 512, "cuda": 32768}
 
 Text = str | Mapping[str, Any]
 """A text, or a row with the fields that a head reads."""
@@ -154,6 +154,8 @@ def _open_torch(stored: ModelFolder, names: list[str], device: str) -> tuple[dic
     model = Model.load(stored.path)
     for name in set(model.heads) - set(names):
         del model.heads[name]
+    if where.type == "cpu":
+        pack_linears(model)
     runtime = TorchRuntime({ENCODE: model}, where)
     return {name: model.head(name) for name in names}, runtime
 

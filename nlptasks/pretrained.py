@@ -64,6 +64,13 @@ def from_foreign(folder: Path, *, source: str, revision: str | None) -> Backbone
             f"has the tokenizer {type(tokenizer).__name__}, which gives no offsets",
             "take a model with a tokenizer.json",
         )
+    known = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+    if known > config.vocab_size:
+        raise ModelError(
+            source,
+            f"has a tokenizer of {known} tokens for a table of {config.vocab_size}",
+            "resize the model's embeddings",
+        )
     full = _pretrained(folder, source)
     trunk = trunk_of(full)
     info = BackboneInfo(

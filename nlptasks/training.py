@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from nlptasks import __version__
 from nlptasks.backbone import Backbone
-from nlptasks.batching import Unit, collate_units, epoch_batches, make_units
+from nlptasks.batching import collate_units, epoch_batches, make_units
 from nlptasks.card import model_card
 from nlptasks.config import Target, TrainSettings, parse_target
 from nlptasks.data import DataSet, load_data, with_dev
@@ -97,7 +97,6 @@ def train(
     """
     target = parse_target(target) if isinstance(target, str) else target
     settings = settings or TrainSettings()
-    reporter = reporter or Silent()
     cls = head_class(target.task)
     check_output(Path(output), overwrite=overwrite)
     place = Path(target.data) if target.data else cls.sample_folder()
@@ -107,73 +106,94 @@ def train(
     with torch.random.fork_rng(devices=["cuda"] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         backbone = load_backbone(settings.backbone)
-        head = cls(config, backbone=backbone.info)
-        run = _Training(target, settings, data, backbone, head, device, reporter)
-        metrics = run.fit()
-    record = HeadRecord(target.task, asdict(config), metrics)
-    model = Model(backbone, {target.name: head}, {target.name: record}).eval().cpu()
+        model = Model(backbone, {target.name: cls(config, backbone=backbone.info)}, {})
+        run = _Training(target, settings, data, model, device)
+        metrics = run.fit(reporter or Silent())
+    model.records[target.name] = HeadRecord(target.task, asdict(config), metrics)
     log = run.log(metrics)
     extra = {"training.json": json.dumps(log, indent=1, ensure_ascii=False) + "\n", "README.md": model_card(model, log)}
-    folder = model.save(output, overwrite=overwrite, extra=extra)
+    folder = model.eval().cpu().save(output, overwrite=overwrite, extra=extra)
     unseen = data.parts.get("test") or data.parts["dev"]
     return TrainResult(folder, target.name, metrics, unseen, log["seconds"])
 
 
+class _Optimization:
+    """What changes weights: one step for one batch.
+
+    Args:
+        module: backbone and head; it is moved to the device.
+        settings: with everything chosen.
+        steps: steps in all.
+        device: where to train.
+    """
+
+    def __init__(self, module: _LossModule, settings: TrainSettings, steps: int, device: torch.device) -> None:
+        # accelerate keeps its state for the whole process: without this a second run would get the first one's precision.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=_mixed(settings.precision))
+        optimizer = torch.optim.AdamW(_groups(module.to(device), settings), fused=True)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _ramp(steps, settings.warmup))
+        self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+        self.clip, self.steps = settings.clip, steps
+
+    @property
+    def done(self) -> int:
+        """Steps done."""
+        return int(self.schedule.last_epoch)
+
+    def step(self, batch: Mapping[str, Tensor]) -> tuple[float, float]:
+        """One step: the loss as a sum, and the count that it is a sum over. Without a finite loss nothing is changed."""
+        loss, count = self.module(batch)
+        total, terms = float(loss.detach()), float(count)
+        if math.isfinite(total):
+            self.accelerator.backward(loss / count.clamp(min=1))
+            self.accelerator.clip_grad_norm_(self.module.parameters(), self.clip)
+            self.optimizer.step()
+            self.schedule.step()
+            self.optimizer.zero_grad()
+        return total, terms
+
+
 class _Training:
-    """One run of the loop."""
+    """One run of the loop: what is learned from, and how it goes."""
 
     def __init__(
-        self,
-        target: Target,
-        settings: TrainSettings,
-        data: DataSet,
-        backbone: Backbone,
-        head: Head,
-        device: torch.device,
-        reporter: Reporter,
+        self, target: Target, settings: TrainSettings, data: DataSet, model: Model, device: torch.device
     ) -> None:
-        self.target, self.data, self.head, self.backbone = target, data, head, backbone
-        self.device, self.reporter = device, reporter
-        self.tokenizer = backbone.tokenizer()
-        self.examples = {part: [head.read(row) for row in rows] for part, rows in data.parts.items()}
-        self.units = make_units(head, self.tokenizer, self.examples["train"])
+        self.target, self.data, self.model, self.device = target, data, model, device
+        self.head = model.head(target.name)
+        self.examples = {part: [self.head.read(row) for row in rows] for part, rows in data.parts.items()}
+        self.tokenizer = model.backbone.tokenizer()
+        self.units = make_units(self.head, self.tokenizer, self.examples["train"])
         if not self.units:
             raise DataError(data.parts["train"][0].where, "and all rows after it are empty", "give rows with text")
-        self.settings = chosen(settings, backbone.parameter_count(), [unit.tokens for unit in self.units], device)
+        self.settings = chosen(settings, model.backbone.parameter_count(), [unit.tokens for unit in self.units], device)
         self.history: list[dict[str, float]] = []
         self.seconds = 0.0
 
-    def fit(self) -> dict[str, dict[str, float]]:
+    def fit(self, reporter: Reporter) -> dict[str, dict[str, float]]:
         """Train, keep the best weights, and give the metrics of dev and test."""
-        settings, started = self.settings, time.perf_counter()
-        _announce(self.reporter, self.target, self.data, settings)
-        AcceleratorState._reset_state(
-            reset_partial_state=True
-        )  # else a second run in this process keeps the first's precision
-        accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision=_mixed(settings.precision))
-        if settings.tune == "head":
-            self.backbone.requires_grad_(False)
-        module = _LossModule(self.backbone, self.head)
-        optimizer = torch.optim.AdamW(_groups(module, settings), fused=True)
+        settings, started, metric = self.settings, time.perf_counter(), self.head.main_metric
+        _announce(reporter, self.target, self.data, settings)
+        self.model.backbone.requires_grad_(settings.tune == "all")
         plan = [self._batches(epoch) for epoch in range(_known(settings.epochs))]
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _ramp(sum(map(len, plan)), settings.warmup))
-        module, optimizer = accelerator.prepare(module, optimizer)
-        best, best_epoch, kept = -math.inf, 0, _weights(self.backbone, self.head)
+        module = _LossModule(self.model.backbone, self.head)
+        optimization = _Optimization(module, settings, sum(map(len, plan)), self.device)
+        best, best_epoch, kept = -math.inf, 0, _weights(self.model)
         for epoch, batches in enumerate(plan, start=1):
             begun = time.perf_counter()
-            loss = self._epoch(accelerator, module, optimizer, schedule, batches, sum(map(len, plan)))
-            rate = len(self.units) / (time.perf_counter() - begun)
-            value = self._evaluate("dev")[self.head.main_metric]
-            metric = f"dev_{self.head.main_metric}"
-            self.history.append({"epoch": epoch, "loss": loss, "rows_per_second": round(rate, 2), metric: value})
-            self.reporter.evaluated(epoch, self.head.main_metric, value, value > best)
+            loss = self._epoch(optimization, batches, reporter)
+            rate = round(len(self.units) / (time.perf_counter() - begun), 2)
+            value = self._evaluate("dev")[metric]
+            self.history.append({"epoch": epoch, "loss": loss, "rows_per_second": rate, f"dev_{metric}": value})
+            reporter.evaluated(epoch, metric, value, value > best)
             if value > best:
-                best, best_epoch, kept = value, epoch, _weights(self.backbone, self.head)
+                best, best_epoch, kept = value, epoch, _weights(self.model)
             elif epoch - best_epoch >= settings.patience:
-                self.reporter.note(f"stopped: no better {self.head.main_metric} on dev for {settings.patience} epochs")
+                reporter.note(f"stopped: no better {metric} on dev for {settings.patience} epochs")
                 break
-        _restore(self.backbone, self.head, kept)
-        self.backbone.requires_grad_(True)
+        self.model.load_state_dict(kept)
+        self.model.requires_grad_(True)
         found = {part: self._evaluate(part) for part in self.examples if part != "train"}
         self.seconds = time.perf_counter() - started
         return found
@@ -200,51 +220,32 @@ class _Training:
         lengths = [unit.tokens for unit in self.units]
         return epoch_batches(lengths, _known(self.settings.batch_tokens), seed=self.settings.seed, epoch=epoch)
 
-    def _epoch(
-        self,
-        accelerator: Accelerator,
-        module: nn.Module,
-        optimizer: Any,
-        schedule: torch.optim.lr_scheduler.LRScheduler,
-        batches: Sequence[Sequence[int]],
-        total: int,
-    ) -> float:
+    def _epoch(self, optimization: _Optimization, batches: Sequence[Sequence[int]], reporter: Reporter) -> float:
         """One pass over the batches: its mean loss."""
-        module.train()
+        self.model.train()
         summed = counted = 0.0
         for batch in batches:
-            tensors = self._tensors([self.units[index] for index in batch])
-            loss, count = module(tensors)
-            mean = loss / count.clamp(min=1)
-            if not math.isfinite(mean.item()):
-                raise self._not_finite(schedule, batch)
-            accelerator.backward(mean)
-            accelerator.clip_grad_norm_(module.parameters(), self.settings.clip)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            summed, counted = summed + loss.item(), counted + count.item()
-            self.reporter.step(schedule.last_epoch, total, mean.item())
+            arrays = collate_units([self.units[index] for index in batch], self.model.backbone.info.pad_id)  # [B,S]
+            tensors = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
+            total, count = optimization.step(tensors)
+            if not math.isfinite(total):
+                raise self._not_finite(optimization, batch)
+            summed, counted = summed + total, counted + count
+            reporter.step(optimization.done, optimization.steps, total / max(count, 1))
         return summed / max(counted, 1)
 
-    def _tensors(self, units: Sequence[Unit]) -> dict[str, Tensor]:
-        """A batch on the device [B,S]."""
-        arrays = collate_units(units, self.backbone.info.pad_id)
-        return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
-
-    def _not_finite(self, schedule: torch.optim.lr_scheduler.LRScheduler, batch: Sequence[int]) -> TrainingError:
+    def _not_finite(self, optimization: _Optimization, batch: Sequence[int]) -> TrainingError:
         rows = ", ".join(self.data.parts["train"][index].where for index in batch[:3])
-        rate = schedule.get_last_lr()[0]
+        rate = optimization.schedule.get_last_lr()[0]
         return TrainingError(
-            f"step {schedule.last_epoch + 1}",
+            f"step {optimization.done + 1}",
             f"the loss is not finite at a learning rate of {rate:.2g} (rows {rows}...)",
             "take a lower --lr, or --precision fp32; nothing was written",
         )
 
     def _evaluate(self, part: str) -> dict[str, float]:
-        name, info = self.target.name, self.backbone.info
-        model = Model(self.backbone, {name: self.head}, {})
-        runtime = TorchRuntime({ENCODE: model}, self.device)
+        name, info = self.target.name, self.model.backbone.info
+        runtime = TorchRuntime({ENCODE: self.model}, self.device)
         engine = Engine({name: self.head}, self.tokenizer, runtime, info.pad_id, info.inputs, _EVALUATION_TOKENS)
         try:
             results = [found[name] for found in engine.stream({name: example} for example in self.examples[part])]
@@ -318,16 +319,8 @@ def _ramp(total: int, warmup: float) -> Any:
     return factor
 
 
-def _weights(*modules: nn.Module) -> list[dict[str, Tensor]]:
-    return [
-        {name: tensor.detach().to("cpu", copy=True) for name, tensor in module.state_dict().items()}
-        for module in modules
-    ]
-
-
-def _restore(backbone: Backbone, head: Head, kept: list[dict[str, Tensor]]) -> None:
-    backbone.load_state_dict(kept[0])
-    head.load_state_dict(kept[1])
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in module.state_dict().items()}
 
 
 def _known(value: int | None) -> int:

@@ -147,6 +147,14 @@ def test_a_tokenizer_without_offsets_is_refused(backbones: Path, monkeypatch: py
         load_backbone(str(backbones / "bert"))
 
 
+def test_a_tokenizer_with_more_tokens_than_the_table_is_refused(backbones: Path, tmp_path: Path) -> None:
+    folder = copy_of(backbones, "bert", tmp_path / "bert")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 50}))
+    with pytest.raises(ModelError, match="tokens for a table of 50"):
+        load_backbone(str(folder))
+
+
 def test_a_decoder_alone_is_refused(tmp_path: Path) -> None:
     config = transformers.GPT2Config(vocab_size=300, n_embd=32, n_layer=1, n_head=2, n_positions=64)
     transformers.AutoModel.from_config(config).save_pretrained(tmp_path)

@@ -85,7 +85,8 @@ def test_rows_of_every_shape_mean_the_same(head: NerHead, tokenizer: Tokenizer, 
         ({"words": ["a"]}, "has neither 'tokens' nor 'text', only words; name the column"),
         ({"tokens": ["a", "b"], "tags": ["O"]}, "has 2 tokens and 1 tags"),
         ({"tokens": ["a", ""], "tags": ["O", "O"]}, "expected a list of non-empty strings"),
-        ({"tokens": "[broken", "tags": "O"}, "not JSON"),
+        ({"tokens": '["broken', "tags": "O"}, "not JSON"),
+        ({"tokens": ["a"], "tags": [3]}, "write names, not numbers"),
         ({"tokens": ["a"], "tags": ["B-ORG"]}, "label 'ORG' is not in the training data; known are: LOC, PER"),
         ({"tokens": ["a"], "tags": ["B-PERS"]}, "did you mean 'PER'"),
         ({"tokens": ["a", "b"], "tags": ["O", "I-PER"]}, "tag 'I-PER' after 'O', which is illegal in iob2"),
@@ -107,6 +108,10 @@ def test_wrong_rows_are_refused_with_their_line(head: NerHead, fields: dict, mes
     assert message in str(caught.value)
 
 
+def test_a_cell_that_begins_with_a_bracket_is_text(head: NerHead) -> None:
+    assert head.read(row(tokens="[ Ada ]", tags="O B-PER O")).text == "[ Ada ]"
+
+
 def test_a_wrong_tag_is_named_with_its_own_line(head: NerHead) -> None:
     fields = {"tokens": ["a", "b", "c"], "tags": ["O", "O", "B-XYZ"]}
     with pytest.raises(DataError, match=r"train\.conll:12: label 'XYZ'"):
@@ -119,6 +124,7 @@ def test_a_wrong_tag_is_named_with_its_own_line(head: NerHead) -> None:
         (["I-PER I-PER B-PER"], "iob1"),
         (["B-PER E-PER S-PER"], "bioes"),
         (["PER PER O"], "io"),
+        (["I-PER I-PER O"], "iob1"),  # the same spans, and a B in another row is no error
         (["B-PER I-PER B-PER"], "iob2"),
     ],
 )

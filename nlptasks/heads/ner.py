@@ -316,9 +316,10 @@ def _warn_of_edges_in_words(rows: Sequence[Row]) -> None:
 
 
 def _detected(tagged: Sequence[tuple[Row, list[str]]]) -> str:
-    """The scheme of the tags of these rows."""
+    """The scheme of the tags of these rows. Tags with I alone are taken for iob1, which may use B in other rows."""
     try:
-        return detect_scheme([tags for _, tags in tagged])
+        scheme = detect_scheme([tags for _, tags in tagged])
+        return "iob1" if scheme == "io" and any(tag.startswith("I-") for _, tags in tagged for tag in tags) else scheme
     except TagError as error:
         where = tagged[error.sentence][0].line(error.word)
         raise DataError(where, error.problem, "correct the tag, or declare --set ner.scheme=SCHEME") from None
@@ -328,9 +329,14 @@ def _listed(row: Row, name: str) -> list[str]:
     """A field that holds a list of strings: as such, as JSON, or as text with white space between them."""
     value = row.fields[name]
     if isinstance(value, str):
-        value = _from_json(row, name) if value.lstrip().startswith("[") else value.split()
+        value = _from_json(row, name) if value.lstrip().startswith('["') else value.split()
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
-        raise DataError(row.where, f"{name} is {quote(value)}, expected a list of non-empty strings", "correct the row")
+        fix = (
+            "write names, not numbers"
+            if isinstance(value, list) and value and isinstance(value[0], int)
+            else "correct the row"
+        )
+        raise DataError(row.where, f"{name} is {quote(value)}, expected a list of non-empty strings", fix)
     return list(value)
 
 
