@@ -4,7 +4,8 @@ Words are ours, not the tokenizer's, so that a head learns and predicts on the s
 
 1. White space separates.
 2. Scripts written without spaces are split by character, combining marks stay with theirs.
-3. Outer punctuation is peeled off (``(London),`` is four words), but not the stop of ``U.S.`` or of an initial.
+3. Outer punctuation is peeled off (``(London),`` is four words), but not the stop of ``U.S.`` or of an initial, nor, within a
+   text, that of ``Mr.`` or ``Inc.``, nor that of a list's number at the beginning of a line, nor the point of ``.5``.
 4. A clitic is a word: ``Ada's`` is ``Ada`` and ``'s``.
 5. Dashes and dots of their own (``--``, ``...``, an em dash) are words wherever they stand.
 
@@ -36,7 +37,11 @@ _PIECES = re.compile(
 _CHUNKS = re.compile(r"\S+")
 _CLITIC = re.compile(r"(?<=.)['\u2019](?:s|S)$")
 _ONLY_CLITIC = re.compile(r"['\u2019](?:s|S|t|m|d|ll|re|ve)$")
-_STOP_BELONGS = re.compile(r"(?:[^\W\d_]{1,3}\.)+[^\W\d_]{1,3}\.|[^\W\d_]\.")
+_STOP_BELONGS = re.compile(r"(?:[^\W\d_]+-)?(?:[^\W\d_]{1,3}\.)+[^\W\d_]{1,3}\.|[^\W\d_]\.")
+_LIST_NUMBER = re.compile(r"\d{1,3}\.")
+_ABBREVIATION = re.compile(
+    r"(?:mr|mrs|ms|dr|prof|st|jr|sr|gen|sen|rep|gov|lt|col|capt|sgt|rev|inc|corp|ltd|co|bros|vs)\.", re.IGNORECASE
+)
 _LONGEST_CLITIC, _LONGEST_ABBREVIATION = 3, 24  # characters; so a word of 100,000 is not searched again and again
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -47,6 +52,8 @@ def words(text: str) -> list[Span]:
     for chunk in _CHUNKS.finditer(text):
         start, end = chunk.span()
         if chunk.group().isalnum() and chunk.group().isascii():  # the common case, without any rule
+            spans.append((start, end))
+        elif _is_whole(text, start, end):
             spans.append((start, end))
         else:
             spans.extend((start + left, start + right) for left, right in _chunk_words(chunk.group()))
@@ -127,6 +134,14 @@ def _is_unspaced(char: str) -> bool:
     return bool(char) and re.match(f"[{_UNSPACED}]", char) is not None
 
 
+def _is_whole(text: str, start: int, end: int) -> bool:
+    """Whether the stop at the end of these characters is theirs by what stands around them."""
+    if text[end - 1] != "." or not _CHUNKS.search(text, end):
+        return False
+    begins_line = start == 0 or text[start - 1] in "\r\n"
+    return bool(_ABBREVIATION.fullmatch(text, start, end) or (begins_line and _LIST_NUMBER.fullmatch(text, start, end)))
+
+
 def _chunk_words(chunk: str) -> Iterator[Span]:
     """The words of a text without white space."""
     for start, end in _whole_characters(chunk, (piece.span() for piece in _PIECES.finditer(chunk))):
@@ -151,7 +166,7 @@ def _peeled(piece: str) -> list[Span]:
     after: list[Span] = []
     while start < end and not _ONLY_CLITIC.match(piece, start, end):
         run = _run(piece, start, end, step=1)
-        if not run:
+        if not run or (piece[start] == "." and piece[start + 1 : start + 2].isdigit()):
             break
         before.append((start, start + run))
         start += run

@@ -14,6 +14,8 @@ from nlptasks.text import close_unspaced, first_tokens, join_words, readable, sp
 GOLDEN = [
     ("Ada Lovelace lived in London.", "Ada|Lovelace|lived|in|London|."),
     ('Ada\'s (London), U.S. "Inc"', 'Ada|\'s|(|London|)|,|U.S.|"|Inc|"'),
+    ("1. Mr. Wu, Acme Inc. of St. Ives\n12. fell .5 Co.", "1.|Mr.|Wu|,|Acme|Inc.|of|St.|Ives|12.|fell|.5|Co|."),
+    ("Russian-U.S. talks in 1996. They", "Russian-U.S.|talks|in|1996|.|They"),
     ("J. Smith at 3:2, e.g. Ph.D.", "J.|Smith|at|3:2|,|e.g.|Ph.D."),
     ("well—no -- wait...", "well|—|no|--|wait|..."),
     ("don't 's ''hi''", "don't|'s|''|hi|''"),
@@ -84,7 +86,7 @@ def test_spans_are_split_at_cuts_inside_them() -> None:
     assert split_at([(0, 5), (6, 9)], [0, 2, 5, 6, 8, 20]) == [(0, 2), (2, 5), (6, 8), (8, 9)]
 
 
-@pytest.mark.parametrize("unit", ["a", "a ", "北", "(.", "a.b.", "'s", "—x"])
+@pytest.mark.parametrize("unit", ["a", "a ", "a. ", "北", "(.", "a.b.", "'s", "—x"])
 @pytest.mark.parametrize("before", ["", "x"])
 def test_words_of_a_text_without_end_come_to_an_end(before: str, unit: str) -> None:
     text = before + unit * 100_000
