@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from nlptasks.backbone import BackboneInfo
 from nlptasks.heads.base import IGNORED, Head
 from nlptasks.tokenizer import Tokenizer
 from nlptasks.types import Ints, Window
@@ -50,12 +51,13 @@ def make_units(head: Head, tokenizer: Tokenizer, examples: Sequence[Any]) -> lis
     return units
 
 
-def collate_units(units: Sequence[Unit], pad_id: int) -> dict[str, Ints]:
+def collate_units(units: Sequence[Unit], info: BackboneInfo) -> dict[str, Ints]:
     """The windows of several units and their features, as arrays [B,S]."""
     features = [own for unit in units for own in unit.features]
-    arrays = collate([window for unit in units for window in unit.windows], pad_id)
+    arrays = collate([window for unit in units for window in unit.windows], info)
+    size = arrays["ids"].shape[1]
     for name in features[0]:
-        arrays[name] = pad([own[name] for own in features], IGNORED)
+        arrays[name] = pad([own[name] for own in features], IGNORED, size)
     return arrays
 
 
@@ -88,18 +90,27 @@ def epoch_batches(lengths: Sequence[int], budget: int, *, seed: int, epoch: int)
     return batches
 
 
-def collate(windows: Sequence[Window], pad_id: int) -> dict[str, Ints]:
-    """Windows as the arrays ``ids``, ``mask`` and ``types`` [B,S], S the longest."""
+def collate(windows: Sequence[Window], info: BackboneInfo, *, multiple: int = 1) -> dict[str, Ints]:
+    """Windows as the arrays ``ids``, ``mask`` and ``types`` [B,S].
+
+    Args:
+        windows: the windows.
+        info: of the backbone that reads them.
+        multiple: S is the next multiple of this, if the backbone reads as many tokens. Few different shapes keep memory
+            flat: runtimes keep something for every shape that they have met.
+    """
+    longest = max(map(len, windows))
+    size = max(longest, min(-(-longest // multiple) * multiple, info.max_tokens))
     return {
-        "ids": pad([window.ids for window in windows], pad_id),
-        "mask": pad([np.ones(len(window), dtype=np.int64) for window in windows], 0),
-        "types": pad([window.types for window in windows], 0),
+        "ids": pad([window.ids for window in windows], info.pad_id, size),
+        "mask": pad([np.ones(len(window), dtype=np.int64) for window in windows], 0, size),
+        "types": pad([window.types for window in windows], 0, size),
     }
 
 
-def pad(sequences: Sequence[Ints], filler: int) -> Ints:
-    """Sequences as one array [B,S], filled up at the right."""
-    padded = np.full((len(sequences), max(map(len, sequences))), filler, dtype=np.int64)
+def pad(sequences: Sequence[Ints], filler: int, size: int) -> Ints:
+    """Sequences as one array [B, size], filled up at the right."""
+    padded = np.full((len(sequences), size), filler, dtype=np.int64)
     for row, sequence in zip(padded, sequences, strict=True):
         row[: len(sequence)] = sequence
     return padded

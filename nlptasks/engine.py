@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from nlptasks.backbone import BackboneInfo
 from nlptasks.batching import collate, length_batches
 from nlptasks.heads.base import Head
 from nlptasks.tokenizer import Tokenizer
@@ -18,6 +19,9 @@ from nlptasks.types import ENCODE, Floats, Runtime, Source, Window
 
 Item = Mapping[str, Any]
 """For one text, the example of each head that can read it, by the head's name."""
+
+_MULTIPLE = 8
+"""Lengths of batches are multiples of this many tokens."""
 
 CHUNK_ITEMS = 1024
 """Items that are sorted together: enough for batches of equal length, few enough for flat memory."""
@@ -31,16 +35,14 @@ class Engine:
         heads: the heads, by name.
         tokenizer: the backbone's tokenizer.
         runtime: what runs the graphs.
-        pad_id: id of the padding token.
-        inputs: the integer inputs that the graph `encode` takes.
+        info: of the backbone.
         batch_tokens: tokens in a batch, padding included.
     """
 
     heads: Mapping[str, Head]
     tokenizer: Tokenizer
     runtime: Runtime
-    pad_id: int
-    inputs: tuple[str, ...]
+    info: BackboneInfo
     batch_tokens: int
 
     def stream(self, items: Iterable[Item], *, largest_chunk: int = CHUNK_ITEMS) -> Iterator[dict[str, Any]]:
@@ -86,14 +88,14 @@ class Engine:
     def _encode(self, windows: Mapping[Source, list[Window]]) -> dict[Source, list[dict[str, Floats]]]:
         """The outputs for each window of each source, padding cut off."""
         flat = [(source, index, window) for source, own in windows.items() for index, window in enumerate(own)]
-        lengths = [len(window) for _, _, window in flat]
+        lengths = [-(-len(window) // _MULTIPLE) * _MULTIPLE for _, _, window in flat]  # as they will be padded
         by_token = {
             f"{name}.{key}" for name, head in self.heads.items() for key, axes in head.outputs.items() if axes[1] == "S"
         }
         outputs: dict[Source, list[dict[str, Floats]]] = {source: [{} for _ in own] for source, own in windows.items()}
         for batch in length_batches(lengths, self.batch_tokens, sorted(range(len(flat)), key=lengths.__getitem__)):
-            arrays = collate([flat[index][2] for index in batch], self.pad_id)  # [B,S]
-            given = self.runtime.run(ENCODE, {name: arrays[name] for name in self.inputs})
+            arrays = collate([flat[index][2] for index in batch], self.info, multiple=_MULTIPLE)  # [B,S]
+            given = self.runtime.run(ENCODE, {name: arrays[name] for name in self.info.inputs})
             for name, tensor in given.items():
                 values = self.runtime.fetch(tensor)  # [B,S,...]
                 for row, index in zip(values, batch, strict=True):

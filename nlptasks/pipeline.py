@@ -122,9 +122,8 @@ def pipeline(
     names = stored.head_names([heads] if isinstance(heads, str) else None if heads is None else list(heads))
     open_backend = _backend(stored, backend)
     opened, runtime = open_backend(stored, names, device)
-    info = stored.backbone_info()
     where = "cuda" if "cuda" in runtime.name.lower() else "cpu"
-    engine = Engine(opened, stored.tokenizer(), runtime, info.pad_id, info.inputs, _BATCH_TOKENS[where])
+    engine = Engine(opened, stored.tokenizer(), runtime, stored.backbone_info(), _BATCH_TOKENS[where])
     _log.info("%s runs on %s", listing(names), runtime.name)
     return Pipeline(engine, single=single, required=names if heads is not None else [])
 

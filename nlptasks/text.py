@@ -51,9 +51,9 @@ def words(text: str) -> list[Span]:
     spans: list[Span] = []
     for chunk in _CHUNKS.finditer(text):
         start, end = chunk.span()
-        if chunk.group().isalnum() and chunk.group().isascii():  # the common case, without any rule
-            spans.append((start, end))
-        elif _is_whole(text, start, end):
+        if (chunk.group().isalnum() and chunk.group().isascii()) or _is_whole(
+            text, start, end
+        ):  # the common case, without any rule
             spans.append((start, end))
         else:
             spans.extend((start + left, start + right) for left, right in _chunk_words(chunk.group()))

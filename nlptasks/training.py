@@ -225,7 +225,7 @@ class _Training:
         self.model.train()
         summed = counted = 0.0
         for batch in batches:
-            arrays = collate_units([self.units[index] for index in batch], self.model.backbone.info.pad_id)  # [B,S]
+            arrays = collate_units([self.units[index] for index in batch], self.model.backbone.info)  # [B,S]
             tensors = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
             total, count = optimization.step(tensors)
             if not math.isfinite(total):
@@ -246,7 +246,7 @@ class _Training:
     def _evaluate(self, part: str) -> dict[str, float]:
         name, info = self.target.name, self.model.backbone.info
         runtime = TorchRuntime({ENCODE: self.model}, self.device)
-        engine = Engine({name: self.head}, self.tokenizer, runtime, info.pad_id, info.inputs, _EVALUATION_TOKENS)
+        engine = Engine({name: self.head}, self.tokenizer, runtime, info, _EVALUATION_TOKENS)
         try:
             results = [found[name] for found in engine.stream({name: example} for example in self.examples[part])]
         except BackendError as error:

@@ -142,7 +142,7 @@ def check_export(subject: Subject, folder: Path, expected: Sequence[Any]) -> Non
     two = pipeline(_NAME, model=folder, backend="onnx").engine
     for examples in (subject.examples[:1], subject.examples[:3], subject.examples[3:10]):
         arrays = arrays_of(subject, examples)
-        inputs = {name: arrays[name] for name in one.inputs}
+        inputs = {name: arrays[name] for name in one.info.inputs}
         numbers = [{k: e.runtime.fetch(v) for k, v in e.runtime.run(ENCODE, inputs).items()} for e in (one, two)]
         assert set(numbers[0]) == set(numbers[1])
         for key in numbers[0]:
@@ -156,13 +156,13 @@ def arrays_of(subject: Subject, examples: Sequence[Any]) -> dict[str, Any]:
     """One batch of all windows of the examples."""
     sources = [source for example in examples for source in subject.head.sources(example)]
     windows = [window for own in subject.tokenizer.windows(sources) for window in own]
-    return dict(collate(windows, subject.backbone.info.pad_id))
+    return dict(collate(windows, subject.backbone.info))
 
 
 def tensors_of(subject: Subject, examples: Sequence[Any], *, with_features: bool = False) -> Mapping[str, Tensor]:
     """The same as tensors, with the features that the loss needs."""
     if with_features:
-        arrays = collate_units(make_units(subject.head, subject.tokenizer, examples), subject.backbone.info.pad_id)
+        arrays = collate_units(make_units(subject.head, subject.tokenizer, examples), subject.backbone.info)
     else:
         arrays = arrays_of(subject, examples)
     return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nlptasks.batching import epoch_batches, length_batches, pad
+from nlptasks.backbone import BackboneInfo
+from nlptasks.batching import collate, epoch_batches, length_batches, pad
+from nlptasks.types import Window
 
 
 @given(
@@ -47,11 +49,17 @@ def test_length_batches_keep_the_order() -> None:
 
 
 def test_padding() -> None:
-    padded = pad([np.array([1, 2]), np.array([3])], -100)
-    assert padded.tolist() == [[1, 2], [3, -100]]
+    padded = pad([np.array([1, 2]), np.array([3])], -100, 3)
+    assert padded.tolist() == [[1, 2, -100], [3, -100, -100]]
     assert padded.dtype == np.int64
 
 
-def test_nothing_to_pad_is_an_error() -> None:
-    with pytest.raises(ValueError, match="empty"):
-        pad([], 0)
+@pytest.mark.parametrize(("longest", "multiple", "size"), [(5, 1, 5), (5, 8, 8), (8, 8, 8), (57, 8, 62), (62, 8, 62)])
+def test_lengths_are_multiples_as_far_as_the_backbone_reads(longest: int, multiple: int, size: int) -> None:
+    info = BackboneInfo("tiny", None, None, max_tokens=62, pad_id=9, has_types=True)
+    row = np.arange(longest)
+    window = Window(row, row * 0, row * 0, np.zeros((longest, 2), dtype=np.int64))
+    arrays = collate([window, window], info, multiple=multiple)
+    assert {name: array.shape for name, array in arrays.items()} == dict.fromkeys(("ids", "mask", "types"), (2, size))
+    assert arrays["mask"].sum() == 2 * longest
+    assert (arrays["ids"][:, longest:] == 9).all()

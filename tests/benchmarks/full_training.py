@@ -1,6 +1,6 @@
 """Training on all of CoNLL-2003 with the defaults: F1 on dev and test by label, and seconds.
 
-    python tests/benchmarks/full_training.py --data CONLL_FOLDER --model runs/ner
+python tests/benchmarks/full_training.py --data CONLL_FOLDER --model runs/ner
 """
 
 from __future__ import annotations
