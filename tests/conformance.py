@@ -5,6 +5,7 @@ Each check names the head by its task and reads its own sample data.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from nlptasks.model import HeadRecord, Model
 from nlptasks.pipeline import pipeline
 from nlptasks.pretrained import load_backbone
 from nlptasks.registry import head_class
-from nlptasks.runtime.pytorch import TorchRuntime
+from nlptasks.runtime.pytorch import TorchRuntime, pack_linears
 from nlptasks.tokenizer import Tokenizer
 from nlptasks.types import ENCODE, FIRST, SPECIAL, Row
 
@@ -124,7 +125,9 @@ def check_saving(subject: Subject, folder: Path) -> list[Any]:
     model = subject.model()
     model.save(folder)
     loaded = pipeline(_NAME, model=folder, backend="torch").engine
-    unsaved = replace(loaded, heads={_NAME: subject.head}, runtime=TorchRuntime({ENCODE: model}, torch.device("cpu")))
+    same = copy.deepcopy(model)
+    pack_linears(same)
+    unsaved = replace(loaded, heads={_NAME: subject.head}, runtime=TorchRuntime({ENCODE: same}, torch.device("cpu")))
     before, after = ([found[_NAME] for found in engine.stream(_items(subject))] for engine in (unsaved, loaded))
     assert before == after
     assert len(after) == len(subject.rows)
