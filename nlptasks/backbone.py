@@ -20,7 +20,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.models.auto import CONFIG_MAPPING
 
-from nlptasks.errors import ModelError, listing
+from nlptasks.errors import ModelError, first_line, listing
 from nlptasks.tokenizer import Tokenizer
 
 WEIGHTS = "model.safetensors"
@@ -235,8 +235,3 @@ def names_of(full: PreTrainedModel, trunk: nn.Module) -> dict[str, str]:
 def _read_tensors(path: Path, *, without: set[str]) -> dict[str, Tensor]:
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys() if name not in without}  # noqa: SIM118
-
-
-def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"

@@ -26,10 +26,12 @@ class Unit:
     """One training example, whose windows stay in one batch.
 
     Attributes:
+        index: of the example among those given.
         windows: its windows.
         features: what the loss needs beside the tokens, by window and name [S].
     """
 
+    index: int
     windows: list[Window]
     features: list[dict[str, Ints]]
 
@@ -44,10 +46,10 @@ def make_units(head: Head, tokenizer: Tokenizer, examples: Sequence[Any]) -> lis
     sources = [head.sources(example) for example in examples]
     windows = iter(tokenizer.windows([source for own in sources for source in own]))
     units = []
-    for example, own in zip(examples, sources, strict=True):
+    for index, (example, own) in enumerate(zip(examples, sources, strict=True)):
         cut = [window for _ in own for window in next(windows)]
         if cut:
-            units.append(Unit(cut, [head.features(example, window) for window in cut]))
+            units.append(Unit(index, cut, [head.features(example, window) for window in cut]))
     return units
 
 

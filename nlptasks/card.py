@@ -16,7 +16,7 @@ def model_card(model: Model, log: Mapping[str, Any]) -> str:
         log: what ``training.json`` says.
     """
     name = log["head"]
-    head = model.head(name)
+    head = model.heads[name]
     info = model.backbone.info
     rows = ", ".join(f"{part} {count}" for part, count in log["rows"].items())
     lines = [
@@ -79,4 +79,4 @@ def _metric_table(metrics: Mapping[str, Mapping[str, float]], main: str) -> list
 def _number(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.0f}" if value > 1 else f"{value:.4f}"
+    return f"{value:.6g}" if value > 1 else f"{value:.4f}"

@@ -147,8 +147,10 @@ class TrainSettings:
                 raise UsageError(_flag(name), f"is {value}", "give a number above 0")
         if not 0 <= self.warmup < 1:
             raise UsageError(_flag("warmup"), f"is {self.warmup}", "give a share from 0 up to 1")
-        if self.seed < 0 or self.weight_decay < 0:
-            raise UsageError("--seed, --weight-decay", "one is below 0", "give 0 or more")
+        if not self.weight_decay >= 0:
+            raise UsageError(_flag("weight_decay"), f"is {self.weight_decay}", "give 0 or more")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(_flag("seed"), f"is {self.seed}", "give a number from 0 up to 2**63 - 1")
         for item in fields(self):
             choices = item.metadata["choices"]
             if choices and getattr(self, item.name) not in choices:

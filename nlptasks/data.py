@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nlptasks.errors import DataError, listing
-from nlptasks.files import PARTS, part_of, read_file
+from nlptasks.files import PARTS, part_of, read_file, sha256
 from nlptasks.types import Reader, Row
 
 _DEV_SHARE = 0.1
@@ -42,7 +41,7 @@ def load_data(place: Path, readers: Mapping[str, Reader], columns: Mapping[str, 
         parts[part] = list(read_file(path, readers, columns))
         if not parts[part]:
             raise DataError(str(path), "has no examples", "give a file with at least one row")
-    return DataSet(parts, {str(path): _sha256(path) for path in found.values()})
+    return DataSet(parts, {str(path): sha256(path) for path in found.values()})
 
 
 def with_dev(data: DataSet, seed: int) -> DataSet:
@@ -70,23 +69,27 @@ def with_dev(data: DataSet, seed: int) -> DataSet:
     return replace(data, parts=parts, split=f"dev is {size} rows of train, drawn with seed {seed}")
 
 
-def choose_part(data: DataSet, wanted: str | None, place: Path) -> tuple[str, list[Row]]:
+def load_part(
+    place: Path, wanted: str | None, readers: Mapping[str, Reader], columns: Mapping[str, str]
+) -> tuple[str, list[Row]]:
     """The part to evaluate and its rows: the one that is wanted; without a wish test, else dev; of a single file all.
 
     Raises:
-        DataError: there is no such part.
+        DataError: there is no such part, or its file is empty or wrong.
     """
     if not place.is_dir():
         if wanted:
             raise DataError(
                 str(place), f"is one file and has no part {wanted!r}", "leave --split out, or give a folder"
             )
-        return "all", data.parts["train"]
-    for part in [wanted] if wanted else ["test", "dev"]:
-        if part in data.parts:
-            return part, data.parts[part]
+        return "all", load_data(place, readers, columns).parts["train"]
+    found = _part_files(place)
+    part = next((part for part, names in PARTS.items() if wanted in names), wanted)
+    for name in [part] if part else ["test", "dev"]:
+        if name in found:
+            return name, load_data(found[name], readers, columns).parts["train"]
     raise DataError(
-        str(place), f"has no part {wanted or 'test or dev'}, only {listing(data.parts)}", "give --split one of them"
+        str(place), f"has no part {wanted or 'test or dev'}, only {listing(found)}", "give --split one of them"
     )
 
 
@@ -104,8 +107,3 @@ def _part_files(folder: Path) -> dict[str, Path]:
         names = listing(name for names in PARTS.values() for name in names)
         raise DataError(str(folder), "has no train, dev or test file", f"name the files {names}, with a suffix")
     return {part: found[part] for part in PARTS if part in found}
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from nlptasks.backbone import BackboneInfo
@@ -20,8 +19,12 @@ from nlptasks.types import ENCODE, Floats, Runtime, Source, Window
 Item = Mapping[str, Any]
 """For one text, the example of each head that can read it, by the head's name."""
 
-_MULTIPLE = 8
-"""Lengths of batches are multiples of this many tokens."""
+_MULTIPLE, _ROWS = 8, 4
+"""Batches are a multiple of 8 tokens long and, above 4 rows, of 4 rows high: runtimes keep something for every shape they meet,
+and with few shapes their memory is soon at its end."""
+
+_CHUNK_CHARS = 500_000
+"""A chunk ends earlier when its texts are so long together."""
 
 CHUNK_ITEMS = 1024
 """Items that are sorted together: enough for batches of equal length, few enough for flat memory."""
@@ -53,21 +56,24 @@ class Engine:
             largest_chunk: items that are taken before their results are given. The first chunks are smaller in any case,
                 so that first answers come soon.
         """
-        waiting = iter(items)
         size = 1
-        while chunk := list(islice(waiting, size)):
-            yield from self._chunk(chunk)
-            size = min(2 * size, largest_chunk)
+        chunk: list[tuple[Item, dict[str, list[Source]]]] = []
+        chars = 0
+        for item in items:
+            sources = {name: self.heads[name].sources(example) for name, example in item.items()}
+            chunk.append((item, sources))
+            chars += sum(source.chars for own in sources.values() for source in own)
+            if len(chunk) >= size or chars >= _CHUNK_CHARS:
+                yield from self._chunk(chunk)
+                chunk, chars, size = [], 0, min(2 * size, largest_chunk)
+        yield from self._chunk(chunk)
 
-    def _chunk(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
-        sources = [{name: self.heads[name].sources(example) for name, example in item.items()} for item in items]
-        distinct = list(dict.fromkeys(source for item in sources for own in item.values() for source in own))
+    def _chunk(self, chunk: Sequence[tuple[Item, dict[str, list[Source]]]]) -> Iterator[dict[str, Any]]:
+        distinct = list(dict.fromkeys(source for _, sources in chunk for own in sources.values() for source in own))
         windows = dict(zip(distinct, self.tokenizer.windows(distinct), strict=True))
         outputs = self._encode(windows)
-        for item, own_sources in zip(items, sources, strict=True):
-            yield {
-                name: self._decode(name, example, own_sources[name], windows, outputs) for name, example in item.items()
-            }
+        for item, sources in chunk:
+            yield {name: self._decode(name, example, sources[name], windows, outputs) for name, example in item.items()}
 
     def _decode(
         self,
@@ -94,11 +100,16 @@ class Engine:
         }
         outputs: dict[Source, list[dict[str, Floats]]] = {source: [{} for _ in own] for source, own in windows.items()}
         for batch in length_batches(lengths, self.batch_tokens, sorted(range(len(flat)), key=lengths.__getitem__)):
-            arrays = collate([flat[index][2] for index in batch], self.info, multiple=_MULTIPLE)  # [B,S]
+            arrays = collate([flat[index][2] for index in _few_sizes(batch)], self.info, multiple=_MULTIPLE)  # [B,S]
             given = self.runtime.run(ENCODE, {name: arrays[name] for name in self.info.inputs})
             for name, tensor in given.items():
-                values = self.runtime.fetch(tensor)  # [B,S,...]
+                values = self.runtime.fetch(tensor)[: len(batch)]  # [B,S,...]
                 for row, index in zip(values, batch, strict=True):
                     source, number, window = flat[index]
                     outputs[source][number][name] = row[: len(window)] if name in by_token else row
         return outputs
+
+
+def _few_sizes(batch: list[int]) -> list[int]:
+    """The batch, its last row repeated up to a height that is not new."""
+    return batch if len(batch) <= _ROWS else batch + batch[-1:] * (-len(batch) % _ROWS)

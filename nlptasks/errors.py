@@ -93,3 +93,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     names = {name.lower(): name for name in sorted(known)}
     near = difflib.get_close_matches(name.lower(), names, n=1)
     return f"did you mean {names[near[0]]!r}?" if near else f"known are: {listing(names.values())}"
+
+
+def first_line(error: BaseException) -> str:
+    """Class and first line of somebody else's error, for a message of ours."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nlptasks.config import Target, parse_target
-from nlptasks.data import choose_part, load_data
+from nlptasks.data import load_part
+from nlptasks.files import check_columns
 from nlptasks.pipeline import pipeline
 
 
@@ -48,7 +49,8 @@ def evaluate(
     pipe = pipeline([target.name], model=model, backend=backend, device=device)
     name, head = next(iter(pipe.heads.items()))
     place = Path(target.data) if target.data else head.sample_folder()
-    part, rows = choose_part(load_data(place, head.formats, target.columns), split, place)
-    examples = [head.read(row) for row in rows]
+    check_columns(target.columns, head.fields)
+    part, rows = load_part(place, split, head.formats, target.columns)
+    examples = head.read_gold(rows)
     results = [found[name] for found in pipe.engine.stream({name: example} for example in examples)]
     return Evaluation(name, part, head.main_metric, head.metrics(examples, results))

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from nlptasks import __version__
-from nlptasks.errors import BackendError, ModelError, listing
-from nlptasks.model import Model, ModelFolder, sha256, written_beside
+from nlptasks.errors import BackendError, ModelError, UsageError, first_line, listing
+from nlptasks.files import sha256
+from nlptasks.model import Model, ModelFolder, written_beside
 from nlptasks.runtime.onnx import OnnxRuntime
 from nlptasks.runtime.pytorch import TorchRuntime
 from nlptasks.types import ENCODE, Ints
@@ -85,9 +86,12 @@ def export(folder: str | Path, *, precision: str = "fp32") -> ExportReport:
     """Export the model in a folder into its ``onnx/PRECISION/``, replacing an older export.
 
     Raises:
+        UsageError: unknown precision.
         ModelError: the folder is no model.
         BackendError: no engine can export it with the model's own numbers.
     """
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision {precision!r}", "is unknown", f"take one of {listing(PRECISIONS)}")
     stored = ModelFolder.open(folder)
     model = Model.load(folder)
     target = stored.path / "onnx" / precision
@@ -127,6 +131,11 @@ def open_export(stored: ModelFolder, *, precision: str, device: str) -> OnnxRunt
     )
 
 
+def has_export(stored: ModelFolder, precision: str) -> bool:
+    """Whether there is an export in this precision, fresh or not."""
+    return (stored.path / "onnx" / precision / REPORT).is_file()
+
+
 def export_problem(stored: ModelFolder, precision: str) -> str | None:
     """Why there is no usable export in this precision; None if there is one."""
     try:
@@ -161,7 +170,7 @@ def _export_checked(model: Model, place: Path) -> tuple[str, float]:
             runtime = OnnxRuntime({ENCODE: path}, device="cpu", precision="fp32")
             difference = _difference(expected, _outputs_of(runtime, model))
         except Exception as error:  # exporters raise whatever their many parts raise
-            failures.append(f"{name}: {type(error).__name__} {str(error).strip().partition(chr(10))[0][:100]}")
+            failures.append(f"{name}: {first_line(error)[:120]}")
         else:
             if difference <= _TOLERANCE:
                 return name, difference
@@ -215,7 +224,7 @@ def _sample_inputs(model: Model, shape: tuple[int, int], seed: int = 0) -> dict[
 def _outputs_of(runtime: TorchRuntime | OnnxRuntime, model: Model) -> list[dict[str, np.ndarray]]:
     """The outputs at every shape, padded tokens left out: what they give is never read."""
     by_token = {
-        f"{name}.{key}" for name in model.heads for key, axes in model.head(name).outputs.items() if axes[1] == "S"
+        f"{name}.{key}" for name in model.heads for key, axes in model.heads[name].outputs.items() if axes[1] == "S"
     }
     found = []
     for seed, shape in enumerate(_SHAPES):

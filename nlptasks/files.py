@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nlptasks.errors import DataError, did_you_mean, listing, quote
+from nlptasks.errors import DataError, UsageError, did_you_mean, listing, quote
 from nlptasks.types import OnError, Reader, Row, refuse
 
 Line = tuple[int, str]
 """Number, from 1, and text without its line end."""
 
-_COMMENT = re.compile(r"# ?\w+ = ")
+_TAG = re.compile(r"O|[BIESLUMW][-_].+")
+_HEADER = (re.compile("tokens?|words?|form"), re.compile(r"(\w+[_-])?(tags?|labels?)"))
 
 
 def read_lines(path: Path, on_error: OnError) -> Iterator[Line]:
@@ -38,7 +41,7 @@ def read_lines(path: Path, on_error: OnError) -> Iterator[Line]:
                     yield number, _decoded(raw, path, number)
                 except DataError as error:
                     on_error(error)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(str(path), f"cannot be read ({error})", "check the path and the file") from error
 
 
@@ -85,7 +88,7 @@ def parse_json_row(line: str, where: str) -> Row:
     """
     try:
         value = json.loads(line, object_pairs_hook=_object_hook(where), parse_constant=_constant_hook(where))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         column = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(where + column, f"is not JSON ({_reason(error)})", "write one JSON object a line") from None
     if not isinstance(value, dict):
@@ -95,7 +98,9 @@ def parse_json_row(line: str, where: str) -> Row:
 
 
 def _reason(error: Exception) -> str:
-    return error.msg if isinstance(error, json.JSONDecodeError) else "it is nested too deeply"
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    return "it is nested too deeply" if isinstance(error, RecursionError) else "it has a number of too many digits"
 
 
 def _object_hook(where: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
@@ -128,6 +133,7 @@ def read_tsv(path: Path, on_error: OnError = refuse) -> Iterator[Row]:
 
 
 def _read_table(path: Path, separator: str, on_error: OnError) -> Iterator[Row]:
+    csv.field_size_limit(2**31 - 1)  # a text may be long
     lines = (line + "\n" for _, line in read_lines(path, refuse))  # a line left out would change what a quote spans
     table = csv.reader(lines, delimiter=separator, strict=True)
     header: list[str] | None = None
@@ -162,28 +168,44 @@ def _checked_header(names: list[str], where: str) -> list[str]:
 def read_conll(path: Path, on_error: OnError = refuse) -> Iterator[Row]:
     """CoNLL columns: a token a line, an empty line after each sentence.
 
-    Columns are separated by tabs if the first line has one, else by white space. ``-DOCSTART-`` lines and comments of the form
-    ``# name = value`` are dropped. A row has the columns as lists of text under their numbers, from 1, and the first and the
-    last also as ``tokens`` and ``tags``.
+    Columns are separated by tabs if the first line has one, else by spaces. ``-DOCSTART-`` lines, a header line, and comments
+    (before a sentence, beginning with ``#``, with other columns or no tag at the end) are dropped. A row has the columns as
+    lists of text under their numbers, from 1, and the first and the last also as ``tokens`` and ``tags``.
     """
-    separator: str | None = None
+    split: Callable[[str], list[str]] | None = None
     width = 0
     sentence: list[tuple[int, list[str]]] = []
     for number, line in itertools.chain(read_lines(path, on_error), [(0, "")]):
-        if not line.strip():
+        if not line.strip() or line.startswith("-DOCSTART-"):
             if sentence:
                 yield _sentence_row(sentence, path)
             sentence = []
-        elif not line.startswith("-DOCSTART-") and (sentence or not _COMMENT.match(line)):
-            if not width:
-                separator = "\t" if "\t" in line else None
-            columns = line.split(separator)
-            width = width or len(columns)
-            if len(columns) != width:
-                problem = f"has {len(columns)} columns, expected {width} as above"
-                on_error(DataError(f"{path}:{number}", problem, "repair this line"))
-            else:
-                sentence.append((number, columns))
+            continue
+        columns = (split or _splitter(line))(line)
+        if not sentence and _is_no_token(columns, width):
+            continue
+        split = split or _splitter(line)
+        width = width or len(columns)
+        if len(columns) == width:
+            sentence.append((number, columns))
+        else:
+            problem = f"has {len(columns)} columns, expected {width} as above"
+            on_error(DataError(f"{path}:{number}", problem, "repair this line"))
+
+
+def _splitter(line: str) -> Callable[[str], list[str]]:
+    """How a file is cut into columns whose first line this is."""
+    if "\t" in line:
+        return lambda text: text.split("\t")
+    return lambda text: re.split(" +", text.strip(" "))
+
+
+def _is_no_token(columns: list[str], width: int) -> bool:
+    """Whether a line before a sentence is a comment or, at the beginning, a header."""
+    if columns[0].startswith("#"):
+        return (width not in (0, len(columns))) or (len(columns) > 1 and not _TAG.fullmatch(columns[-1]))
+    ends = (columns[0].lower(), columns[-1].lower())
+    return not width and all(pattern.fullmatch(name) for pattern, name in zip(_HEADER, ends, strict=True))
 
 
 def _sentence_row(sentence: list[tuple[int, list[str]]], path: Path) -> Row:
@@ -246,7 +268,30 @@ def read_file(
     if reader is None:
         raise DataError(str(path), "has an unknown suffix", f"take one of {listing(sorted(filter(None, readers)))}")
     for row in reader(path, on_error):
-        yield renamed(row, columns) if columns else row
+        try:
+            named = renamed(row, columns)
+        except DataError as error:
+            on_error(error)
+        else:
+            yield named
+
+
+def check_columns(columns: Mapping[str, str], known: Iterable[str]) -> None:
+    """Refuse to rename a column to a name that nobody reads.
+
+    Raises:
+        UsageError: a wanted name is unknown.
+    """
+    names = list(known)
+    for wanted in columns:
+        if wanted not in names:
+            raise UsageError(f"--columns {wanted}=...", f"{wanted!r} is no field here", did_you_mean(wanted, names))
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def renamed(row: Row, columns: Mapping[str, str]) -> Row:

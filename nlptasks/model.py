@@ -7,11 +7,11 @@ taken for a model. safetensors and JSON only.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from nlptasks import __version__
 from nlptasks.backbone import Backbone, BackboneInfo, read_config, read_tokenizer
 from nlptasks.errors import ModelError, NlptasksError, UsageError, did_you_mean
+from nlptasks.files import sha256
 from nlptasks.heads.base import Head
 from nlptasks.registry import head_class
 from nlptasks.tokenizer import Tokenizer
@@ -61,7 +62,9 @@ class Model(nn.Module):
     def __init__(self, backbone: Backbone, heads: Mapping[str, Head], records: Mapping[str, HeadRecord]) -> None:
         super().__init__()
         self.backbone = backbone
-        self.heads = nn.ModuleDict(heads)
+        self.heads = dict(heads)
+        for name, head in heads.items():
+            self.add_module(f"head {name}", head)  # so that no head's name can be one of Module's own
         self.records = dict(records)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -73,11 +76,9 @@ class Model(nn.Module):
             for output, tensor in head(states, batch).items()
         }
 
-    def head(self, name: str) -> Head:
-        """One head."""
-        found = self.heads[name]
-        assert isinstance(found, Head)
-        return found
+    def only(self, names: Sequence[str]) -> Model:
+        """The same backbone with some of the heads."""
+        return Model(self.backbone, {name: self.heads[name] for name in names}, {})
 
     @classmethod
     def load(cls, folder: str | Path) -> Model:
@@ -115,8 +116,8 @@ class Model(nn.Module):
             (place / "backbone").mkdir()
             (place / "heads").mkdir()
             self.backbone.save(place / "backbone")
-            for name in self.heads:
-                save_file(_tensors(self.head(name)), place / _head_file(name), metadata={"format": "pt"})
+            for name, head in self.heads.items():
+                save_file(_tensors(head), place / _head_file(name), metadata={"format": "pt"})
             for name, content in (extra or {}).items():
                 (place / name).write_text(content, encoding="utf-8")
             manifest = {
@@ -238,22 +239,22 @@ class ModelFolder:
         return heads
 
 
-def sha256(path: Path) -> str:
-    """The sha256 of a file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def check_output(folder: Path, *, overwrite: bool) -> None:
-    """Refuse an output folder that holds something.
+    """Refuse an output folder that holds something, or that could not be written in the end.
 
     Raises:
-        UsageError: it is not empty, or no folder.
+        UsageError: it is not empty, no folder, or its parent cannot be written to.
     """
-    if folder.exists() and not folder.is_dir():
+    target = folder.resolve()
+    if target.exists() and not target.is_dir():
         raise UsageError(str(folder), "is a file", "give another -o")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+    if target.is_dir() and any(target.iterdir()) and not overwrite:
         raise UsageError(str(folder), "is not empty", "give another -o, or --overwrite to replace it")
+    if target == Path.cwd() or target.is_mount():
+        raise UsageError(str(folder), "cannot be replaced as a whole", "give a folder inside it as -o")
+    parent = next(place for place in target.parents if place.exists())
+    if not os.access(parent, os.W_OK):
+        raise UsageError(str(folder), f"cannot be written: {parent} is not writable", "give another -o")
 
 
 @contextmanager
@@ -261,25 +262,40 @@ def written_beside(target: Path) -> Iterator[Path]:
     """A temporary folder beside the target, which takes its place when the block ends well, and is gone if not.
 
     Raises:
-        ModelError: the disk refuses.
+        ModelError: the disk refuses; what stood there before stands there still.
     """
-    place = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    target = target.resolve()
+    place: Path | None = None
     try:
-        place.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
+        place.chmod(0o755)
         yield place
         for name in sorted(_files(place)):
+            (place / name).chmod(0o644)  # safetensors lets nobody else read what it writes
             _sync(place / name)
         _sync(place)
-        if target.exists():
-            os.rename(target, old)
-        os.rename(place, target)
-        _sync(target.parent)
+        _take_place(place, target)
     except OSError as error:
         raise ModelError(str(target), f"cannot be written ({error})", "check the path and the free space") from error
     finally:
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        if place:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _take_place(place: Path, target: Path) -> None:
+    """Rename a folder to where another may stand, which is removed only afterwards."""
+    old = place.with_name(place.name.replace(".tmp-", ".old-"))
+    if target.exists():
+        os.rename(target, old)
+    try:
+        os.rename(place, target)
+    except OSError:
+        if old.exists():
+            os.rename(old, target)
+        raise
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

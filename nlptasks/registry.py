@@ -44,7 +44,7 @@ def head_class(task: str) -> type[Head]:
 
     Raises:
         UsageError: no such task.
-        PluginError: its module cannot be imported, or is no head.
+        PluginError: its module cannot be imported.
     """
     known = tasks()
     if task not in known:

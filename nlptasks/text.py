@@ -43,6 +43,7 @@ _ABBREVIATION = re.compile(
     r"(?:mr|mrs|ms|dr|prof|st|jr|sr|gen|sen|rep|gov|lt|col|capt|sgt|rev|inc|corp|ltd|co|bros|vs)\.", re.IGNORECASE
 )
 _LONGEST_CLITIC, _LONGEST_ABBREVIATION = 3, 24  # characters; so a word of 100,000 is not searched again and again
+_EXTENDING = "\u200d\u0e33\u0eb3"  # the joiner of emoji; vowels of Thai and Lao that are no mark by category
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -51,9 +52,11 @@ def words(text: str) -> list[Span]:
     spans: list[Span] = []
     for chunk in _CHUNKS.finditer(text):
         start, end = chunk.span()
-        if (chunk.group().isalnum() and chunk.group().isascii()) or _is_whole(
-            text, start, end
-        ):  # the common case, without any rule
+        if chunk.group().isalnum() and chunk.group().isascii():  # the common case, without any rule
+            spans.append((start, end))
+        elif not any(char.isprintable() for char in chunk.group()):
+            continue  # control characters and invisible ones are no word
+        elif _is_whole(text, start, end):
             spans.append((start, end))
         else:
             spans.extend((start + left, start + right) for left, right in _chunk_words(chunk.group()))
@@ -210,4 +213,4 @@ def _is_punctuation(char: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _extends(char: str) -> bool:
-    return char == "\u200d" or unicodedata.category(char).startswith("M") or "\U0001f3fb" <= char <= "\U0001f3ff"
+    return char in _EXTENDING or unicodedata.category(char).startswith("M") or "\U0001f3fb" <= char <= "\U0001f3ff"

@@ -7,12 +7,12 @@ backbone; after each epoch dev is evaluated through the same engine that predict
 from __future__ import annotations
 
 import json
-import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,13 @@ from nlptasks.config import Target, TrainSettings, parse_target
 from nlptasks.data import DataSet, load_data, with_dev
 from nlptasks.engine import Engine
 from nlptasks.errors import BackendError, DataError, TrainingError
+from nlptasks.files import check_columns
 from nlptasks.heads.base import Head
 from nlptasks.model import HeadRecord, Model, check_output
 from nlptasks.pretrained import load_backbone
 from nlptasks.registry import head_class
 from nlptasks.runtime.pytorch import TorchRuntime, torch_device
 from nlptasks.types import ENCODE, Reporter, Row, Silent
-
-_log = logging.getLogger("nlptasks")
 
 _EVALUATION_TOKENS = 4096
 
@@ -99,6 +98,7 @@ def train(
     settings = settings or TrainSettings()
     cls = head_class(target.task)
     check_output(Path(output), overwrite=overwrite)
+    check_columns(target.columns, cls.fields)
     place = Path(target.data) if target.data else cls.sample_folder()
     data = with_dev(load_data(place, cls.formats, target.columns), settings.seed)
     config = cls.configure(data.parts["train"], target.options)
@@ -161,8 +161,8 @@ class _Training:
         self, target: Target, settings: TrainSettings, data: DataSet, model: Model, device: torch.device
     ) -> None:
         self.target, self.data, self.model, self.device = target, data, model, device
-        self.head = model.head(target.name)
-        self.examples = {part: [self.head.read(row) for row in rows] for part, rows in data.parts.items()}
+        self.head = model.heads[target.name]
+        self.examples = {part: self.head.read_gold(rows) for part, rows in data.parts.items()}
         self.tokenizer = model.backbone.tokenizer()
         self.units = make_units(self.head, self.tokenizer, self.examples["train"])
         if not self.units:
@@ -189,7 +189,7 @@ class _Training:
             reporter.evaluated(epoch, metric, value, value > best)
             if value > best:
                 best, best_epoch, kept = value, epoch, _weights(self.model)
-            elif epoch - best_epoch >= settings.patience:
+            elif best > 0 and epoch - best_epoch >= settings.patience:  # some tasks need a while to their first success
                 reporter.note(f"stopped: no better {metric} on dev for {settings.patience} epochs")
                 break
         self.model.load_state_dict(kept)
@@ -235,7 +235,7 @@ class _Training:
         return summed / max(counted, 1)
 
     def _not_finite(self, optimization: _Optimization, batch: Sequence[int]) -> TrainingError:
-        rows = ", ".join(self.data.parts["train"][index].where for index in batch[:3])
+        rows = ", ".join(self.data.parts["train"][self.units[number].index].where for number in batch[:3])
         rate = optimization.schedule.get_last_lr()[0]
         return TrainingError(
             f"step {optimization.done + 1}",
@@ -338,7 +338,4 @@ def _announce(reporter: Reporter, target: Target, data: DataSet, settings: Train
 
 
 def _versions() -> dict[str, str]:
-    import accelerate
-    import transformers
-
-    return {"torch": torch.__version__, "transformers": transformers.__version__, "accelerate": accelerate.__version__}
+    return {name: version(name) for name in ("torch", "transformers", "accelerate", "tokenizers")}

@@ -23,9 +23,6 @@ Floats = npt.NDArray[np.float32]
 Tensors = Mapping[str, Any]
 """Named tensors of one runtime; opaque to everybody but that runtime."""
 
-Run = Callable[[str, Tensors], Tensors]
-"""``run(graph, inputs) -> outputs``: run the graph of this name. The one seam between heads and runtimes."""
-
 ENCODE = "encode"
 """The graph of the backbone and the `forward` of every head. Inputs: ids, mask, types [B,S]; outputs: ``HEAD.output``."""
 
@@ -74,6 +71,11 @@ class Source:
     first: str
     second: str | None = None
 
+    @property
+    def chars(self) -> int:
+        """Characters in both."""
+        return len(self.first) + len(self.second or "")
+
 
 FIRST, SECOND, SPECIAL = 0, 1, -1
 """What a token of a window belongs to: the source's first text, its second, or neither."""
@@ -104,10 +106,12 @@ class Window:
 
 
 class Runtime(Protocol):
-    """A way to run the graphs of a model: PyTorch, ONNX Runtime."""
+    """A way to run the graphs of a model, PyTorch or ONNX Runtime: the one seam between heads and runtimes."""
 
     name: str
     """For messages: ``ONNX Runtime fp32 on the CPU``."""
+    device: str
+    """``cpu`` or ``cuda``."""
 
     def run(self, graph: str, inputs: Tensors) -> Tensors:
         """Run one graph on integer arrays."""

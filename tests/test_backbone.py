@@ -168,6 +168,13 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
         load_backbone(str(tmp_path))
 
 
+def test_a_model_without_a_tokenizer_is_refused(backbones: Path, tmp_path: Path) -> None:
+    folder = copy_of(backbones, "bert", tmp_path / "bert")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match="has no tokenizer beside the model"):
+        load_backbone(str(folder))
+
+
 @pytest.mark.parametrize("change", ["missing", "unknown", "shape", "garbage"])
 def test_our_own_folders_are_read_strictly(backbones: Path, tmp_path: Path, change: str) -> None:
     backbone = load_backbone(str(backbones / "bert"))

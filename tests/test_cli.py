@@ -117,6 +117,25 @@ def test_bad_rows_stop_the_run_or_are_left_out(trained: Path, tmp_path: Path) ->
     assert f"2 rows were left out; the first: {path}:2" in done.stderr
 
 
+def test_odd_characters_and_special_files_are_written(trained: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a\\ud800b"}\n')
+    assert json.loads(run("predict", trained, "--input", path, "--json").stdout)["text"] == "a\ud800b"
+    assert "\\ud800" in run("predict", trained, "--input", path).stdout
+    (tmp_path / "real.jsonl").write_text("old")
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "real.jsonl")
+    assert run("predict", trained, "Bob", "--output", tmp_path / "link.jsonl").exit_code == 0
+    assert (tmp_path / "link.jsonl").is_symlink()
+    assert lines((tmp_path / "real.jsonl").read_text())[0]["text"] == "Bob"
+    assert run("predict", trained, "Bob", "--output", tmp_path).exit_code == 3
+
+
+def test_bad_bytes_on_stdin_can_be_left_out(trained: Path) -> None:
+    done = run("predict", trained, "--json", "--skip-bad-rows", stdin=b"fine\ncaf\xe9\nalso\n")
+    assert [record["text"] for record in lines(done.stdout)] == ["fine", "also"]
+    assert "1 rows were left out; the first: stdin:2" in done.stderr
+
+
 def test_tasks_and_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "nlptasks.heads.ner:NerHead" in run("tasks").stdout
     assert "--set ner.scheme=auto" in run("tasks", "ner").stdout
@@ -156,7 +175,7 @@ def mistakes(trained: Path, conll_data: Path, backbones: Path, place: Path) -> l
         (["train", f"ner={place}/none", "-o", place / "new"], 3, "is no file"),
         (["train", f"ner={place}/latin.conll", "-o", place / "new"], 3, "latin.conll:2: byte 0xe9 at column 4 is not UTF-8"),
         (["train", f"ner={place}/empty.conll", "-o", place / "new"], 3, "has no examples"),
-        (["train", f"ner={place}/one.csv", "-o", place / "new"], 3, "has neither 'tags' nor 'spans', only a, b"),
+        (["train", f"ner={place}/one.csv", "-o", place / "new"], 3, "has neither 'tokens' nor 'text', only a, b"),
         (["predict", place / "used", "x"], 4, "has no nlptasks.json, so it is no model"),
         (["predict", broken, "x"], 4, "heads/ner.safetensors: has sha256"),
         (["predict", trained, "x", "--backend", "onnx"], 4, "has no ONNX export in fp32"),

@@ -45,6 +45,7 @@ class ToyConfig:
 class ToyHead(Head):
     Config = ToyConfig
     main_metric = "accuracy"
+    fields = ("left", "right", "same")
     sample = "sample"
     outputs = {"scores": "BC"}
 
@@ -64,6 +65,9 @@ class ToyHead(Head):
         if not {"left", "right"} <= set(row.fields):
             raise DataError(row.where, "has no 'left' and 'right'", "add them")
         return row.fields
+
+    def has_gold(self, example):
+        return "same" in example
 
     def sources(self, example):
         return [Source(example["left"], example["right"])]

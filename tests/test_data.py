@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nlptasks.data import choose_part, load_data, with_dev
+from nlptasks.data import load_data, load_part, with_dev
 from nlptasks.errors import DataError
 from nlptasks.files import TABLES
 
@@ -57,13 +57,14 @@ def test_folders_that_cannot_be_trained_on(tmp_path: Path, files: dict[str, str]
 
 
 def test_the_part_to_evaluate(tmp_path: Path) -> None:
-    place = folder_of(tmp_path, train__jsonl=ROWS, dev__jsonl=ROWS)
-    data = load_data(place, TABLES, {})
-    assert choose_part(data, None, place)[0] == "dev"
-    assert choose_part(data, "train", place)[0] == "train"
+    place = folder_of(tmp_path, train__jsonl=ROWS, validation__jsonl=ROWS)
+    assert load_part(place, None, TABLES, {})[0] == "dev"
+    assert load_part(place, "validation", TABLES, {})[0] == "dev"
+    (place / "train.jsonl").write_text("broken")  # a part that is not asked for is not read
+    assert len(load_part(place, "dev", TABLES, {})[1]) == 40
     with pytest.raises(DataError, match="has no part test, only train, dev"):
-        choose_part(data, "test", place)
-    single = load_data(place / "dev.jsonl", TABLES, {})
-    assert choose_part(single, None, place / "dev.jsonl") == ("all", single.parts["train"])
+        load_part(place, "test", TABLES, {})
+    single = place / "validation.jsonl"
+    assert load_part(single, None, TABLES, {})[0] == "all"
     with pytest.raises(DataError, match="is one file and has no part 'test'"):
-        choose_part(single, "test", place / "dev.jsonl")
+        load_part(single, "test", TABLES, {})

@@ -7,8 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from nlptasks.errors import DataError
-from nlptasks.files import TABLES, TEXTS, part_of, read_conll, read_csv, read_file, read_jsonl, read_tsv, suffix_of
+from nlptasks.errors import DataError, UsageError
+from nlptasks.files import (
+    TABLES,
+    TEXTS,
+    check_columns,
+    part_of,
+    read_conll,
+    read_csv,
+    read_file,
+    read_jsonl,
+    read_tsv,
+    suffix_of,
+)
 from nlptasks.types import Row
 
 CONLL = "EU\tB-ORG\nrejects\tO\n\nPeter\tB-PER\nBlackburn\tI-PER\n"
@@ -30,6 +41,10 @@ def rows(reader: object, path: Path, content: bytes | str) -> list[Row]:
         CONLL + "\n\n",
         "-DOCSTART- -X- O O\n\n" + CONLL,
         "# sent_id = 1\n" + CONLL,
+        "# id 12\n" + CONLL,
+        "#\thttp://example.org\n" + CONLL,
+        "token\tner_tag\n" + CONLL,
+        CONLL.replace("\n\n", "\n-DOCSTART-\n"),
         CONLL.removesuffix("\n"),
     ],
 )
@@ -46,6 +61,11 @@ def test_conll_with_many_columns_keeps_lines_and_columns(tmp_path: Path) -> None
     assert found[0].fields["2"] == ["NNP", "."]
     assert found[0].fields["tags"] == ["B-ORG", "O"]
     assert (found[0].line(0), found[0].line(1)) == (f"{tmp_path}/eng.testa:3", f"{tmp_path}/eng.testa:4")
+
+
+def test_conll_tokens_may_hold_any_space_but_a_space(tmp_path: Path) -> None:
+    [found] = rows(read_conll, tmp_path / "a.conll", "1\u00a0000 O\n#\tO\n".replace("\t", " "))
+    assert found.fields["tokens"] == ["1\u00a0000", "#"]
 
 
 def test_conll_with_one_column_has_no_tags(tmp_path: Path) -> None:
@@ -81,6 +101,8 @@ def test_values_of_a_table_stay_text(tmp_path: Path) -> None:
         (read_jsonl, "x".encode("utf-16"), "is UTF-16, expected UTF-8"),
         (read_jsonl, b"PK\x03\x04zip", "is no text file"),
         (read_jsonl, gzip.compress(b"{}" * 99)[:20], "cannot be read"),
+        (read_jsonl, gzip.compress(b"x" * 99)[:12] + b"\xff" * 30, "cannot be read"),
+        (read_jsonl, '{"a": ' + "1" * 5000 + "}\n", "a number of too many digits"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(
@@ -108,6 +130,16 @@ def test_columns_are_renamed_or_missing_ones_named(tmp_path: Path) -> None:
     assert next(iter(read_file(path, TABLES, {"text": "review"}))).fields["text"] == "fine"
     with pytest.raises(DataError, match="has no column 'reviews' for 'text'; did you mean 'review'"):
         list(read_file(path, TABLES, {"text": "reviews"}))
+
+
+def test_columns_are_renamed_to_known_fields_only() -> None:
+    check_columns({"text": "a"}, ["text", "tags"])
+    with pytest.raises(UsageError, match="'tag' is no field here; did you mean 'tags'"):
+        check_columns({"tag": "a"}, ["text", "tags"])
+
+
+def test_a_long_field_is_no_broken_quote(tmp_path: Path) -> None:
+    assert len(rows(read_csv, tmp_path / "a.csv", "text\n" + "x" * 200_000 + "\n")[0].fields["text"]) == 200_000
 
 
 def test_a_file_that_is_missing_or_of_an_unknown_kind(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import nlptasks
+import nlptasks.model
 from nlptasks.errors import ModelError, UsageError
 from nlptasks.model import ModelFolder, written_beside
 
@@ -130,3 +132,37 @@ def test_a_failed_write_leaves_nothing_and_harms_nothing(model_folder: Path) -> 
         write()
     assert (model_folder / "nlptasks.json").read_bytes() == before
     assert [path.name for path in model_folder.parent.iterdir()] == ["model"]
+
+
+def test_what_stood_there_comes_back_if_the_last_step_fails(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nlptasks.Model.load(model_folder)
+    rename, calls = os.rename, []
+
+    def failing(one: Path, two: Path) -> None:
+        calls.append(two)
+        if len(calls) == 2:
+            raise OSError("Device or resource busy")
+        rename(one, two)
+
+    monkeypatch.setattr("nlptasks.model.os.rename", failing)
+    with pytest.raises(ModelError, match="cannot be written"):
+        model.save(model_folder, overwrite=True)
+    monkeypatch.undo()
+    assert nlptasks.Model.load(model_folder)
+    assert [path.name for path in model_folder.parent.iterdir()] == ["model"]
+
+
+def test_the_folder_one_stands_in_is_refused(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="cannot be replaced as a whole"):
+        nlptasks.Model.load(trained).save(".")
+
+
+@pytest.mark.parametrize("name", ["type", "values", "train", "float"])
+def test_heads_may_have_any_name(trained: Path, tmp_path: Path, name: str) -> None:
+    model = nlptasks.Model.load(trained)
+    other = nlptasks.model.Model(model.backbone, {name: model.heads["ner"]}, {name: model.records["ner"]})
+    other.save(tmp_path / "m")
+    assert list(nlptasks.Model.load(tmp_path / "m").heads) == [name]

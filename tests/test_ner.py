@@ -90,6 +90,8 @@ def test_rows_of_every_shape_mean_the_same(head: NerHead, tokenizer: Tokenizer, 
         ({"tokens": ["a"], "tags": ["B-ORG"]}, "label 'ORG' is not in the training data; known are: LOC, PER"),
         ({"tokens": ["a"], "tags": ["B-PERS"]}, "did you mean 'PER'"),
         ({"tokens": ["a", "b"], "tags": ["O", "I-PER"]}, "tag 'I-PER' after 'O', which is illegal in iob2"),
+        ({"tokens": "['Ada', 'saw']", "tags": "['O', 'O']"}, "not JSON; write a JSON list, with double quotes"),
+        ({"text": None, "spans": []}, "text is None, expected a string"),
         ({"text": 5}, "text is 5, expected a string"),
         ({"text": "a b", "spans": [[0, 1, "PER"], [0, 3, "LOC"]]}, "overlap"),
         ({"text": "a b", "spans": [[2, 9, "PER"]]}, "marks nothing in a text of 3 characters; count code points"),
@@ -106,6 +108,17 @@ def test_wrong_rows_are_refused_with_their_line(head: NerHead, fields: dict, mes
         head.read(row(**fields))
     assert caught.value.where == "data.jsonl:7"
     assert message in str(caught.value)
+
+
+def test_a_row_with_text_and_words_is_read_as_text_unless_its_words_are_tagged(head: NerHead) -> None:
+    assert head.read(row(text="Ada left.", tokens=["Ada", "left", "."])).text == "Ada left."
+    assert head.read(row(text="Ada left.", tokens=["Ada", "left", "."], tags="O O O")).text == "Ada left ."
+
+
+def test_rows_to_learn_from_must_have_an_answer(head: NerHead) -> None:
+    for fields in ({"text": "Ada"}, {"tokens": ["Ada"], "ner_tags": ["O"]}):
+        with pytest.raises(DataError, match=r"data\.jsonl:7: has no gold answer among .*--columns"):
+            head.read_gold([row(**fields)])
 
 
 def test_a_cell_that_begins_with_a_bracket_is_text(head: NerHead) -> None:
@@ -136,7 +149,7 @@ def test_the_scheme_of_the_data_is_detected(tags: list[str], scheme: str) -> Non
 
 def test_tags_without_a_scheme_are_refused_until_one_is_declared() -> None:
     rows = [row(tokens="a b", tags="B-PER O"), Row({"tokens": "a b c", "tags": "O I-PER B-PER"}, "f:20", (20, 21, 22))]
-    with pytest.raises(DataError, match=r"f:21: tag 'I-PER' after 'O'.*declare --set ner\.scheme"):
+    with pytest.raises(DataError, match=r"f:21: tag 'I-PER' after 'O'.*declare --set HEAD\.scheme"):
         NerHead.configure(rows, {})
     assert NerHead.configure(rows[1:], {"scheme": "iob1"}).scheme == "iob1"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -45,12 +46,7 @@ def test_the_example_of_the_docs(pipe: Pipeline) -> None:
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t\r\n", "\x00\x01", "\u200b", "\ufeff"])
 def test_a_text_without_words_has_no_entities(pipe: Pipeline, text: str) -> None:
-    assert pipe(text) == [] or all(text[entity.start : entity.end] == entity.text for entity in pipe(text))
-
-
-def test_empty_text_has_no_entities(pipe: Pipeline) -> None:
-    assert pipe("") == []
-    assert pipe(" \n") == []
+    assert pipe(text) == []
 
 
 def test_lists_generators_and_tuples(pipe: Pipeline) -> None:
@@ -150,8 +146,6 @@ def test_several_heads_come_as_a_dict(exported: Path) -> None:
 def test_auto_takes_the_export_only_while_it_is_fresh(exported: Path, trained: Path, tmp_path: Path) -> None:
     assert pipeline("ner", model=exported).backend == "ONNX Runtime fp32 on the CPU"
     assert pipeline("ner", model=trained).backend == "PyTorch on the CPU"
-    import shutil
-
     stale = tmp_path / "stale"
     shutil.copytree(trained, stale)
     model = nlptasks.Model.load(stale)
@@ -167,8 +161,6 @@ def test_auto_takes_the_export_only_while_it_is_fresh(exported: Path, trained: P
 
 
 def test_a_changed_export_is_refused(exported: Path, tmp_path: Path) -> None:
-    import shutil
-
     place = tmp_path / "model"
     shutil.copytree(exported, place)
     data = place / "onnx" / "fp32" / "model.onnx.data"
@@ -177,6 +169,24 @@ def test_a_changed_export_is_refused(exported: Path, tmp_path: Path) -> None:
     data.write_bytes(content)
     with pytest.raises(ModelError, match="is missing or changed since the export"):
         pipeline("ner", model=place, backend="onnx")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
+def test_a_changed_small_file_is_refused_with_an_export_too(exported: Path, tmp_path: Path, name: str) -> None:
+    place = tmp_path / "model"
+    shutil.copytree(exported, place)
+    path = place / "backbone" / name
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(ModelError, match="has sha256"):
+        pipeline("ner", model=place, backend="onnx")
+    path.unlink()
+    with pytest.raises(ModelError, match="has sha256 no file"):
+        pipeline("ner", model=place)
+
+
+def test_exports_have_known_precisions_only(trained: Path) -> None:
+    with pytest.raises(UsageError, match="'int8': is unknown; take one of fp32"):
+        nlptasks.export(trained, precision="int8")
 
 
 def test_no_model_is_an_error_with_a_line_that_works() -> None:
@@ -205,7 +215,7 @@ def test_cuda_means_cuda_or_an_error(exported: Path, backend: str, monkeypatch: 
 def test_weights_that_are_not_numbers_never_become_labels(trained: Path, tmp_path: Path) -> None:
     model = nlptasks.Model.load(trained)
     with torch.no_grad():
-        next(model.head("ner").parameters()).fill_(float("nan"))
+        next(model.heads["ner"].parameters()).fill_(float("nan"))
     model.save(tmp_path / "m")
     with pytest.raises(BackendError, match="not finite"):
         pipeline("ner", model=tmp_path / "m")("Ada")

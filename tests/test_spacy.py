@@ -31,6 +31,8 @@ def test_an_earlier_entity_wins_and_tokens_are_widened(trained: Path) -> None:
     doc = Doc(nlp.vocab, words=["AdaSmith", "saw", "London", "."])
     doc.ents = [doc.char_span(13, 19, label="EARLIER")]
     doc = component(doc)
+    assert doc.spans["ner"]
+    assert all(span.text in ("AdaSmith", "saw", "London", ".") for span in doc.spans["ner"])
     assert [ent.label_ for ent in doc.ents if ent.text == "London"] == ["EARLIER"]
 
 

@@ -103,6 +103,16 @@ def test_an_unknown_tag_in_dev_is_named_with_its_line(backbones: Path, tmp_path:
     assert not (tmp_path / "m").exists()
 
 
+def test_rows_named_by_a_loss_that_is_not_finite_are_those_of_the_batch(backbones: Path, tmp_path: Path) -> None:
+    empty, full = '{"tokens": ["\\u0001"], "tags": ["B-A"]}\n', '{"tokens": ["a"], "tags": ["B-A"]}\n'
+    (tmp_path / "train.jsonl").write_text(empty * 50 + full * 99)
+    (tmp_path / "dev.jsonl").write_text(full)
+    with pytest.raises(TrainingError, match=r"train\.jsonl:(5[1-9]|[6-9]\d|1[0-4]\d),"):
+        nlptasks.train(
+            f"ner={tmp_path}", output=tmp_path / "m", settings=fast(backbones, lr=1e30, epochs=9, patience=9)
+        )
+
+
 def test_rows_without_any_token_are_no_training_data(backbones: Path, tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"tokens": ["\\u0001"], "tags": ["B-A"]}\n' * 2)
     (tmp_path / "dev.jsonl").write_text('{"tokens": ["a"], "tags": ["B-A"]}\n')

@@ -141,7 +141,14 @@ def make_target(text: str, *, columns: str, options: Iterable[str] = ()) -> Targ
 
 def printable(text: str) -> str:
     """Text that cannot steer a terminal: control characters are shown as their escapes."""
-    return "".join(char if char == "\t" or unicodedata.category(char) != "Cc" else repr(char)[1:-1] for char in text)
+    return "".join(char if char == "\t" or not _steers(char) else repr(char)[1:-1] for char in text)
+
+
+def _steers(char: str) -> bool:
+    """Control characters, halves of surrogate pairs, and marks that turn the direction of what follows."""
+    return (
+        unicodedata.category(char) in ("Cc", "Cs") or char in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    )
 
 
 def highlighted(pieces: Iterable[tuple[str, str]], *, color: bool) -> str:

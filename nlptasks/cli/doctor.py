@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 import click
 
 from nlptasks.cli.common import Command
+from nlptasks.errors import first_line
 
 _PACKAGES = (
     "nlptasks",
@@ -32,9 +33,12 @@ _ORT_WHEELS = ("onnxruntime", "onnxruntime-gpu")
 def command() -> None:
     """Show versions, devices and runtimes, and what is wrong with them."""
     click.echo(f"python {platform.python_version()} on {platform.platform()}")
-    for lines in (_packages(), _torch(), _onnxruntime(), _backbone(), _tasks()):
-        for line in lines:
-            click.echo(line)
+    for section in (_packages, _torch, _onnxruntime, _backbone, _tasks):
+        try:
+            for line in section():
+                click.echo(line)
+        except Exception as error:  # a broken package is what this command is for
+            click.echo(f"{section.__name__.strip('_')}: does not work: {first_line(error)}")
 
 
 def _installed(package: str) -> str | None:

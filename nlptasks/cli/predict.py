@@ -58,21 +58,24 @@ def command(
         raise click.UsageError("give TEXT or --input, not both")
 
     from nlptasks.engine import CHUNK_ITEMS
+    from nlptasks.files import check_columns
     from nlptasks.pipeline import pipeline
     from nlptasks.types import refuse
 
     typed = not texts and not source and sys.stdin.isatty()
     largest_chunk = 1 if typed else CHUNK_ITEMS  # who types wants the answer to the line just typed
-    bad: list[DataError] = []
-    on_error = _skipper(bad) if skip_bad_rows else refuse
-    rows = _rows(texts, source, parse_pairs(columns, where="--columns"), on_error)
+    skipped = _Skipped()
+    on_error = skipped.add if skip_bad_rows else refuse
 
     pipe = pipeline(heads.split(",") if heads else None, model=model, backend=backend, device=device)
+    renames = parse_pairs(columns, where="--columns")
+    check_columns(renames, {field for head in pipe.heads.values() for field in head.fields})
+    rows = _rows(texts, source, renames, on_error)
     with _writer(output) as write:
         for row, item, results in _predictions(pipe, rows, on_error, largest_chunk):
             write(_as_json(row, results) if as_json or output else _for_people(pipe, item, results))
-    if bad:
-        _log.warning("%d rows were left out; the first: %s", len(bad), bad[0])
+    if skipped.count:
+        _log.warning("%d rows were left out; the first: %s", skipped.count, skipped.first)
 
 
 def _rows(texts: tuple[str, ...], source: Path | None, columns: dict[str, str], on_error: OnError) -> Iterator[Row]:
@@ -82,18 +85,20 @@ def _rows(texts: tuple[str, ...], source: Path | None, columns: dict[str, str], 
     if source:
         yield from read_file(source, TEXTS, columns, on_error=on_error)
     else:
-        given: Iterable[str] = texts or (line.rstrip("\r\n") for line in _stdin())
+        given: Iterable[str] = texts or (line.rstrip("\r\n") for line in _stdin(on_error))
         where = "text" if texts else "stdin"
         for number, text in enumerate(given, start=1):
             yield renamed(Row({"text": text}, f"{where}:{number}"), columns)
 
 
-def _stdin() -> Iterator[str]:
+def _stdin(on_error: OnError) -> Iterator[str]:
     for number, raw in enumerate(sys.stdin.buffer, start=1):
         try:
-            yield raw.decode("utf-8")
+            text = raw.decode("utf-8")
         except UnicodeDecodeError:
-            raise DataError(f"stdin:{number}", "is not UTF-8", "convert the input, for example with iconv") from None
+            on_error(DataError(f"stdin:{number}", "is not UTF-8", "convert the input, for example with iconv"))
+        else:
+            yield text
 
 
 def _predictions(
@@ -116,8 +121,17 @@ def _predictions(
         yield row, item, results
 
 
-def _skipper(bad: list[DataError]) -> OnError:
-    return bad.append
+class _Skipped:
+    """Counts bad rows and remembers what was wrong with the first."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first = ""
+
+    def add(self, error: DataError) -> None:
+        """One more."""
+        self.count += 1
+        self.first = self.first or str(error)
 
 
 @contextmanager
@@ -126,20 +140,25 @@ def _writer(output: Path | None) -> Iterator[Write]:
     if output is None:
         yield click.echo
         return
-    place = output.with_name(f".{output.name}.tmp-{os.getpid()}")
+    target = output.resolve()
+    special = target.exists() and not target.is_file()  # a pipe or a device is written to, not replaced
+    place = target if special else target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
         with open(place, "w", encoding="utf-8") as file:
             yield lambda line: file.write(line + "\n")
-        os.replace(place, output)
+        if not special:
+            os.replace(place, target)
     except OSError as error:
         raise DataError(str(output), f"cannot be written ({error})", "check the path and the free space") from error
     finally:
-        place.unlink(missing_ok=True)
+        if not special:
+            place.unlink(missing_ok=True)
 
 
 def _as_json(row: Row, results: dict[str, Any]) -> str:
     own = {"text": row.fields["text"]} if "text" in row.fields else dict(row.fields)
-    return json.dumps({**own, "results": results}, default=_plain, ensure_ascii=False)
+    line = json.dumps({**own, "results": results}, default=_plain, ensure_ascii=False)
+    return line.encode("utf-8", "backslashreplace").decode("utf-8")  # a lone surrogate as JSON escapes it
 
 
 def _plain(value: Any) -> Any:

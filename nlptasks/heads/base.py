@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput, TokenClassifierOutput
 
 from nlptasks.backbone import BackboneInfo
+from nlptasks.errors import DataError, listing
 from nlptasks.files import TABLES
 from nlptasks.types import Floats, Ints, Reader, Row, Source, Window
 
@@ -45,6 +46,8 @@ class Head(nn.Module, ABC):
     """Frozen dataclass: the head's options and what the data decided, each field with its unit."""
     main_metric: ClassVar[str]
     """The key of `metrics` by which training chooses; larger is better."""
+    fields: ClassVar[tuple[str, ...]]
+    """The names of a row's fields that `read` knows; ``--columns`` gives other columns these names."""
     sample: ClassVar[str]
     """Folder with a small train, dev and test, inside the head's top-level package."""
     formats: ClassVar[Mapping[str, Reader]] = TABLES
@@ -80,6 +83,24 @@ class Head(nn.Module, ABC):
         Raises:
             DataError: the row is wrong; with file, line, field and the fix.
         """
+
+    @abstractmethod
+    def has_gold(self, example: Any) -> bool:
+        """Whether the example has a gold answer, to learn from or to be measured by."""
+
+    def read_gold(self, rows: Sequence[Row]) -> list[Any]:
+        """The examples of rows that must have gold answers.
+
+        Raises:
+            DataError: a row is wrong, or has none.
+        """
+        examples = []
+        for row in rows:
+            examples.append(self.read(row))
+            if not self.has_gold(examples[-1]):
+                fix = "label it, or name the column: --columns WANTED=FOUND"
+                raise DataError(row.where, f"has no gold answer among {listing(row.fields)}", fix)
+        return examples
 
     @abstractmethod
     def sources(self, example: Any) -> list[Source]:

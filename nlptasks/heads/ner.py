@@ -7,7 +7,6 @@ farthest from a cut. The best legal tag sequence is found over the whole text (V
 
 from __future__ import annotations
 
-import json
 import logging
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from nlptasks.backbone import BackboneInfo
 from nlptasks.config import decided, parse_options, setting
 from nlptasks.errors import BackendError, DataError, did_you_mean, listing, quote
+from nlptasks.fields import json_field, list_field, text_field
 from nlptasks.files import TABLES, read_conll
 from nlptasks.heads.base import IGNORED, Head, HuggingFaceLayers
 from nlptasks.scores import span_scores
@@ -97,6 +97,7 @@ class NerHead(Head):
 
     Config = NerConfig
     main_metric = "f1"
+    fields: ClassVar = ("tokens", "tags", "text", "spans")
     sample = "samples/ner"
     formats: ClassVar = {**TABLES, **dict.fromkeys(_CONLL_SUFFIXES, read_conll)}
     outputs: ClassVar = {"logits": "BSC"}
@@ -113,11 +114,11 @@ class NerHead(Head):
     def configure(cls, rows: Sequence[Row], given: Mapping[str, Any]) -> NerConfig:
         options = parse_options(NerConfig, given, where="ner")
         scheme = options.get("scheme", "auto")
-        tagged = [(row, _listed(row, "tags")) for row in rows if "tags" in row.fields]
+        tagged = [(row, list_field(row, "tags")) for row in rows if _has_words(row)]
         if scheme == "auto":
             scheme = _detected(tagged)
         labels = set(labels_of(tag for _, tags in tagged for tag in tags))
-        marked = [row for row in rows if "tags" not in row.fields]
+        marked = [row for row in rows if not _has_words(row)]
         labels.update(label for row in marked for _, _, label in _spans(row))
         _warn_of_edges_in_words(marked)
         if not labels:
@@ -131,35 +132,29 @@ class NerHead(Head):
         return self._labels
 
     def read(self, row: Row) -> NerExample:
-        if "tokens" in row.fields:
+        if _has_words(row):
             return self._read_tokens(row)
-        if "text" not in row.fields:
-            raise DataError(
-                row.where,
-                f"has neither 'tokens' nor 'text', only {listing(row.fields)}",
-                "name the column, for example --columns text=NAME",
-            )
-        text = row.fields["text"]
-        if not isinstance(text, str):
-            raise DataError(row.where, f"text is {quote(text)}, expected a string", "correct the row")
+        text = text_field(row)
         gold = _spans(row) if "spans" in row.fields else None
         self._check_labels(row, [label for _, _, label in gold or []])
         spans = words(text)
         return self._example(text, spans, text, spans, gold)
 
     def _read_tokens(self, row: Row) -> NerExample:
-        tokens = _listed(row, "tokens")
+        tokens = list_field(row, "tokens")
         text, spans = join_words(tokens)
         source, source_words = close_unspaced(text, spans)
         gold = None
         if "tags" in row.fields:
-            tags = _listed(row, "tags")
+            tags = list_field(row, "tags")
             if len(tags) != len(tokens):
                 raise DataError(row.where, f"has {len(tokens)} tokens and {len(tags)} tags", "give each token one tag")
             try:
                 found = spans_of(tags, self.config.scheme)
             except TagError as error:
-                raise DataError(row.line(error.word), error.problem, "correct it, or --set ner.scheme=SCHEME") from None
+                raise DataError(
+                    row.line(error.word), error.problem, "correct it, or write all data in one scheme"
+                ) from None
             self._check_labels(row, [label for _, _, label in found], items=[start for start, _, _ in found])
             gold = [(spans[start][0], spans[end - 1][1], label) for start, end, label in found]
         return self._example(text, spans, source, source_words, gold)
@@ -179,6 +174,9 @@ class NerHead(Head):
                 raise DataError(
                     where, f"label {quote(label)} is not in the training data", did_you_mean(label, self._labels)
                 )
+
+    def has_gold(self, example: NerExample) -> bool:
+        return example.gold is not None
 
     def sources(self, example: NerExample) -> list[Source]:
         return [Source(example.source)]
@@ -225,7 +223,7 @@ class NerHead(Head):
         for example, result in zip(examples, results, strict=True):
             right = example.gold or []
             answer = [(entity.start, entity.end, entity.label) for entity in result]
-            # Words are split wherever an edge falls inside one: so equal spans of words are equal spans of characters.
+            # Words are split wherever an edge falls inside one: so no entity is taken for a longer one.
             units = split_at(example.words, [edge for start, end, _ in right + answer for edge in (start, end)])
             gold.append(_word_spans(units, right))
             found.append(_word_spans(units, answer))
@@ -297,10 +295,10 @@ def _word_spans(words_: Sequence[Span], entities: Sequence[LabelledSpan]) -> lis
 
 
 def _warn_of_edges_in_words(rows: Sequence[Row]) -> None:
-    """Say how many gold entities begin or end inside a word of ours: they are learned as whole words."""
+    """Say how many gold entities begin or end inside a word of ours: they are learned as whole words, one a word."""
     total, inside = 0, []
     for row in rows:
-        spans = words(row.fields["text"])
+        spans = words(text_field(row))
         starts, ends = {start for start, _ in spans}, {end for _, end in spans}
         for start, end, _ in _spans(row):
             total += 1
@@ -322,31 +320,19 @@ def _detected(tagged: Sequence[tuple[Row, list[str]]]) -> str:
         return "iob1" if scheme == "io" and any(tag.startswith("I-") for _, tags in tagged for tag in tags) else scheme
     except TagError as error:
         where = tagged[error.sentence][0].line(error.word)
-        raise DataError(where, error.problem, "correct the tag, or declare --set ner.scheme=SCHEME") from None
+        raise DataError(where, error.problem, "correct the tag, or declare --set HEAD.scheme=SCHEME") from None
 
 
-def _listed(row: Row, name: str) -> list[str]:
-    """A field that holds a list of strings: as such, as JSON, or as text with white space between them."""
-    value = row.fields[name]
-    if isinstance(value, str):
-        value = _from_json(row, name) if value.lstrip().startswith('["') else value.split()
-    if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
-        fix = (
-            "write names, not numbers"
-            if isinstance(value, list) and value and isinstance(value[0], int)
-            else "correct the row"
-        )
-        raise DataError(row.where, f"{name} is {quote(value)}, expected a list of non-empty strings", fix)
-    return list(value)
+def _has_words(row: Row) -> bool:
+    """Whether the row gives words; of a row with both, the text is read, unless its words are tagged.
 
-
-def _from_json(row: Row, name: str) -> Any:
-    try:
-        return json.loads(row.fields[name])
-    except json.JSONDecodeError as error:
-        raise DataError(
-            row.where, f"{name} is {quote(row.fields[name])}, not JSON ({error.msg})", "correct the row"
-        ) from None
+    Raises:
+        DataError: the row has neither.
+    """
+    if "tokens" not in row.fields and "text" not in row.fields:
+        fix = "name the column, for example --columns text=NAME"
+        raise DataError(row.where, f"has neither 'tokens' nor 'text', only {listing(row.fields)}", fix)
+    return "tokens" in row.fields and ("tags" in row.fields or "text" not in row.fields)
 
 
 def _spans(row: Row) -> list[LabelledSpan]:
@@ -358,7 +344,7 @@ def _spans(row: Row) -> list[LabelledSpan]:
         )
     value = row.fields["spans"]
     if isinstance(value, str):
-        value = _from_json(row, "spans")
+        value = json_field(row, "spans")
     if not isinstance(value, list):
         raise DataError(row.where, f"spans is {quote(value)}, expected a list", "write [[START, END, LABEL], ...]")
     spans = sorted(_span(row, item) for item in value)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from nlptasks.errors import BackendError
+from nlptasks.errors import BackendError, first_line
 from nlptasks.types import Floats, Tensors
 
 _WARNING, _FATAL = 2, 4  # the runtime's severities; its default is the first
@@ -42,7 +42,8 @@ class OnnxRuntime:
         self._outputs = {
             graph: [out.name for out in session.get_outputs()] for graph, session in self._sessions.items()
         }
-        self.name = f"ONNX Runtime {precision} on {'CUDA' if providers == {_CUDA} else 'the CPU'}"
+        self.device = "cuda" if providers == {_CUDA} else "cpu"
+        self.name = f"ONNX Runtime {precision} on {'CUDA' if self.device == 'cuda' else 'the CPU'}"
 
     def run(self, graph: str, inputs: Tensors) -> Tensors:
         """Run one graph on integer arrays."""
@@ -65,7 +66,7 @@ def open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
             session = onnxruntime.InferenceSession(str(path), options, providers=_wanted_providers(device))
     except Exception as error:  # the runtime's exceptions have no common class
         raise BackendError(
-            str(path), f"cannot be opened by ONNX Runtime ({_first_line(error)})", "export the model again"
+            str(path), f"cannot be opened by ONNX Runtime ({first_line(error)})", "export the model again"
         ) from error
     if device == "cuda" and session.get_providers()[0] != _CUDA:
         raise BackendError(
@@ -127,7 +128,3 @@ def _wanted_providers(device: str) -> list[str]:
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find; the session tells it better
         onnxruntime.preload_dlls()
     return [_CUDA, _CPU]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -85,6 +85,7 @@ class TorchRuntime:
     def __init__(self, graphs: dict[str, nn.Module], device: torch.device) -> None:
         self._graphs = {name: module.eval().to(device) for name, module in graphs.items()}
         self._device = device
+        self.device = device.type
         self.name = f"PyTorch on {'the CPU' if device.type == 'cpu' else device}"
 
     def run(self, graph: str, inputs: Tensors) -> Tensors:
