@@ -57,6 +57,15 @@ class Subject:
     task: str = ""
 
 
+def check_all(task: str, backbone_folder: Path, model_folder: Path) -> None:
+    """Everything, for one head on one backbone."""
+    subject = make_subject(task, backbone_folder)
+    check_reading(subject)
+    check_outputs(subject)
+    check_learning(subject)
+    check_export(subject, model_folder, check_saving(subject, model_folder))
+
+
 def make_subject(task: str, backbone_folder: Path) -> Subject:
     """A new head of the task on a backbone."""
     cls = head_class(task)

@@ -119,22 +119,12 @@ BUILT_IN = sorted(tasks())
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 @pytest.mark.parametrize("task", BUILT_IN)
 def test_a_head_conforms(task: str, architecture: str, backbones: Path, tmp_path: Path) -> None:
-    subject = conformance.make_subject(task, backbones / architecture)
-    conformance.check_reading(subject)
-    conformance.check_outputs(subject)
-    conformance.check_learning(subject)
-    results = conformance.check_saving(subject, tmp_path / "model")
-    conformance.check_export(subject, tmp_path / "model", results)
+    conformance.check_all(task, backbones / architecture, tmp_path / "model")
 
 
 def test_a_strangers_head_conforms(toy_package: None, backbones: Path, tmp_path: Path) -> None:
     assert tasks()["toy"].dist.name == "toyhead"
-    subject = conformance.make_subject("toy", backbones / "bert")
-    conformance.check_reading(subject)
-    conformance.check_outputs(subject)
-    conformance.check_learning(subject)
-    results = conformance.check_saving(subject, tmp_path / "model")
-    conformance.check_export(subject, tmp_path / "model", results)
+    conformance.check_all("toy", backbones / "bert", tmp_path / "model")
 
 
 def train_by_command_line(task: str, backbone: Path, model: Path) -> None:
