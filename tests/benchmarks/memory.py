@@ -61,18 +61,19 @@ def measure(model: Path, texts: list[str], backend: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure both backends."""
+    """Measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--backends", nargs="+", default=["torch", "onnx"])
     options = parser.parse_args()
     texts = [" ".join(words) for words, _ in conll.read(options.data, "test")]
-    record = {backend: measure(options.model, texts, backend) for backend in ("torch", "onnx")}
+    record = {backend: measure(options.model, texts, backend) for backend in options.backends}
     growth = {backend: round(values[str(_MARKS[1])] - values[str(_MARKS[0])], 1) for backend, values in record.items()}
     keep(
-        "memory",
+        f"memory_{'_'.join(options.backends)}",
         {"resident_megabytes_after_lines": record, "growth_megabytes": growth},
-        command="python tests/benchmarks/memory.py --model runs/ner --data CONLL_FOLDER",
+        command=f"python tests/benchmarks/memory.py --model runs/ner --data CONLL_FOLDER --backends {' '.join(options.backends)}",
     )
 
 
