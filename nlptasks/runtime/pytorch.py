@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from typing import Any
 
@@ -11,8 +10,6 @@ from torch import Tensor, nn
 
 from nlptasks.errors import BackendError
 from nlptasks.types import Floats, Tensors
-
-_log = logging.getLogger("nlptasks")
 
 
 def torch_device(wanted: str) -> torch.device:
