@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nlptasks.disk import sha256
 from nlptasks.errors import DataError, listing
-from nlptasks.files import PARTS, part_of, read_file, sha256
+from nlptasks.files import PARTS, part_of, read_file
 from nlptasks.types import Reader, Row
 
 _DEV_SHARE = 0.1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -21,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from nlptasks import __version__
+from nlptasks.disk import sealed, sha256, unsealed, written_beside
 from nlptasks.errors import BackendError, ModelError, UsageError, first_line, listing
-from nlptasks.files import sha256
-from nlptasks.model import Model, ModelFolder, written_beside
+from nlptasks.model import Model, ModelFolder
 from nlptasks.runtime.onnx import OnnxRuntime
 from nlptasks.runtime.pytorch import TorchRuntime
 from nlptasks.types import ENCODE, Ints
@@ -95,7 +94,7 @@ def export(folder: str | Path, *, precision: str = "fp32") -> ExportReport:
     stored = ModelFolder.open(folder)
     model = Model.load(folder)
     target = stored.path / "onnx" / precision
-    with written_beside(target) as place:
+    with written_beside(target, ModelError) as place:
         engine, difference = _export_checked(model, place)
         report = ExportReport(
             nlptasks=__version__,
@@ -106,7 +105,7 @@ def export(folder: str | Path, *, precision: str = "fp32") -> ExportReport:
             made_from=_ingredients(stored),
             files={path.name: sha256(path) for path in sorted(place.iterdir())},
         )
-        (place / REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
+        (place / REPORT).write_bytes(sealed(asdict(report)))
     return report
 
 
@@ -149,8 +148,7 @@ def export_problem(stored: ModelFolder, precision: str) -> str | None:
 
 
 def _report(stored: ModelFolder, precision: str) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((stored.path / "onnx" / precision / REPORT).read_bytes())
-    return report
+    return unsealed((stored.path / "onnx" / precision / REPORT).read_bytes())
 
 
 def _ingredients(stored: ModelFolder) -> dict[str, str]:

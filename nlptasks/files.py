@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import hashlib
 import itertools
 import json
 import re
@@ -286,12 +285,6 @@ def check_columns(columns: Mapping[str, str], known: Iterable[str]) -> None:
     for wanted in columns:
         if wanted not in names:
             raise UsageError(f"--columns {wanted}=...", f"{wanted!r} is no field here", did_you_mean(wanted, names))
-
-
-def sha256(path: Path) -> str:
-    """The sha256 of a file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def renamed(row: Row, columns: Mapping[str, str]) -> Row:

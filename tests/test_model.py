@@ -12,8 +12,9 @@ import torch
 
 import nlptasks
 import nlptasks.model
+from nlptasks.disk import sealed, unsealed, written_beside
 from nlptasks.errors import ModelError, UsageError
-from nlptasks.model import ModelFolder, written_beside
+from nlptasks.model import ModelFolder
 
 
 @pytest.fixture
@@ -77,13 +78,15 @@ def test_a_file_that_does_not_belong_is_named(model_folder: Path) -> None:
     [
         (lambda manifest: "{", "is damaged"),
         (lambda manifest: json.dumps([]), "is damaged"),
-        (lambda manifest: json.dumps({**manifest, "format": 99}), "has format 99 .*upgrade"),
-        (lambda manifest: json.dumps({key: value for key, value in manifest.items() if key != "heads"}), "is damaged"),
+        (lambda manifest: json.dumps(manifest), "is damaged"),
+        (lambda manifest: sealed({**manifest, "format": 99}).decode(), "has format 99 .*upgrade"),
+        (lambda manifest: sealed({k: v for k, v in manifest.items() if k != "heads"}).decode(), "is damaged"),
     ],
 )
 def test_a_wrong_manifest_is_refused(model_folder: Path, change: object, message: str) -> None:
     path = model_folder / "nlptasks.json"
-    path.write_text(change(json.loads(path.read_text())))  # type: ignore[operator]
+    manifest = unsealed(path.read_bytes())
+    path.write_text(change(manifest))  # type: ignore[operator]
     with pytest.raises(ModelError, match=message):
         nlptasks.Model.load(model_folder)
 
@@ -124,7 +127,7 @@ def test_a_failed_write_leaves_nothing_and_harms_nothing(model_folder: Path) -> 
     before = (model_folder / "nlptasks.json").read_bytes()
 
     def write() -> None:
-        with written_beside(model_folder) as place:
+        with written_beside(model_folder, ModelError) as place:
             (place / "half").write_text("half")
             raise OSError("No space left on device")
 
@@ -146,7 +149,7 @@ def test_what_stood_there_comes_back_if_the_last_step_fails(
             raise OSError("Device or resource busy")
         rename(one, two)
 
-    monkeypatch.setattr("nlptasks.model.os.rename", failing)
+    monkeypatch.setattr("nlptasks.disk.os.rename", failing)
     with pytest.raises(ModelError, match="cannot be written"):
         model.save(model_folder, overwrite=True)
     monkeypatch.undo()

@@ -1,0 +1,143 @@
+"""Folders that are written whole or not at all, and JSON files that know their own sha256."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nlptasks.errors import NlptasksError
+
+_SEAL = re.compile(rb'\{\n "sha256": "([0-9a-f]{64})",\n')
+_BLANK = "0" * 64
+_TRIES = 100
+"""Times that a folder is put into its place again because another writer was there first."""
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sealed(record: Mapping[str, Any]) -> bytes:
+    """A record as JSON text that begins with its own sha256, taken with zeros in that place."""
+    text = json.dumps({"sha256": _BLANK, **record}, indent=1, ensure_ascii=False) + "\n"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return text.replace(_BLANK, digest, 1).encode()
+
+
+def unsealed(content: bytes) -> dict[str, Any]:
+    """The record that `sealed` wrote.
+
+    Raises:
+        ValueError: it is no such text, or a byte of it is not the one that was written.
+    """
+    match = _SEAL.match(content)
+    if match is None:
+        raise ValueError("its first member is not its sha256")
+    start, end = match.span(1)
+    found = hashlib.sha256(content[:start] + _BLANK.encode() + content[end:]).hexdigest()
+    if found != match[1].decode():
+        raise ValueError(f"its sha256 is {found}, expected {match[1].decode()}")
+    record: dict[str, Any] = json.loads(content)
+    del record["sha256"]
+    return record
+
+
+def files_in(folder: Path) -> list[str]:
+    """The files below a folder, by their paths from there."""
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+
+Failure = Callable[[str, str, str], NlptasksError]
+"""The class of the error when the disk refuses."""
+
+
+@contextmanager
+def written_beside(target: Path, failure: Failure) -> Iterator[Path]:
+    """A temporary folder beside the target, which takes its place when the block ends well, and is gone if not.
+
+    Every file is on the disk before the folder gets its name, so that not even a power cut leaves half of it there.
+
+    Raises:
+        failure: the disk refuses; what stood there before stands there still.
+    """
+    target = target.resolve()
+    place: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
+        place.chmod(0o755)
+        yield place
+        for name in sorted(files_in(place)):
+            (place / name).chmod(0o644)  # safetensors lets nobody else read what it writes
+            _sync(place / name)
+        for folder in [path for path in place.rglob("*") if path.is_dir()] + [place]:
+            _sync(folder)
+        _take_place(place, target)
+    except OSError as error:
+        raise failure(str(target), f"cannot be written ({error})", "check the path and the free space") from error
+    finally:
+        if place:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def restored(target: Path) -> bool:
+    """Put back the folder that a writer had moved away when it was killed; whether there was one."""
+    target = target.resolve()
+    left = sorted(target.parent.glob(f".{target.name}.old-*"))
+    if target.exists() or not left:
+        return False
+    os.rename(left[-1], target)
+    return True
+
+
+def _take_place(place: Path, target: Path) -> None:
+    """Rename a folder to where another may stand, which is removed only afterwards.
+
+    Of two writers at once the later one wins; neither ever stands there half.
+    """
+    old = place.with_name(place.name.replace(".tmp-", ".old-"))
+    for _ in range(_TRIES):
+        moved = _moved(target, old)
+        try:
+            os.rename(place, target)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another writer took the place meanwhile
+                shutil.rmtree(old, ignore_errors=True)
+                continue
+            if moved:
+                os.rename(old, target)
+            raise
+        break
+    else:
+        raise OSError(errno.EBUSY, "other processes write there without end", str(target))
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _moved(target: Path, old: Path) -> bool:
+    try:
+        os.rename(target, old)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot open a folder
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
