@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -129,7 +130,11 @@ class TrainSettings:
     epochs: int | None = setting(None, "passes over the training rows")
     lr: float | None = setting(None, "highest learning rate of the backbone")
     head_lr: float | None = setting(None, "highest learning rate of the head; ten times --lr unless given")
-    batch_tokens: int | None = setting(None, "tokens in a batch, padding included")
+    batch_tokens: int | None = setting(None, "tokens in a batch of one process, padding included")
+    accumulate: int = setting(1, "batches of each process whose gradients are added up before the weights change")
+    layer_decay: float = setting(
+        1.0, "the learning rate of each layer of the backbone as a share of the one above it; 1 for equal rates"
+    )
     warmup: float = setting(0.1, "share of all steps in which the learning rate rises to its highest")
     weight_decay: float = setting(0.01, "AdamW's decoupled decay of weight matrices, per step, times the learning rate")
     clip: float = setting(1.0, "largest norm of the gradient")
@@ -140,11 +145,19 @@ class TrainSettings:
     device: str = setting("auto", "where to train: auto takes a GPU if there is one", choices=DEVICES)
     seed: int = setting(0, "seed of the split, the order of batches, dropout and new weights")
 
+    checkpoint_seconds: float = setting(
+        60.0, "seconds between checkpoints; more where writing them would take over a twenty-fifth of the time"
+    )
+
     def __post_init__(self) -> None:
-        for name in ("epochs", "lr", "head_lr", "batch_tokens", "clip", "patience"):
+        for name in ("epochs", "lr", "head_lr", "batch_tokens", "accumulate", "layer_decay", "clip", "patience"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 raise UsageError(_flag(name), f"is {value}", "give a number above 0")
+        if not self.layer_decay <= 1:
+            raise UsageError("--layer-decay", f"is {self.layer_decay}", "give a share above 0, up to 1")
+        if not self.checkpoint_seconds >= 0:
+            raise UsageError("--checkpoint-seconds", f"is {self.checkpoint_seconds}", "give 0 or more")
         if not 0 <= self.warmup < 1:
             raise UsageError(_flag("warmup"), f"is {self.warmup}", "give a share from 0 up to 1")
         if not self.weight_decay >= 0:

@@ -245,7 +245,7 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
     if target.exists() and not target.is_dir():
         raise UsageError(str(folder), "is a file", "give another -o")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
-        raise UsageError(str(folder), "is not empty", "give another -o, or --overwrite to replace it")
+        raise UsageError(str(folder), "is not empty", "give another -o, --overwrite to replace it, or --resume")
     if target == Path.cwd() or target.is_mount():
         raise UsageError(str(folder), "cannot be replaced as a whole", "give a folder inside it as -o")
     parent = next(place for place in target.parents if place.exists())

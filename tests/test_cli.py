@@ -160,7 +160,7 @@ def mistakes(trained: Path, conll_data: Path, backbones: Path, place: Path) -> l
     train = ["train", f"ner={conll_data}", "-o", place / "new", "--backbone", backbones / "bert"]
     return [
         (["train", "nerr", "-o", place / "new"], 2, "task 'nerr': is not registered; did you mean 'ner'?"),
-        (["train", f"ner={conll_data}", "-o", place / "used"], 2, "is not empty; give another -o, or --overwrite"),
+        (["train", f"ner={conll_data}", "-o", place / "used"], 2, "is not empty; give another -o, --overwrite"),
         ([*train, "--set", "ner.skeme=io"], 2, "ner.skeme: is no option of this head; did you mean 'scheme'?"),
         ([*train, "--set", "scheme=io"], 2, "is not HEAD.OPTION=VALUE"),
         ([*train, "--set", "pos.scheme=io"], 2, "the head here is 'ner'"),

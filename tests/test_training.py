@@ -10,8 +10,8 @@ import torch
 
 import nlptasks
 from nlptasks.config import TrainSettings
+from nlptasks.defaults import chosen
 from nlptasks.errors import DataError, TrainingError, UsageError
-from nlptasks.training import chosen
 from nlptasks.types import Silent
 
 
@@ -121,14 +121,15 @@ def test_rows_without_any_token_are_no_training_data(backbones: Path, tmp_path: 
 
 
 def test_open_settings_are_chosen_from_backbone_and_data() -> None:
-    cpu = torch.device("cpu")
-    small = chosen(TrainSettings(), 10_000_000, [20] * 3000, cpu)
-    large = chosen(TrainSettings(), 300_000_000, [20] * 100_000, cpu)
+    small = chosen(TrainSettings(), parameters=10_000_000, tokens=[20] * 3000)
+    large = chosen(TrainSettings(), parameters=300_000_000, tokens=[20] * 100_000)
     assert small.lr == pytest.approx(3e-4)
     assert large.lr == pytest.approx(2e-5, rel=0.2)
     assert small.head_lr == pytest.approx(10 * small.lr)
     assert (small.batch_tokens, large.batch_tokens) == (300, 2048)
     assert (small.epochs, large.epochs) == (3, 3)
-    assert chosen(TrainSettings(), 10_000_000, [20] * 100, cpu).epochs == 20
+    assert chosen(TrainSettings(), parameters=10_000_000, tokens=[20] * 100).epochs == 20
     given = TrainSettings(epochs=1, lr=1e-3, head_lr=2e-3, batch_tokens=99, precision="fp32")
-    assert chosen(given, 10_000_000, [20] * 100, cpu) == given
+    assert chosen(given, parameters=10_000_000, tokens=[20] * 100) == given
+    shared = chosen(TrainSettings(accumulate=2), parameters=10_000_000, tokens=[20] * 30_000, processes=2)
+    assert (shared.batch_tokens, shared.epochs) == (750, 3)

@@ -57,9 +57,9 @@ def _packages() -> Iterator[str]:
 def _torch() -> Iterator[str]:
     import torch
 
+    from nlptasks.defaults import chosen_precision
     from nlptasks.errors import BackendError
     from nlptasks.runtime.pytorch import torch_device
-    from nlptasks.training import chosen_precision
 
     yield f"PyTorch: {torch.get_num_threads()} threads, training precision {chosen_precision(torch_device('auto'))}"
     try:

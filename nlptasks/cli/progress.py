@@ -54,7 +54,7 @@ class ProgressBar:
     def step(self, done: int, total: int, loss: float) -> None:
         """Moves the bar."""
         if self._task is None:
-            self._task = self._bar.add_task("", total=total, live="")
+            self._task = self._bar.add_task("", total=total, completed=done, live="")
         self._bar.update(self._task, completed=done, live=f"loss {loss:.3f} {self._metric}")
 
     def evaluated(self, epoch: int, metric: str, value: float, best: bool) -> None:

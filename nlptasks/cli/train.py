@@ -17,6 +17,7 @@ from nlptasks.cli.common import (
     metric_lines,
     settings_options,
 )
+from nlptasks.cli.configfile import read_config
 from nlptasks.config import TrainSettings
 
 _SHOWN = 3
@@ -34,9 +35,25 @@ _SHOWN = 3
     metavar="HEAD.OPTION=VALUE",
     help="an option of the head; see 'nlptasks tasks TASK'",
 )
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=read_config,
+    metavar="FILE.toml",
+    help="options as a TOML file: lr = 1e-4, [columns] text = ..., [heads.HEAD] OPTION = ...; the command line comes first",
+)
+@click.option("--resume", is_flag=True, help="go on from the checkpoints in the output folder")
 @click.option("--overwrite", is_flag=True, help="replace what is in the output folder")
 def command(
-    target: str, output: Path | None, columns: str, options: tuple[str, ...], overwrite: bool, **settings: Any
+    target: str,
+    output: Path | None,
+    columns: str,
+    options: tuple[str, ...],
+    resume: bool,
+    overwrite: bool,
+    **settings: Any,
 ) -> None:
     """Fine-tune a head on DATA (a folder with train, dev and test, or a file) and write a model.
 
@@ -51,7 +68,9 @@ def command(
 
     place = output or Path("runs") / wanted.name
     with ProgressBar() as progress:
-        result = train(wanted, output=place, settings=chosen, overwrite=overwrite, reporter=progress)
+        result = train(wanted, output=place, settings=chosen, overwrite=overwrite, resume=resume, reporter=progress)
+    if not result.speaks:
+        return
     main = head_class(wanted.task).main_metric
     for part, metrics in result.metrics.items():
         click.echo(f"{result.head} on {part}:")

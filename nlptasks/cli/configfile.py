@@ -1,0 +1,75 @@
+"""``--config FILE.toml``: the options of a command from a file."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nlptasks.errors import UsageError, did_you_mean, quote
+
+
+def read_config(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:
+    """Make what the file says the defaults of the command's options, as if it were written on the command line.
+
+    Keys are the long names of options (``batch_tokens`` or ``batch-tokens``). The tables ``[columns]`` and ``[heads.HEAD]`` stand
+    for ``--columns`` and ``--set HEAD.OPTION=VALUE``.
+
+    Raises:
+        click.UsageError: the file cannot be read, is not TOML, or has a key that is no option.
+    """
+    if path is None:
+        return
+    try:
+        defaults = _defaults(path, context.command, skipped=parameter)
+    except UsageError as error:
+        raise click.UsageError(str(error), context) from error
+    context.default_map = {**(context.default_map or {}), **defaults}
+
+
+def _defaults(path: Path, command: click.Command, *, skipped: click.Parameter) -> dict[str, Any]:
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--config {path}", f"cannot be read ({error})", "give a TOML file") from error
+    options = {
+        _long_name(item): item for item in command.params if isinstance(item, click.Option) and item is not skipped
+    }
+    defaults: dict[str, Any] = {}
+    for key, value in given.items():
+        name = key.replace("_", "-")
+        if key == "heads":
+            defaults["options"] = list(_head_options(value, path))
+        elif name in options:
+            defaults[options[name].name or name] = _joined(value)
+        else:
+            raise UsageError(f"{path}: {key}", "is no option", did_you_mean(name, [*options, "heads"]))
+    return defaults
+
+
+def _long_name(option: click.Option) -> str:
+    return max(option.opts, key=len).removeprefix("--")
+
+
+def _head_options(heads: Any, path: Path) -> Iterator[str]:
+    """``HEAD.OPTION=VALUE`` for each entry of the tables ``[heads.HEAD]``."""
+    tables = heads if isinstance(heads, dict) else {"HEAD": heads}
+    for head, table in tables.items():
+        if not isinstance(table, dict):
+            raise UsageError(
+                f"{path}: heads.{head}", f"is {quote(table)}", f"write [heads.{head}] and its options below"
+            )
+        for name, value in table.items():
+            yield f"{head}.{name}={_joined(value)}"
+
+
+def _joined(value: Any) -> Any:
+    """A value as it would be written on the command line."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{wanted}={found}" for wanted, found in value.items())
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else value

@@ -1,0 +1,51 @@
+"""Signals that ask a long run to stop: noted, so that it can end where nothing is lost."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
+
+_ASKING = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """While it is entered, the first SIGINT or SIGTERM is only noted; a second one acts as it always does.
+
+    Attributes:
+        signal: the number of the signal that came, 0 before. In threads other than the main one no signal is noticed.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in _ASKING}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def is_made(self) -> bool:
+        """Whether a signal came."""
+        return self.signal != 0
+
+    def obey(self) -> NoReturn:
+        """End as the signal would have: by KeyboardInterrupt, or by SystemExit with 143 for SIGTERM."""
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + signal.SIGTERM)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

@@ -1,0 +1,208 @@
+"""Training runs that are killed and go on, in forks of one warm process; a script, and what the tests of resuming use.
+
+    python tests/killing.py --kills 200 --seed 0
+
+kills a tiny training with SIGKILL at random moments, lets it go on, and compares what it comes to with an undisturbed run: the
+sha256 of the weights, of the optimizer's state and of the metric log. Every step writes a checkpoint, so many kills hit a save.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+import tiny
+import torch
+
+import nlptasks
+from nlptasks import checkpoint, loop
+from nlptasks.config import TrainSettings
+
+ROWS = "\n".join(
+    f"{name}\tB-PER\n{verb}\tO\n{place}\tB-LOC\n"
+    for name in ("Ada", "Bob")
+    for verb in "ab"
+    for place in ("Rome", "Oslo")
+)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A training that can be started again and again.
+
+    Attributes:
+        folder: holds its backbone, its data and its outputs.
+    """
+
+    folder: Path
+
+    @classmethod
+    def make(cls, folder: Path) -> Scene:
+        tiny.make("bert", folder / "backbone")
+        (folder / "data").mkdir()
+        for part in ("train", "dev"):
+            (folder / "data" / f"{part}.conll").write_text(ROWS)
+        return cls(folder)
+
+    def train(self, output: Path, **changes: Any) -> None:
+        """Train with a checkpoint after every step, and write digests of the outcome beside the output."""
+        checkpoint._LARGEST_SHARE = float("inf")  # type: ignore[misc]
+        settings = {
+            "backbone": str(self.folder / "backbone"),
+            "epochs": 3,
+            "patience": 3,
+            "lr": 3e-3,
+            "batch_tokens": 16,
+        }
+        settings |= {"accumulate": 3, "checkpoint_seconds": 0.0, "precision": "fp32", "device": "cpu"}
+        data, options = changes.pop("data", self.folder / "data"), changes.pop("options", {})
+        run, optimizer = loop.Loop.run, output.with_suffix(".optimizer")
+
+        def noted(self: loop.Loop) -> Any:
+            metrics = run(self)
+            optimizer.write_text(loop.digest_of(self._optimization.state()[0]))
+            return metrics
+
+        loop.Loop.run = noted  # type: ignore[method-assign]
+        target = nlptasks.Target("ner", "ner", str(data), options=options)
+        nlptasks.train(target, output=output, settings=TrainSettings(**{**settings, **changes}), resume=True)
+        log = json.loads((output / "training.json").read_text())
+        outcome = {
+            "weights": [_sha256(output / "backbone/model.safetensors"), _sha256(output / "heads/ner.safetensors")],
+            "optimizer": optimizer.read_text(),
+            "log": [log["history"], log["metrics"]],
+        }
+        output.with_suffix(".outcome").write_text(json.dumps(outcome))
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def outcome_of(output: Path) -> Any:
+    """The digests that a run came to, None if it came to no end."""
+    path = output.with_suffix(".outcome")
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def forked(work: Callable[[], object], log: Path) -> int:
+    """Start work in a child: its process id. What it says goes to a file."""
+    child = os.fork()
+    if child:
+        return child
+    code = 70
+    try:
+        handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        work()
+        code = 0
+    except KeyboardInterrupt:
+        code = 130
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def code_of(child: int) -> int:
+    """The exit code of a child that has ended, or minus the number of the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def kill_at_random(scene: Scene, *, kills: int, seed: int) -> dict[str, Any]:
+    """Kill runs at random moments until there were so many kills: how many, how many inside a save, how many differences."""
+    draw = random.Random(seed)
+    begun = time.monotonic()
+    reference = scene.folder / "reference"
+    assert code_of(forked(partial(scene.train, reference), scene.folder / "log")) == 0, (
+        scene.folder / "log"
+    ).read_text()
+    length, expected = time.monotonic() - begun, outcome_of(reference)
+    counts = {"kills": 0, "inside_a_save": 0, "runs": 0, "differences": 0}
+    while counts["kills"] < kills:
+        output = scene.folder / f"run{counts['runs']}"
+        work = partial(scene.train, output)
+        for _ in range(draw.randint(1, 4)):
+            child = forked(work, scene.folder / "log")
+            time.sleep(draw.uniform(0, length))
+            os.kill(child, signal.SIGKILL)
+            counts["kills"] += code_of(child) == -signal.SIGKILL
+            counts["inside_a_save"] += bool([*output.parent.glob(f".{output.name}.*"), *output.glob("checkpoints/.0*")])
+        code = code_of(forked(work, scene.folder / "log"))
+        counts["runs"] += 1
+        counts["differences"] += code != 0 or outcome_of(output) != expected
+        shutil.rmtree(output, ignore_errors=True)
+    return counts
+
+
+def crash_everywhere(scene: Scene) -> dict[str, Any]:
+    """End a run before each single call that changes the disk, let it go on, and compare: crashes and differences."""
+    reference = scene.folder / "whole"
+    assert code_of(forked(partial(_crashing, scene, reference, 0), scene.folder / "log")) == 0
+    counts, code = {"crashes": 0, "differences": 0}, 137
+    while code == 137:
+        output = scene.folder / f"crash{counts['crashes']}"
+        code = code_of(forked(partial(_crashing, scene, output, counts["crashes"] + 1), scene.folder / "log"))
+        ended = code_of(forked(partial(_crashing, scene, output, 0), scene.folder / "log"))
+        counts["crashes"] += code == 137
+        counts["differences"] += ended != 0 or outcome_of(output) != outcome_of(reference)
+    return counts
+
+
+def _crashing(scene: Scene, output: Path, number: int) -> None:
+    """Train three steps, and end without a word before the call of this number (from 1; 0 for none)."""
+    seen = 0
+
+    def crash_before(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            nonlocal seen
+            seen += 1
+            if seen == number:
+                os._exit(137)
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    for place, name in ((os, "rename"), (os, "fsync"), (os, "rmdir"), (os, "unlink"), (checkpoint, "save_file")):
+        setattr(place, name, crash_before(getattr(place, name)))
+    scene.train(output, epochs=1, accumulate=1, batch_tokens=40)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--crash-points", action="store_true", help="also end before each call that changes the disk")
+    given = parser.parse_args()
+    torch.set_num_threads(1)  # a process that has used several threads cannot be forked
+    with tempfile.TemporaryDirectory() as folder:
+        scene = Scene.make(Path(folder))
+        found = kill_at_random(scene, kills=given.kills, seed=given.seed)
+        if given.crash_points:
+            found["crash_points"] = crash_everywhere(scene)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,284 @@
+"""Runs that are killed, stopped or damaged go on to the same numbers, or say why they cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+import nlptasks
+from nlptasks import checkpoint
+from nlptasks.checkpoint import Checkpoint, Checkpoints, newest
+from nlptasks.config import TrainSettings
+from nlptasks.errors import TrainingError, UsageError
+from nlptasks.types import Silent
+
+
+class Stopping(Silent):
+    """A reporter that asks a run to stop, by a signal that comes while a step is under way."""
+
+    def __init__(self, step: int, number: int = signal.SIGINT) -> None:
+        self.at, self.number, self.notes = step, number, list[str]()
+
+    def step(self, done: int, total: int, loss: float) -> None:
+        if done + 1 == self.at:
+            os.kill(os.getpid(), self.number)
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+@pytest.fixture
+def train(backbones: Path, conll_data: Path, monkeypatch: pytest.MonkeyPatch) -> partial[nlptasks.training.TrainResult]:
+    """Train with a checkpoint after each step."""
+    monkeypatch.setattr(checkpoint, "_LARGEST_SHARE", float("inf"))
+    return partial(nlptasks.train, f"ner={conll_data}")
+
+
+def settings(backbones: Path, **more: object) -> TrainSettings:
+    options = {"backbone": str(backbones / "bert"), "epochs": 2, "lr": 3e-3, "batch_tokens": 64, "precision": "fp32"}
+    return TrainSettings(**{**options, "checkpoint_seconds": 0.0, **more})  # type: ignore[arg-type]
+
+
+def outcome(folder: Path) -> tuple[bytes, ...]:
+    log = json.loads((folder / "training.json").read_text())
+    weights = (folder / "backbone/model.safetensors").read_bytes(), (folder / "heads/ner.safetensors").read_bytes()
+    return *weights, json.dumps([log["history"], log["metrics"]]).encode()
+
+
+def stopped_at(train: partial, output: Path, step: int, options: TrainSettings, **more: bool) -> list[str]:
+    reporter = Stopping(step)
+    with pytest.raises(KeyboardInterrupt):
+        train(output=output, settings=options, reporter=reporter, **more)
+    return reporter.notes
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"accumulate": 3}, {"tune": "head"}, {"precision": "bf16", "layer_decay": 0.8}]
+)
+def test_a_stopped_run_goes_on_to_the_same_numbers(
+    train: partial, backbones: Path, tmp_path: Path, options: dict[str, object]
+) -> None:
+    chosen = settings(backbones, **options)
+    train(output=tmp_path / "whole", settings=chosen)
+    log = json.loads((tmp_path / "whole" / "training.json").read_text())
+    steps = [2, 4, 6] if options else [2, 7, 13, 19]
+    for number, step in enumerate(steps):
+        notes = stopped_at(train, tmp_path / "cut", step, chosen, resume=number > 0)
+        assert notes[-1] == f"stopped after step {step}; --resume goes on from there"
+    train(output=tmp_path / "cut", settings=chosen, resume=True)
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == sorted(
+        path.name for path in (tmp_path / "whole").iterdir()
+    )
+    assert log["history"][-1]["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "code"), [(signal.SIGINT, KeyboardInterrupt, None), (signal.SIGTERM, SystemExit, 143)]
+)
+def test_a_signal_ends_the_step_and_saves(
+    train: partial, backbones: Path, tmp_path: Path, number: int, error: type[BaseException], code: int | None
+) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(error) as caught:
+        train(output=tmp_path / "m", settings=settings(backbones), reporter=Stopping(3, number))
+    assert getattr(caught.value, "code", None) == code
+    assert signal.getsignal(number) is before
+    found = newest(tmp_path / "m")
+    assert found
+    assert found.record["progress"]["step"] == 3
+
+
+def test_a_signal_during_the_evaluation_loses_nothing(train: partial, backbones: Path, tmp_path: Path) -> None:
+    chosen = settings(backbones)
+    train(output=tmp_path / "whole", settings=chosen)
+    steps = len(json.loads((tmp_path / "whole/training.json").read_text())["history"])
+
+    class InEvaluation(Stopping):
+        def evaluated(self, epoch: int, metric: str, value: float, best: bool) -> None:
+            os.kill(os.getpid(), self.number)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(output=tmp_path / "cut", settings=settings(backbones, epochs=2), reporter=InEvaluation(0))
+    train(output=tmp_path / "cut", settings=chosen, resume=True)
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+    assert steps == 2
+
+
+def test_the_command_line_exits_with_the_signals_code(
+    backbones: Path, conll_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from nlptasks.cli import progress
+    from nlptasks.cli.main import main
+
+    step = progress.ProgressBar.step
+
+    def terminated(self: progress.ProgressBar, done: int, total: int, loss: float) -> None:
+        step(self, done, total, loss)
+        if done == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(progress.ProgressBar, "step", terminated)
+    words = [
+        "train",
+        f"ner={conll_data}",
+        "-o",
+        str(tmp_path / "m"),
+        "--backbone",
+        str(backbones / "bert"),
+        "--epochs",
+        "1",
+    ]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 143
+    assert "stopped after step 2; --resume goes on from there" in result.stderr
+    monkeypatch.setattr(progress.ProgressBar, "step", step)
+    result = CliRunner().invoke(main, words)
+    assert (result.exit_code, "--resume" in result.stderr) == (2, True)
+    result = CliRunner().invoke(main, [*words, "--resume"])
+    assert result.exit_code == 0, result.stderr
+    assert "goes on after step 2 of" in result.stderr
+    result = CliRunner().invoke(main, [*words, "--resume"])
+    assert result.exit_code == 0, result.stderr
+    assert "is trained already" in result.stderr
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    train: partial, backbones: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = settings(backbones)
+    train(output=tmp_path / "whole", settings=chosen)
+    stopped_at(train, tmp_path / "cut", 5, chosen)
+    newest_one, older = sorted((tmp_path / "cut/checkpoints").glob("0*"), reverse=True)
+    for file in sorted(newest_one.iterdir()):
+        content = file.read_bytes()
+        file.write_bytes(bytes([*content[:-9], content[-9] ^ 1, *content[-8:]]))
+        caplog.clear()
+        found = newest(tmp_path / "cut")
+        assert found
+        assert found.record["progress"]["step"] == 4
+        assert f"{newest_one.name}: is damaged" in caplog.text
+        file.write_bytes(content)
+    (newest_one / "state.json").unlink()
+    train(output=tmp_path / "cut", settings=chosen, resume=True)
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+    assert older.name < newest_one.name
+
+
+def test_without_a_whole_checkpoint_nothing_begins_silently(train: partial, backbones: Path, tmp_path: Path) -> None:
+    stopped_at(train, tmp_path / "m", 2, settings(backbones))
+    for file in (tmp_path / "m/checkpoints").glob("0*/state.json"):
+        file.write_text("{}")
+    with pytest.raises(TrainingError, match=r"has no whole checkpoint \(0000.*--overwrite"):
+        train(output=tmp_path / "m", settings=settings(backbones), resume=True)
+
+
+def test_resuming_where_nothing_is_begins_and_says_so(train: partial, backbones: Path, tmp_path: Path) -> None:
+    reporter = Stopping(0)
+    train(output=tmp_path / "m", settings=settings(backbones, epochs=1), resume=True, reporter=reporter)
+    assert any("there is no checkpoint to go on from" in note for note in reporter.notes)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="is not empty"):
+        train(output=tmp_path / "other", settings=settings(backbones), resume=True)
+
+
+def test_what_differs_is_listed(
+    train: partial, backbones: Path, conll_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped_at(train, tmp_path / "m", 2, settings(backbones))
+    other = tmp_path / "data"
+    other.mkdir()
+    for part in ("train", "dev"):
+        (other / f"{part}.conll").write_text((conll_data / f"{part}.conll").read_text() + "\nEve\tB-PER\n")
+    again = partial(nlptasks.train, output=tmp_path / "m", resume=True)
+    with pytest.raises(TrainingError, match=r"settings\.lr was 0\.003, is 0\.001, settings\.seed was 0, is 5"):
+        train(output=tmp_path / "m", settings=settings(backbones, lr=1e-3, head_lr=3e-2, seed=5), resume=True)
+    with pytest.raises(
+        TrainingError, match=r"data\.files\.dev\.conll was '\w{64}', is '\w{64}', data\.files\.train\.conll"
+    ):
+        again(f"ner={other}", settings=settings(backbones))
+    with pytest.raises(TrainingError, match=r"backbone was '\w{64}'"):
+        train(output=tmp_path / "m", settings=settings(backbones, backbone=str(backbones / "roberta")), resume=True)
+    monkeypatch.setattr("nlptasks.training.version", lambda name: "99")
+    with pytest.raises(TrainingError, match=r"versions\.accelerate was '.*', is '99'"):
+        train(output=tmp_path / "m", settings=settings(backbones), resume=True)
+    monkeypatch.undo()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.raises(TrainingError, match=rf"threads was {threads}, is {threads + 1}"):
+            train(output=tmp_path / "m", settings=settings(backbones), resume=True)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_finished_run_is_not_taken_for_another(trained: Path, conll_data: Path, backbones: Path) -> None:
+    with pytest.raises(TrainingError, match=r"was trained otherwise: settings\.batch_tokens was 128, is 64"):
+        nlptasks.train(f"ner={conll_data}", output=trained, settings=settings(backbones), resume=True)
+
+
+def test_overwriting_begins_again_and_keeps_the_old_model_until_then(
+    train: partial, trained: Path, backbones: Path, tmp_path: Path
+) -> None:
+    nlptasks.Model.load(trained).save(tmp_path / "m")
+    stopped_at(train, tmp_path / "m", 3, settings(backbones), overwrite=True)
+    assert nlptasks.Model.load(tmp_path / "m")
+    stopped_at(train, tmp_path / "m", 2, settings(backbones), overwrite=True)
+    found = newest(tmp_path / "m")
+    assert found
+    assert found.record["progress"]["step"] == 2
+    train(output=tmp_path / "m", settings=settings(backbones), resume=True)
+    assert not (tmp_path / "m" / "checkpoints").exists()
+    assert nlptasks.Model.load(tmp_path / "m")
+
+
+def test_two_runs_do_not_write_to_one_place(train: partial, backbones: Path, tmp_path: Path) -> None:
+    (tmp_path / "m/checkpoints").mkdir(parents=True)
+    with (
+        FileLock(tmp_path / "m/checkpoints/.lock"),
+        pytest.raises(UsageError, match="is being trained by another process"),
+    ):
+        train(output=tmp_path / "m", settings=settings(backbones), resume=True)
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename"])
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    one = Checkpoint({"weights": {"a": torch.ones(3)}}, {"progress": 1})
+    with Checkpoints(tmp_path / "m", fresh=True, seconds=0) as checkpoints:
+        checkpoints.save(one)
+        monkeypatch.setattr(
+            f"nlptasks.disk.os.{call}", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        )
+        with pytest.raises(TrainingError, match=r"cannot be written .*No space left on device.*free space"):
+            checkpoints.save(Checkpoint(one.tensors, {"progress": 2}))
+        monkeypatch.undo()
+        found = newest(tmp_path / "m")
+    assert found
+    assert found.record == {"progress": 1}
+    assert torch.equal(found.tensors["weights"]["a"], torch.ones(3))
+    assert [path.name for path in (tmp_path / "m/checkpoints").glob("*[0-9]*")] == ["000001"]
+
+
+def test_runs_killed_at_any_moment_come_to_the_same_numbers() -> None:
+    script = Path(__file__).parent / "killing.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--kills", "8", "--crash-points"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert found["kills"] >= 8
+    assert found["differences"] == 0
+    assert found["crash_points"]["crashes"] > 20
+    assert found["crash_points"]["differences"] == 0
