@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from nlptasks.batching import Unit, collate_units, epoch_batches
@@ -183,7 +182,7 @@ class Loop:
     def _judge(self) -> None:
         """Evaluate on dev, keep the weights if they are the best, and close the epoch."""
         progress, metric = self.progress, self.lesson.head.main_metric
-        value = self._agreed(self._metrics("dev")[metric])
+        value, stop = self._agreed(self._metrics("dev")[metric])
         better = progress.best is None or value > progress.best
         progress.epoch += 1
         progress.history.append(
@@ -194,6 +193,8 @@ class Loop:
             progress.best, progress.best_epoch = value, progress.epoch
             self._best = _copied(_changing(self.lesson.model))
         self.lesson.reporter.evaluated(progress.epoch, metric, value, better)
+        if stop:
+            self._leave()
 
     def _is_patience_over(self) -> bool:
         progress, patience = self.progress, self.lesson.settings.patience
@@ -214,7 +215,9 @@ class Loop:
         try:
             for found in engine.stream({lesson.name: example} for example in lesson.examples[part]):
                 results.append(found[lesson.name])
-                if self._stop.is_made():
+                if (
+                    self._stop.is_made() and lesson.accelerator.num_processes == 1
+                ):  # else the others would wait for this one
                     self._leave()
         except BackendError as error:
             raise TrainingError(
@@ -259,12 +262,11 @@ class Loop:
             _LOWER,
         )
 
-    def _agreed(self, value: float) -> float:
-        """The first process's value, in all of them: they must not go different ways."""
-        if self.lesson.accelerator.num_processes == 1:
-            return value
-        tensor = torch.tensor([value], dtype=torch.float64, device=self.lesson.accelerator.device)
-        return float(broadcast(tensor)[0])
+    def _agreed(self, value: float) -> tuple[float, bool]:
+        """The first process's value, and whether any was asked to stop, in all of them: they must not go different ways."""
+        own = torch.tensor([[value, self._stop.is_made()]], dtype=torch.float64, device=self.lesson.accelerator.device)
+        everywhere = self.lesson.accelerator.gather(own)  # [processes,2]
+        return float(everywhere[0, 0]), bool(everywhere[:, 1].any())
 
     def _check_equal_everywhere(self) -> None:
         """Refuse weights that differ between the processes: then each has learned from its own batches alone."""

@@ -7,7 +7,9 @@ state that would have to be remembered: each pass seeds its own dropout.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ from nlptasks.backbone import Backbone
 from nlptasks.config import TrainSettings
 from nlptasks.errors import TrainingError
 from nlptasks.heads.base import Head
+
+_log = logging.getLogger("nlptasks")
 
 Batch = Sequence[int]
 """Numbers of the examples in a batch."""
@@ -64,6 +68,10 @@ def make_accelerator(precision: str, device: torch.device) -> Accelerator:
     """One process among all that train, with ``fp32``, ``bf16`` or ``fp16`` passes."""
     # accelerate keeps its state for the whole process: without this a second run would get the first one's precision.
     AcceleratorState._reset_state(reset_partial_state=True)
+    if "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:  # accelerate launch without a GPU does so
+        _log.warning(
+            "the launcher has started one process only: on the CPU use torchrun --nproc-per-node N -m nlptasks"
+        )
     return Accelerator(cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision)
 
 

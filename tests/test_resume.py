@@ -9,6 +9,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -271,14 +272,31 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pyt
     assert [path.name for path in (tmp_path / "m/checkpoints").glob("*[0-9]*")] == ["000001"]
 
 
-def test_runs_killed_at_any_moment_come_to_the_same_numbers() -> None:
-    script = Path(__file__).parent / "killing.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "--kills", "8", "--crash-points"], capture_output=True, text=True, check=False
-    )
+def ran(*words: str) -> dict[str, Any]:
+    """What ``runs.py`` found."""
+    script = Path(__file__).parent / "runs.py"
+    done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_runs_killed_at_random_come_to_the_same_numbers() -> None:
+    found = ran("kills", "--kills", "8")
     assert found["kills"] >= 8
     assert found["differences"] == 0
-    assert found["crash_points"]["crashes"] > 20
-    assert found["crash_points"]["differences"] == 0
+
+
+def test_runs_that_end_before_any_write_come_to_the_same_numbers() -> None:
+    found = ran("crashes")
+    assert found["crashes"] > 20
+    assert found["differences"] == 0
+
+
+def test_two_processes_learn_what_one_learns_from_the_same_batches() -> None:
+    found = ran("processes")
+    assert found["processes"] == 2
+    assert found["digests"][0] == found["digests"][1]
+    assert found["difference"] <= 1e-5
+    assert found["stopped"] == [143, 143]
+    assert not found["resumed_differs"]

@@ -1,9 +1,9 @@
-"""Training runs that are killed and go on, in forks of one warm process; a script, and what the tests of resuming use.
+"""Tiny training runs in forks of one warm process: killed at random, crashed at every write, two at once. A script.
 
-    python tests/killing.py --kills 200 --seed 0
+    python tests/runs.py kills --kills 200 --seed 0
 
-kills a tiny training with SIGKILL at random moments, lets it go on, and compares what it comes to with an undisturbed run: the
-sha256 of the weights, of the optimizer's state and of the metric log. Every step writes a checkpoint, so many kills hit a save.
+What a run comes to (the sha256 of the weights, of the optimizer's state and of the metric log) is compared with an undisturbed
+run's. Every step writes a checkpoint, so many kills hit a save.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -29,10 +30,12 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB
 
 import tiny
 import torch
+from safetensors.torch import load_file
 
 import nlptasks
 from nlptasks import checkpoint, loop
 from nlptasks.config import TrainSettings
+from nlptasks.types import Silent
 
 ROWS = "\n".join(
     f"{name}\tB-PER\n{verb}\tO\n{place}\tB-LOC\n"
@@ -55,6 +58,10 @@ class Scene:
     @classmethod
     def make(cls, folder: Path) -> Scene:
         tiny.make("bert", folder / "backbone")
+        tiny.make("bert", folder / "still")  # without dropout, whose draws differ from process to process
+        config = json.loads((folder / "still/config.json").read_text())
+        config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        (folder / "still/config.json").write_text(json.dumps(config))
         (folder / "data").mkdir()
         for part in ("train", "dev"):
             (folder / "data" / f"{part}.conll").write_text(ROWS)
@@ -70,18 +77,24 @@ class Scene:
             "lr": 3e-3,
             "batch_tokens": 16,
         }
+        reporter = changes.pop("reporter", None)
         settings |= {"accumulate": 3, "checkpoint_seconds": 0.0, "precision": "fp32", "device": "cpu"}
-        data, options = changes.pop("data", self.folder / "data"), changes.pop("options", {})
         run, optimizer = loop.Loop.run, output.with_suffix(".optimizer")
 
         def noted(self: loop.Loop) -> Any:
             metrics = run(self)
             optimizer.write_text(loop.digest_of(self._optimization.state()[0]))
+            rank = self.lesson.accelerator.process_index
+            output.with_suffix(f".rank{rank}").write_text(loop.digest_of(self.lesson.model.state_dict()))
             return metrics
 
         loop.Loop.run = noted  # type: ignore[method-assign]
-        target = nlptasks.Target("ner", "ner", str(data), options=options)
-        nlptasks.train(target, output=output, settings=TrainSettings(**{**settings, **changes}), resume=True)
+        chosen = TrainSettings(**{**settings, **changes})
+        result = nlptasks.train(
+            f"ner={self.folder / 'data'}", output=output, settings=chosen, resume=True, reporter=reporter
+        )
+        if not result.speaks:
+            return
         log = json.loads((output / "training.json").read_text())
         outcome = {
             "weights": [_sha256(output / "backbone/model.safetensors"), _sha256(output / "heads/ner.safetensors")],
@@ -189,19 +202,66 @@ def _crashing(scene: Scene, output: Path, number: int) -> None:
     scene.train(output, epochs=1, accumulate=1, batch_tokens=40)
 
 
+class _Terminating(Silent):
+    """Asks its own process to stop while the third step is under way."""
+
+    def step(self, done: int, total: int, loss: float) -> None:
+        if done == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def two_at_once(scene: Scene) -> dict[str, Any]:
+    """Train in two processes, once stopped and resumed, and in one that is fed the same batches."""
+    one, two, cut = (scene.folder / name for name in ("one", "two", "cut"))
+    still = {"backbone": str(scene.folder / "still"), "epochs": 2}
+    alone = code_of(forked(partial(scene.train, one, accumulate=4, **still), scene.folder / "log"))
+    codes = _together(partial(scene.train, two, accumulate=2, **still), scene)
+    stopped = _together(partial(scene.train, cut, accumulate=2, reporter=_Terminating(), **still), scene)
+    resumed = _together(partial(scene.train, cut, accumulate=2, **still), scene)
+    if any([alone, *codes, *resumed]):
+        raise RuntimeError((scene.folder / "log").read_text())
+    return {
+        "stopped": stopped,
+        "processes": json.loads((two / "training.json").read_text())["processes"],
+        "digests": [two.with_suffix(f".rank{rank}").read_text() for rank in range(2)],
+        "difference": max(
+            float((load_file(one / name)[key] - value).abs().max())
+            for name in ("backbone/model.safetensors", "heads/ner.safetensors")
+            for key, value in load_file(two / name).items()
+        ),
+        "resumed_differs": outcome_of(cut) != outcome_of(two),
+    }
+
+
+def _together(work: Callable[[], object], scene: Scene) -> list[int]:
+    """Do the same work in two processes that find each other as under a launcher: their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+
+    def ranked(rank: int) -> None:
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        os.environ |= {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        work()
+
+    return [code_of(child) for child in [forked(partial(ranked, rank), scene.folder / "log") for rank in range(2)]]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["kills", "crashes", "processes"])
     parser.add_argument("--kills", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--crash-points", action="store_true", help="also end before each call that changes the disk")
     given = parser.parse_args()
     torch.set_num_threads(1)  # a process that has used several threads cannot be forked
     with tempfile.TemporaryDirectory() as folder:
         scene = Scene.make(Path(folder))
-        found = kill_at_random(scene, kills=given.kills, seed=given.seed)
-        if given.crash_points:
-            found["crash_points"] = crash_everywhere(scene)
-    print(json.dumps(found))
+        work = {
+            "kills": partial(kill_at_random, scene, kills=given.kills, seed=given.seed),
+            "crashes": partial(crash_everywhere, scene),
+            "processes": partial(two_at_once, scene),
+        }
+        print(json.dumps(work[given.what]()))
 
 
 if __name__ == "__main__":
