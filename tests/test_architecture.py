@@ -16,13 +16,16 @@ ROWS = [
     {"nlptasks", "nlptasks.errors", "nlptasks.types"},
     {
         f"nlptasks.{name}"
-        for name in ("registry", "config", "text", "tags", "scores", "files", "fields", "tokenizer", "disk")
+        for name in (
+            *("registry", "config", "text", "tags", "scores", "lines", "jsontext", "files", "fields"),
+            *("tokenizer", "disk"),
+        )
     },
-    {"nlptasks.backbone", "nlptasks.pretrained", "nlptasks.heads", "nlptasks.heads.base"},
+    {"nlptasks.backbone", "nlptasks.pretrained", "nlptasks.heads", "nlptasks.heads.base", "nlptasks.losses"},
     set(),  # the heads, which nobody imports by name
     {
         f"nlptasks.{name}"
-        for name in ("data", "batching", "model", "engine", "runtime", "runtime.pytorch", "runtime.onnx")
+        for name in ("data", "checks", "batching", "model", "engine", "runtime", "runtime.pytorch", "runtime.onnx")
     },
     {f"nlptasks.{name}" for name in ("card", "exporting", "pipeline", "training", "evaluation")},
     {"nlptasks.spacy_component"},

@@ -96,7 +96,7 @@ def test_spans_survive_being_written_as_tags(scheme: str, data: st.DataObject) -
     tags = tags_of(spans, length, scheme)
     assert spans_of(tags, scheme) == spans
     assert tags_of(spans_of(tags, scheme), length, scheme) == tags
-    assert set(tags) <= set(tag_set(labels_of(tags), scheme))
+    assert set(tags) <= set(tag_set(labels_of(tags, scheme), scheme))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
