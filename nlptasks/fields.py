@@ -27,16 +27,20 @@ def text_field(row: Row) -> str:
     return text
 
 
+def _value(row: Row, name: str) -> Any:
+    if name not in row.fields:
+        fix = f"name the column: --columns {name}=NAME"
+        raise DataError(row.where, f"has no {name!r}, only {listing(row.fields)}", fix)
+    return row.fields[name]
+
+
 def list_field(row: Row, name: str) -> list[str]:
     """A field that holds a list of strings: as such, as JSON, or as text with white space between them.
 
     Raises:
         DataError: there is no such field, or it is something else.
     """
-    if name not in row.fields:
-        fix = f"name the column: --columns {name}=NAME"
-        raise DataError(row.where, f"has no {name!r}, only {listing(row.fields)}", fix)
-    value = row.fields[name]
+    value = _value(row, name)
     if isinstance(value, str):
         value = json_field(row, name) if _LIST.fullmatch(value.strip()) else value.split()
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
@@ -68,10 +72,7 @@ def spans_field(row: Row) -> list[LabelledSpan]:
         DataError: a span is something else, marks nothing or not what it claims, or overlaps another one.
     """
     text = text_field(row)
-    if "spans" not in row.fields:
-        fix = "name the column: --columns tags=NAME"
-        raise DataError(row.where, f"has neither 'tags' nor 'spans', only {listing(row.fields)}", fix)
-    value = row.fields["spans"]
+    value = _value(row, "spans")
     if isinstance(value, str):
         value = json_field(row, "spans")
     if not isinstance(value, list):

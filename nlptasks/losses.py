@@ -15,6 +15,7 @@ NO_WEIGHTS, BALANCED = "none", "balanced"
 WEIGHTS_DOC = (
     "weights of the classes in the loss: none, balanced (rare ones count more), or LABEL:WEIGHT,... (others count 1)"
 )
+_FORM = "take none, balanced or LABEL:WEIGHT,LABEL:WEIGHT"
 SMOOTHING_DOC = "share of the target that is spread over all classes, in 0..1"
 
 
@@ -55,6 +56,8 @@ def class_weights(option: str, counts: Mapping[str, int], *, where: str) -> dict
     Raises:
         UsageError: the option is something else, names an unknown label, or a weight is not a finite number above 0.
     """
+    if not isinstance(option, str):  # what comes from Python is checked no earlier
+        raise UsageError(where, f"is {quote(option)}", _FORM)
     weights = dict.fromkeys(counts, 1.0)
     if option == NO_WEIGHTS:
         return weights
@@ -66,7 +69,7 @@ def class_weights(option: str, counts: Mapping[str, int], *, where: str) -> dict
     for part in option.split(","):
         label, colon, number = part.rpartition(":")
         if not colon:
-            raise UsageError(where, f"has {quote(part)}", "take none, balanced or LABEL:WEIGHT,LABEL:WEIGHT")
+            raise UsageError(where, f"has {quote(part)}", _FORM)
         if label not in weights:
             raise UsageError(where, f"has the unknown label {quote(label)}", did_you_mean(label, weights))
         if label in named:
@@ -93,5 +96,5 @@ def check_smoothing(value: float, *, where: str) -> None:
     Raises:
         UsageError: it is not from 0 up to 1.
     """
-    if not 0 <= value < 1:
-        raise UsageError(where, f"is {value}", "give a share from 0 up to 1")
+    if not (isinstance(value, int | float) and 0 <= value < 1):
+        raise UsageError(where, f"is {quote(value)}", "give a share from 0 up to 1")

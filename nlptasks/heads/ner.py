@@ -134,9 +134,7 @@ class NerHead(Head):
             _check_io(labels, rows[0].where)
         _warn_of_edges_in_words(rows, gold)
         tags = tag_set(labels, "iob2")
-        return replace(
-            options, scheme=scheme, tags=tags, tags_scheme="iob2", weights=_weights(options, scheme, tags, gold)
-        )
+        return replace(options, scheme=scheme, tags=tags, weights=_weights(options, scheme, tags, gold))
 
     @property
     def labels(self) -> tuple[str, ...]:
