@@ -11,7 +11,7 @@ io       | I or the label    | I       | I        | I     | cannot be said: one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -80,10 +80,10 @@ def parse_tag(tag: str, prefixes: Mapping[str, str] = _PREFIXES) -> Tag:
     return Tag(_INSIDE, tag)
 
 
-def parse_tags(tags: Iterable[str], scheme: str) -> list[Tag]:
+def parse_tags(tags: Iterable[str], scheme: str) -> Iterator[Tag]:
     """Tags that are known to be in a scheme: in ``io``, ``E-MAIL`` is a label."""
     prefixes = SCHEMES[scheme].prefixes
-    return [parse_tag(tag, prefixes) for tag in tags]
+    return (parse_tag(tag, prefixes) for tag in tags)
 
 
 def _same(before: Tag | None, tag: Tag | None) -> bool:
@@ -169,14 +169,15 @@ def first_illegal(tags: Sequence[str], scheme: str) -> int | None:
     return _first_break(parse_tags(tags, scheme), scheme)
 
 
-def _first_break(tags: Sequence[Tag], scheme: str) -> int | None:
+def _first_break(tags: Iterable[Tag], scheme: str) -> int | None:
     follows = SCHEMES[scheme].follows
     before: Tag | None = None
+    index = 0
     for index, tag in enumerate(tags):
         if not follows(before, tag):
             return index
         before = tag
-    return None if not tags or follows(before, None) else len(tags) - 1
+    return None if before is None or follows(before, None) else index
 
 
 def spans_of(tags: Sequence[str], scheme: str) -> list[LabelledSpan]:
@@ -185,7 +186,7 @@ def spans_of(tags: Sequence[str], scheme: str) -> list[LabelledSpan]:
     Raises:
         TagError: a tag is illegal in this scheme.
     """
-    parsed = parse_tags(tags, scheme)
+    parsed = list(parse_tags(tags, scheme))
     wrong = _first_break(parsed, scheme)
     if wrong is not None:
         raise TagError(f"{_describe(tags, wrong)}, which is illegal in {scheme}", word=wrong)
@@ -237,7 +238,7 @@ class Decoder:
 
     def __init__(self, tags: Sequence[str], scheme: str) -> None:
         follows = SCHEMES[scheme].follows
-        parsed = parse_tags(tags, scheme)
+        parsed = list(parse_tags(tags, scheme))
         self._opening = self._costs([follows(None, tag) for tag in parsed])  # [C]
         self._closing = self._costs([follows(tag, None) for tag in parsed])  # [C]
         self._moves = self._costs([[follows(one, two) for two in parsed] for one in parsed])  # [C,C]

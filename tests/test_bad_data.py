@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bz2
+import csv
+import io
 import lzma
 import os
 import pickle
@@ -12,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from nlptasks import data as data_module
 from nlptasks.data import load_data
@@ -236,6 +240,51 @@ def test_a_line_without_end_is_refused_before_it_is_read_whole(tmp_path: Path, r
 def test_an_open_quote_does_not_take_the_memory(tmp_path: Path) -> None:
     path = written(tmp_path, "a.csv", 'text\n"' + ("x" * 99 + "\n") * (MAX_LINE_BYTES // 100 + 1000))
     assert "a.csv:2: the record that begins here is broken (field larger than" in failure(read_all, read_csv, path)
+
+
+PIECES = st.sampled_from(
+    [
+        b'"',
+        b"\t",
+        b",",
+        b"\n",
+        b"\r",
+        b"\r\n",
+        b"\0",
+        b"a",
+        b"O",
+        b"B-X",
+        b"{",
+        b"}",
+        b'{"a":',
+        b"1",
+        b"[",
+        b"\xff",
+        b"\\ud800",
+        b"\x1f\x8b",
+    ]
+)
+
+
+@pytest.mark.parametrize("reader", [read_text, read_jsonl, read_csv, read_tsv, read_conll])
+@given(pieces=st.lists(PIECES, max_size=30))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_are_rows_or_an_error_in_one_line(tmp_path: Path, reader: Callable, pieces: list[bytes]) -> None:
+    path = written(tmp_path, "a.txt", b"".join(pieces))
+    try:
+        told = [row.where for row in reader(path)]
+    except DataError as error:
+        told = [str(error)]
+    assert all(line.startswith(str(path)) and "\n" not in line for line in told)
+
+
+@given(values=st.lists(st.tuples(st.text(max_size=8), st.text(max_size=8)), min_size=1, max_size=5))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_values_survive_a_csv_file(tmp_path: Path, values: list[tuple[str, str]]) -> None:
+    content = io.StringIO(newline="")
+    csv.writer(content).writerows([("text", "label"), *values])
+    found = fields_of(read_csv, written(tmp_path, "a.csv", content.getvalue()))
+    assert [(row["text"], row["label"]) for row in found] == values
 
 
 # Several errors at once.
