@@ -95,7 +95,11 @@ class DataErrors(DataError):  # noqa: N818 (it holds several)
 
 
 class ErrorCollector:
-    """What to do with a bad row: note its error and go on; at the 20th, raise them all."""
+    """What to do with a bad row: note its error and go on; at the 20th, raise them all.
+
+    Attributes:
+        found: what was noted.
+    """
 
     def __init__(self) -> None:
         self.found: list[DataError] = []
