@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nlptasks.disk import sha256
-from nlptasks.errors import DataError, listing
-from nlptasks.files import PARTS, part_of, read_file
+from nlptasks.errors import DataError, ErrorCollector, listing
+from nlptasks.files import PARTS, check_file, part_of, read_file
 from nlptasks.types import Reader, Row
 
 _DEV_SHARE = 0.1
@@ -34,15 +34,34 @@ def load_data(place: Path, readers: Mapping[str, Reader], columns: Mapping[str, 
     """A data set from a folder with the files of its parts, or from one file, which then is train.
 
     Raises:
-        DataError: nothing there, two files for one part, or an empty or wrong file.
+        DataError: nothing there, two files for one part, an empty or wrong file, or one that changed while it was read;
+            what is wrong with several rows or files is told together (`DataErrors`).
     """
     found = _part_files(place) if place.is_dir() else {"train": place}
-    parts = {}
+    errors = ErrorCollector()
+    parts, files = {}, {}
     for part, path in found.items():
-        parts[part] = list(read_file(path, readers, columns))
-        if not parts[part]:
-            raise DataError(str(path), "has no examples", "give a file with at least one row")
-    return DataSet(parts, {str(path): sha256(path) for path in found.values()})
+        with errors.noting():
+            check_file(path)
+            files[str(path)] = _digest(path)
+            parts[part] = list(read_file(path, readers, columns, on_error=errors))
+            _check_unchanged(path, files[str(path)])
+            if not (parts[part] or errors.found):
+                raise DataError(str(path), "has no examples", "give a file with at least one row")
+    errors.check()
+    return DataSet(parts, files)
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256(path)
+    except OSError as error:
+        raise DataError(str(path), f"cannot be read ({error})", "check the path and the file") from error
+
+
+def _check_unchanged(path: Path, digest: str) -> None:
+    if _digest(path) != digest:
+        raise DataError(str(path), "changed while it was read", "wait until it is written, then begin again")
 
 
 def with_dev(data: DataSet, seed: int) -> DataSet:

@@ -2,7 +2,7 @@
 
 NlptasksError
 ├── UsageError     2   wrong command line, option or argument
-├── DataError      3   a file or row that cannot be used
+├── DataError      3   a file or row that cannot be used; DataErrors: several of them
 ├── ModelError     4   a model folder or backbone that cannot be used
 ├── TrainingError  5   training that cannot go on
 ├── BackendError   6   a device or runtime that cannot do what was asked
@@ -12,10 +12,17 @@ NlptasksError
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import ClassVar, TypeVar
+
+MAX_DATA_ERRORS = 20
+"""Errors of the data after which no more are looked for."""
 
 _MAX_QUOTED_CHARS = 80
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class NlptasksError(Exception):
@@ -38,6 +45,10 @@ class NlptasksError(Exception):
     def __str__(self) -> str:
         return " ".join(f"{self.where}: {self.problem}; {self.fix}".splitlines())
 
+    def lines(self) -> list[str]:
+        """What is wrong, a line for each thing."""
+        return [str(self)]
+
 
 class UsageError(NlptasksError):
     """A wrong command line, option or argument."""
@@ -49,6 +60,88 @@ class DataError(NlptasksError):
     """A file or row that cannot be used."""
 
     exit_code = 3
+
+
+class DataErrors(DataError):  # noqa: N818 (it holds several)
+    """Several errors of the data.
+
+    Args:
+        errors: at least one; where, problem and fix are those of the first.
+    """
+
+    def __init__(self, errors: Sequence[DataError]) -> None:
+        super().__init__(errors[0].where, errors[0].problem, errors[0].fix)
+        self.args = (errors,)
+        self.errors = tuple(errors)
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """A line for each error; those that differ in their place alone share one, with the place of the first."""
+        alike: dict[tuple[str, str], list[DataError]] = {}
+        for error in self.errors:
+            alike.setdefault((error.problem, error.fix), []).append(error)
+        lines = []
+        for first, *others in alike.values():
+            where = first.where + (f" and {len(others)} more" if others else "")
+            lines.append(str(DataError(where, first.problem, first.fix)))
+        return lines
+
+    @property
+    def stopped(self) -> bool:
+        """Whether these are so many that no more were looked for."""
+        return len(self.errors) >= MAX_DATA_ERRORS
+
+
+class ErrorCollector:
+    """What to do with a bad row: note its error and go on; at the 20th, raise them all.
+
+    Attributes:
+        found: what was noted.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[DataError] = []
+
+    def __call__(self, error: DataError) -> None:
+        self.found.append(error)
+        if len(self.found) >= MAX_DATA_ERRORS:
+            self.check()
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Note the error that what is done here raises."""
+        try:
+            yield
+        except DataErrors:
+            raise  # these are noted already
+        except DataError as error:
+            self(error)
+
+    def check(self) -> None:
+        """Raise what was noted, if anything.
+
+        Raises:
+            DataError: a single error itself, several as `DataErrors`.
+        """
+        if self.found:
+            raise self.found[0] if len(self.found) == 1 else DataErrors(self.found)
+
+
+def each(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+    """What a function gives for each item; its errors are collected.
+
+    Raises:
+        DataError: there was one, or several (`DataErrors`).
+    """
+    errors = ErrorCollector()
+    results = []
+    for item in items:
+        with errors.noting():
+            results.append(function(item))
+    errors.check()
+    return results
 
 
 class ModelError(NlptasksError):

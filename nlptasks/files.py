@@ -1,64 +1,25 @@
 """Readers: a file as rows. Strict: what does not fit is an error with file and line, never a guess.
 
-All files are UTF-8, with or without a byte order mark, with either line end, plain or gzip.
+All files are lines of UTF-8 text, plain or gzip; see `nlptasks.lines`.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
 import itertools
-import json
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from nlptasks.errors import DataError, UsageError, did_you_mean, listing, quote
+from nlptasks.jsontext import parse_json, refuse_twice
+from nlptasks.lines import MAX_LINE_BYTES, read_lines, whole_lines
 from nlptasks.types import OnError, Reader, Row, refuse
 
-Line = tuple[int, str]
-"""Number, from 1, and text without its line end."""
-
+_QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"')
 _TAG = re.compile(r"O|[BIESLUMW][-_].+")
 _HEADER = (re.compile("tokens?|words?|form"), re.compile(r"(\w+[_-])?(tags?|labels?)"))
-
-
-def read_lines(path: Path, on_error: OnError) -> Iterator[Line]:
-    """The lines of a text file.
-
-    Raises:
-        DataError: the file cannot be read, is not UTF-8, or is another kind of file.
-    """
-    try:
-        with open(path, "rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path, "rb") if packed else open(path, "rb") as file:
-            for number, raw in enumerate(file, start=1):
-                try:
-                    yield number, _decoded(raw, path, number)
-                except DataError as error:
-                    on_error(error)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(str(path), f"cannot be read ({error})", "check the path and the file") from error
-
-
-def _decoded(raw: bytes, path: Path, number: int) -> str:
-    if number == 1:
-        if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise DataError(str(path), "is UTF-16, expected UTF-8", f"convert it: iconv -f UTF-16 -t UTF-8 {path.name}")
-        if raw.startswith((b"PK\x03\x04", b"PAR1")):
-            raise DataError(str(path), "is no text file", "give a plain or gzip text file")
-        raw = raw.removeprefix(b"\xef\xbb\xbf")
-    try:
-        return raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}:{number}",
-            f"byte 0x{raw[error.start]:02x} at column {error.start + 1} is not UTF-8",
-            f"convert the file, for example: iconv -f LATIN1 -t UTF-8 {path.name}",
-        ) from None
 
 
 def read_text(path: Path, on_error: OnError = refuse) -> Iterator[Row]:
@@ -83,85 +44,85 @@ def parse_json_row(line: str, where: str) -> Row:
     """One line of a JSON Lines file.
 
     Raises:
-        DataError: it is no JSON object, has a key twice or a number that JSON does not have.
+        DataError: it is no JSON object, or not strictly JSON.
     """
-    try:
-        value = json.loads(line, object_pairs_hook=_object_hook(where), parse_constant=_constant_hook(where))
-    except (ValueError, RecursionError) as error:
-        column = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise DataError(where + column, f"is not JSON ({_reason(error)})", "write one JSON object a line") from None
+    value = parse_json(line, where=where, fix="write one JSON object a line")
     if not isinstance(value, dict):
         fix = "write one object a line, not one array" if isinstance(value, list) else "write one JSON object a line"
         raise DataError(where, f"is a JSON {type(value).__name__}, expected an object", fix)
     return Row(value, where)
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return error.msg
-    return "it is nested too deeply" if isinstance(error, RecursionError) else "it has a number of too many digits"
-
-
-def _object_hook(where: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
-    def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        record = dict(pairs)
-        if len(record) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise DataError(where, f"has the key {quote(twice)} twice", "keep one of them")
-        return record
-
-    return build
-
-
-def _constant_hook(where: str) -> Callable[[str], None]:
-    def refuse(name: str) -> None:
-        raise DataError(where, f"has the number {name}, which JSON does not have", "write a number or null")
-
-    return refuse
-
-
 def read_csv(path: Path, on_error: OnError = refuse) -> Iterator[Row]:
-    """Comma-separated values with a header line (RFC 4180); every value stays text as it is."""
-    return _read_table(path, ",", on_error)
+    """Comma-separated values with a header line (RFC 4180); every value stays text as it is, line ends in quotes too."""
+    return _read_table(path, ",", on_error, quoted=True)
 
 
 def read_tsv(path: Path, on_error: OnError = refuse) -> Iterator[Row]:
-    """Tab-separated values with a header line."""
-    return _read_table(path, "\t", on_error)
+    """Tab-separated values with a header line.
+
+    Some programs quote fields as in CSV, to others a quote is a character as any (IANA's ``text/tab-separated-values``), so the
+    whole file decides:
+
+    1. If every field that begins with a quote is a quoted one (``"a"``, ``"a ""b"" c"``), quotes are as in CSV.
+    2. Else, if every line has as many fields as the header, quotes are plain characters.
+    3. Else, if the file is flawless CSV, with tabs or line ends inside quotes, it is read so; if not, quotes are plain.
+    """
+    yield from _read_table(path, "\t", on_error, quoted=_quotes_are_syntax(path))
 
 
-def _read_table(path: Path, separator: str, on_error: OnError) -> Iterator[Row]:
-    csv.field_size_limit(2**31 - 1)  # a text may be long
-    lines = (line + "\n" for _, line in read_lines(path, refuse))  # a line left out would change what a quote spans
-    table = csv.reader(lines, delimiter=separator, strict=True)
+def _quotes_are_syntax(path: Path) -> bool:
+    """Whether quotes enclose the fields of a TSV file; with an error in it, which is told when it is read, it matters not."""
+    widths: set[int] = set()
+    closed = True
+    for _, line in read_lines(path, _ignore):
+        cells = line.split("\t")
+        closed = closed and all(_QUOTED.fullmatch(cell) for cell in cells if cell.startswith('"'))
+        if line:
+            widths.add(len(cells))
+    return closed or (len(widths) > 1 and _is_flawless(path))
+
+
+def _is_flawless(path: Path) -> bool:
+    """Whether a file is tab-separated values quoted as in CSV, all of one width."""
+    try:
+        for _ in _read_table(path, "\t", refuse, quoted=True):
+            pass
+    except DataError:
+        return False
+    return True
+
+
+def _ignore(error: DataError) -> None:
+    """Go on; somebody else tells."""
+
+
+def _read_table(path: Path, separator: str, on_error: OnError, *, quoted: bool) -> Iterator[Row]:
+    csv.field_size_limit(
+        MAX_LINE_BYTES
+    )  # characters: a text may be long, but an open quote does not take the whole file
+    lines = (line for _, line in whole_lines(path, refuse))  # a line left out would change what a quote spans
+    table = csv.reader(lines, delimiter=separator, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=True)
     header: list[str] | None = None
     while True:
-        number = table.line_num + 1
+        where = f"{path}:{table.line_num + 1}"
         try:
             record = next(table)
         except StopIteration:
             return
         except csv.Error as error:
-            raise DataError(
-                f"{path}:{number}", f"the record that begins here is broken ({error})", "repair its quotes"
-            ) from None
+            problem = f"the record that begins here is broken ({error})"
+            raise DataError(where, problem, "repair its quotes or line ends") from None
         if not record:
             continue
         if header is None:
-            header = _checked_header(record, f"{path}:{number}")
+            refuse_twice(record, "column", where)
+            header = record
         elif len(record) != len(header):
             fix = "quote fields that hold the separator"
-            on_error(DataError(f"{path}:{number}", f"has {len(record)} fields, expected {len(header)}", fix))
+            on_error(DataError(where, f"has {len(record)} fields, expected {len(header)}", fix))
         else:
-            yield Row(dict(zip(header, record, strict=True)), f"{path}:{number}")
-
-
-def _checked_header(names: list[str], where: str) -> list[str]:
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise DataError(where, f"has the column {quote(twice[0])} twice", "rename one of them")
-    return names
+            yield Row(dict(zip(header, record, strict=True)), where)
 
 
 def read_conll(path: Path, on_error: OnError = refuse) -> Iterator[Row]:
@@ -261,10 +222,11 @@ def read_file(
     Raises:
         DataError: no such file, no reader for it, or a row that cannot be read.
     """
-    if not path.is_file():
-        raise DataError(str(path), f"is no file (looked in {Path.cwd()})", "check the path")
+    check_file(path)
     reader = readers.get(suffix_of(path))
     if reader is None:
+        for _ in read_lines(path, refuse):  # another format is better named by what it is than by its suffix
+            break
         raise DataError(str(path), "has an unknown suffix", f"take one of {listing(sorted(filter(None, readers)))}")
     for row in reader(path, on_error):
         try:
@@ -273,6 +235,16 @@ def read_file(
             on_error(error)
         else:
             yield named
+
+
+def check_file(path: Path) -> None:
+    """Refuse what is no file.
+
+    Raises:
+        DataError: nothing is there, or a folder.
+    """
+    if not path.is_file():
+        raise DataError(str(path), f"is no file (looked in {Path.cwd()})", "check the path")
 
 
 def check_columns(columns: Mapping[str, str], known: Iterable[str]) -> None:

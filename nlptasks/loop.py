@@ -166,7 +166,7 @@ class Loop:
             progress.step += 1
             progress.learning_seconds += time.monotonic() - begun
             progress.loss, progress.count = progress.loss + step.loss, progress.count + step.count
-            self.lesson.reporter.step(optimization.done, optimization.steps, step.loss / max(step.count, 1))
+            self.lesson.reporter.step(optimization.done, optimization.steps, step.loss / (step.count or 1))
             if optimization.pieces > pieces:
                 self.lesson.reporter.note(
                     f"out of memory at step {optimization.done}: batches are cut into {optimization.pieces} pieces from "

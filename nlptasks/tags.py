@@ -11,8 +11,8 @@ io       | I or the label    | I       | I        | I     | cannot be said: one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,8 @@ from nlptasks.types import Floats, Ints
 
 OUTSIDE = "O"
 _BEGIN, _INSIDE, _END, _SINGLE = "B", "I", "E", "S"
-_LETTERS = {"B": _BEGIN, "I": _INSIDE, "E": _END, "S": _SINGLE, "L": _END, "U": _SINGLE, "M": _INSIDE, "W": _SINGLE}
+_PREFIXES = {"B": _BEGIN, "I": _INSIDE, "E": _END, "S": _SINGLE, "L": _END, "U": _SINGLE, "M": _INSIDE, "W": _SINGLE}
+_ONLY_INSIDE = {"I": _INSIDE}
 
 LabelledSpan = tuple[int, int, str]
 """First word, word behind the last, label."""
@@ -49,12 +50,14 @@ class Scheme:
         follows: whether a tag may stand after another; None stands for the sentence's edge, before or after.
         starts: whether a tag opens a span, given the tag before it.
         write: prefixes for a span of n words; `touching` says that a span with the same label ends right before.
+        prefixes: the letters that are prefixes of tags declared to be in this scheme, and what they mean.
     """
 
     name: str
     follows: Callable[[Tag | None, Tag | None], bool]
     starts: Callable[[Tag | None, Tag], bool]
     write: Callable[[int, bool], list[str]]
+    prefixes: Mapping[str, str] = field(default_factory=lambda: _PREFIXES)
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,19 @@ class Tag:
         return f"{self.prefix}-{self.label}" if self.label else OUTSIDE
 
 
-def parse_tag(tag: str) -> Tag:
+def parse_tag(tag: str, prefixes: Mapping[str, str] = _PREFIXES) -> Tag:
     """A tag with its prefix in the letters B I E S; a tag without prefix is inside: ``PER`` is ``I-PER``."""
     if tag == OUTSIDE:
         return Tag(OUTSIDE, "")
-    if len(tag) > 2 and tag[1] in "-_" and tag[0] in _LETTERS:
-        return Tag(_LETTERS[tag[0]], tag[2:])
+    if len(tag) > 2 and tag[1] in "-_" and tag[0] in prefixes:
+        return Tag(prefixes[tag[0]], tag[2:])
     return Tag(_INSIDE, tag)
+
+
+def parse_tags(tags: Iterable[str], scheme: str) -> Iterator[Tag]:
+    """Tags that are known to be in a scheme: in ``io``, ``E-MAIL`` is a label."""
+    prefixes = SCHEMES[scheme].prefixes
+    return (parse_tag(tag, prefixes) for tag in tags)
 
 
 def _same(before: Tag | None, tag: Tag | None) -> bool:
@@ -114,7 +123,13 @@ SCHEMES = {
             lambda before, tag: tag.prefix in (_BEGIN, _SINGLE),
             lambda n, touching: [_SINGLE] if n == 1 else [_BEGIN] + [_INSIDE] * (n - 2) + [_END],
         ),
-        Scheme("io", _io_follows, lambda before, tag: not _same(before, tag), lambda n, touching: [_INSIDE] * n),
+        Scheme(
+            "io",
+            _io_follows,
+            lambda before, tag: not _same(before, tag),
+            lambda n, touching: [_INSIDE] * n,
+            prefixes=_ONLY_INSIDE,
+        ),
         Scheme(
             "iob1",
             _iob1_follows,
@@ -134,7 +149,8 @@ def detect_scheme(sentences: Sequence[Sequence[str]]) -> str:
     """
     possible = list(SCHEMES)
     for number, tags in enumerate(sentences):
-        breaks = {name: first_illegal(tags, name) for name in possible}
+        parsed = [parse_tag(tag) for tag in tags]
+        breaks = {name: _first_break(parsed, name) for name in possible}
         left = [name for name in possible if breaks[name] is None]
         if not left:
             name = max(possible, key=lambda scheme: breaks[scheme] or 0)
@@ -150,14 +166,18 @@ def detect_scheme(sentences: Sequence[Sequence[str]]) -> str:
 
 def first_illegal(tags: Sequence[str], scheme: str) -> int | None:
     """Index of the first tag that cannot stand there (the last one if the sentence may not end so), None if all can."""
+    return _first_break(parse_tags(tags, scheme), scheme)
+
+
+def _first_break(tags: Iterable[Tag], scheme: str) -> int | None:
     follows = SCHEMES[scheme].follows
     before: Tag | None = None
-    for index, text in enumerate(tags):
-        tag = parse_tag(text)
+    index = 0
+    for index, tag in enumerate(tags):
         if not follows(before, tag):
             return index
         before = tag
-    return None if not tags or follows(before, None) else len(tags) - 1
+    return None if before is None or follows(before, None) else index
 
 
 def spans_of(tags: Sequence[str], scheme: str) -> list[LabelledSpan]:
@@ -166,14 +186,14 @@ def spans_of(tags: Sequence[str], scheme: str) -> list[LabelledSpan]:
     Raises:
         TagError: a tag is illegal in this scheme.
     """
-    wrong = first_illegal(tags, scheme)
+    parsed = list(parse_tags(tags, scheme))
+    wrong = _first_break(parsed, scheme)
     if wrong is not None:
         raise TagError(f"{_describe(tags, wrong)}, which is illegal in {scheme}", word=wrong)
     starts = SCHEMES[scheme].starts
     spans: list[LabelledSpan] = []
     before: Tag | None = None
-    for index, text in enumerate(tags):
-        tag = parse_tag(text)
+    for index, tag in enumerate(parsed):
         if tag.label:
             if starts(before, tag):
                 spans.append((index, index + 1, tag.label))
@@ -203,9 +223,9 @@ def tag_set(labels: Iterable[str], scheme: str) -> tuple[str, ...]:
     return (OUTSIDE, *(f"{prefix}-{label}" for label in labels for prefix in prefixes))
 
 
-def labels_of(tags: Iterable[str]) -> tuple[str, ...]:
+def labels_of(tags: Iterable[str], scheme: str) -> tuple[str, ...]:
     """The labels of these tags, sorted."""
-    return tuple(sorted({parse_tag(tag).label for tag in tags} - {""}))
+    return tuple(sorted({tag.label for tag in parse_tags(tags, scheme)} - {""}))
 
 
 class Decoder:
@@ -218,7 +238,7 @@ class Decoder:
 
     def __init__(self, tags: Sequence[str], scheme: str) -> None:
         follows = SCHEMES[scheme].follows
-        parsed = [parse_tag(tag) for tag in tags]
+        parsed = list(parse_tags(tags, scheme))
         self._opening = self._costs([follows(None, tag) for tag in parsed])  # [C]
         self._closing = self._costs([follows(tag, None) for tag in parsed])  # [C]
         self._moves = self._costs([[follows(one, two) for two in parsed] for one in parsed])  # [C,C]

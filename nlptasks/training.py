@@ -24,6 +24,7 @@ from nlptasks import __version__
 from nlptasks.batching import make_units
 from nlptasks.card import model_card
 from nlptasks.checkpoint import FOLDER, Checkpoints, newest
+from nlptasks.checks import warnings_of
 from nlptasks.config import Target, TrainSettings, parse_target
 from nlptasks.data import DataSet, load_data, with_dev
 from nlptasks.defaults import chosen, chosen_precision
@@ -259,3 +260,5 @@ def _announce(lesson: Lesson) -> None:
         f"backbone {settings.backbone}, {settings.epochs} epochs at most, {settings.batch_tokens} tokens a batch, "
         f"learning rate {settings.lr:.2g} (head {settings.head_lr:.2g}), {settings.precision}, seed {settings.seed}"
     )
+    for warning in warnings_of(lesson.head, lesson.rows, lesson.examples):
+        lesson.reporter.note(f"warning: {warning}")

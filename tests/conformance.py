@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nlptasks.backbone import Backbone
 from nlptasks.batching import collate, collate_units, make_units
+from nlptasks.checks import warnings_of
 from nlptasks.data import load_data
 from nlptasks.exporting import export
 from nlptasks.heads.base import Head
@@ -76,8 +77,11 @@ def make_subject(task: str, backbone_folder: Path) -> Subject:
 
 
 def check_reading(subject: Subject) -> None:
-    """Sources are text, features fit the windows, offsets point into the text."""
+    """Sources are text, gold answers can be compared, features fit the windows, offsets point into the text."""
+    warnings_of(subject.head, {"train": subject.rows}, {"train": subject.examples})  # it puts gold answers into sets
     for example in subject.examples:
+        assert subject.head.gold(example) is not None
+        assert set(subject.head.gold_labels(example)) <= set(subject.head.labels)
         for source in subject.head.sources(example):
             [windows] = subject.tokenizer.windows([source])
             for window in windows:

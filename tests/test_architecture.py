@@ -13,13 +13,13 @@ from nlptasks.registry import GROUP, tasks
 
 PACKAGE = Path(nlptasks.__file__).parent
 ROWS = [
-    {"nlptasks", "nlptasks.errors", "nlptasks.types"},
-    {f"nlptasks.{name}" for name in ("registry", "config", "text", "tags", "scores", "files", "fields", "tokenizer")}
-    | {"nlptasks.disk", "nlptasks.signals"},
-    {"nlptasks.backbone", "nlptasks.pretrained", "nlptasks.heads", "nlptasks.heads.base"},
+    {f"nlptasks{name}" for name in ("", ".errors", ".types")},
+    {f"nlptasks.{name}" for name in ("registry", "config", "text", "tags", "scores", "tokenizer")}
+    | {f"nlptasks.{name}" for name in ("lines", "jsontext", "files", "fields", "disk", "signals")},
+    {f"nlptasks.{name}" for name in ("backbone", "pretrained", "heads", "heads.base", "losses")},
     set(),  # the heads, which nobody imports by name
-    {f"nlptasks.{name}" for name in ("data", "batching", "defaults", "model", "engine")}
-    | {f"nlptasks.{name}" for name in ("optimization", "checkpoint", "loop")}
+    {f"nlptasks.{name}" for name in ("data", "checks", "batching", "model", "engine")}
+    | {f"nlptasks.{name}" for name in ("defaults", "optimization", "checkpoint", "loop")}
     | {f"nlptasks.{name}" for name in ("runtime", "runtime.pytorch", "runtime.onnx")},
     {f"nlptasks.{name}" for name in ("card", "exporting", "pipeline", "training", "evaluation")},
     {"nlptasks.spacy_component"},

@@ -118,10 +118,8 @@ def test_bad_rows_stop_the_run_or_are_left_out(trained: Path, tmp_path: Path) ->
 
 
 def test_odd_characters_and_special_files_are_written(trained: Path, tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "a\\ud800b"}\n')
-    assert json.loads(run("predict", trained, "--input", path, "--json").stdout)["text"] == "a\ud800b"
-    assert "\\ud800" in run("predict", trained, "--input", path).stdout
+    assert json.loads(run("predict", trained, "a\ud800b", "--json").stdout)["text"] == "a\ud800b"
+    assert "\\ud800" in run("predict", trained, "a\ud800b").stdout
     (tmp_path / "real.jsonl").write_text("old")
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "real.jsonl")
     assert run("predict", trained, "Bob", "--output", tmp_path / "link.jsonl").exit_code == 0
@@ -205,6 +203,29 @@ def test_mistakes_get_one_line_and_their_exit_code(
     assert leftovers == []
 
 
+def test_every_error_of_the_data_gets_a_line(conll_data: Path, backbones: Path, tmp_path: Path) -> None:
+    train = ["train", f"ner={tmp_path}/train.jsonl", "-o", tmp_path / "new", "--backbone", backbones / "bert"]
+    rows = ['{"text": "Ada", "spans": [[0, 3, "PER"]]}', '{"text": "Bo\\u001b[2J\\n", "spans": "[["}', '{"text": 5}']
+    (tmp_path / "train.jsonl").write_text("\n".join(rows) + "\n")
+    done = run(*train)
+    assert done.exit_code == 3
+    assert [line.partition("train.jsonl:")[2][:2] for line in done.stderr.splitlines()] == ["2:", "3:"]
+    assert all(line.startswith("error: ") for line in done.stderr.splitlines())
+    (tmp_path / "train.jsonl").write_text("\x1b[2J\n" * 99)
+    done = run(*train)
+    assert done.exit_code == 3
+    error, stopped = done.stderr.splitlines()
+    assert "train.jsonl:1, column 1 and 19 more: is not JSON" in error
+    assert stopped == "stopped after 20 errors"
+
+
+def test_notes_cannot_steer_the_terminal(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"\\u001b[2J": 1}\n')
+    done = run("predict", trained, "--input", tmp_path / "a.jsonl", "--skip-bad-rows")
+    assert "only \\x1b[2J; name the column" in done.stderr
+    assert "\x1b" not in done.stderr
+
+
 def test_debug_shows_the_traceback(conll_data: Path, backbones: Path, tmp_path: Path) -> None:
     options = ["--backbone", backbones / "bert", "--lr", "1e30", "--epochs", "5", "--debug"]
     done = run("train", f"ner={conll_data}", "-o", tmp_path / "m", *options)
@@ -214,7 +235,7 @@ def test_debug_shows_the_traceback(conll_data: Path, backbones: Path, tmp_path: 
 def test_bytes_on_stdin_that_are_not_utf8(trained: Path) -> None:
     done = run("predict", trained, "--json", stdin=b"fine\ncaf\xe9\n")
     assert done.exit_code == 3
-    assert "stdin:2: is not UTF-8" in done.stderr
+    assert "stdin:2: byte 0xe9 at column 4 is not UTF-8" in done.stderr
 
 
 def test_help_imports_neither_torch_nor_numpy() -> None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from nlptasks.config import DEVICES, Target, default_of, parse_target, settings_of, value_type
-from nlptasks.errors import NlptasksError, UsageError
+from nlptasks.errors import DataErrors, NlptasksError, UsageError
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -38,7 +38,7 @@ columns_option = click.option(
 
 
 class Command(click.Command):
-    """A command that reports the library's errors in one line and exits with their code; ``--debug`` shows the traceback."""
+    """A command that reports the library's errors, a line each, and exits with their code; ``--debug`` shows the traceback."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -57,7 +57,10 @@ class Command(click.Command):
         except NlptasksError as error:
             if ctx.meta["debug"]:
                 raise
-            click.echo(f"error: {printable(str(error))}", err=True)
+            for line in error.lines():
+                click.echo(f"error: {printable(line)}", err=True)
+            if isinstance(error, DataErrors) and error.stopped:
+                click.echo(f"stopped after {len(error.errors)} errors", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             if ctx.meta["debug"]:
@@ -75,8 +78,10 @@ def prepare_process() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logger = logging.getLogger("nlptasks")
     handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Printable())
     logger.handlers = [handler]
-    logger.setLevel(logging.INFO)
+    first = os.environ.get("RANK", "0") == "0"  # of several processes that train together, one says what all have found
+    logger.setLevel(logging.INFO if first else logging.ERROR)
     logger.propagate = False
 
 
@@ -142,6 +147,13 @@ def make_target(text: str, *, columns: str, options: Iterable[str] = ()) -> Targ
 def printable(text: str) -> str:
     """Text that cannot steer a terminal: control characters are shown as their escapes."""
     return "".join(char if char == "\t" or not _steers(char) else repr(char)[1:-1] for char in text)
+
+
+class _Printable(logging.Formatter):
+    """Notes may quote the data, and stay in their line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _steers(char: str) -> bool:

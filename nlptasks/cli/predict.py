@@ -80,25 +80,17 @@ def command(
 
 def _rows(texts: tuple[str, ...], source: Path | None, columns: dict[str, str], on_error: OnError) -> Iterator[Row]:
     from nlptasks.files import TEXTS, read_file, renamed
+    from nlptasks.lines import decoded_lines, without_end
     from nlptasks.types import Row
 
     if source:
         yield from read_file(source, TEXTS, columns, on_error=on_error)
+    elif texts:
+        for number, text in enumerate(texts, start=1):
+            yield renamed(Row({"text": text}, f"text:{number}"), columns)
     else:
-        given: Iterable[str] = texts or (line.rstrip("\r\n") for line in _stdin(on_error))
-        where = "text" if texts else "stdin"
-        for number, text in enumerate(given, start=1):
-            yield renamed(Row({"text": text}, f"{where}:{number}"), columns)
-
-
-def _stdin(on_error: OnError) -> Iterator[str]:
-    for number, raw in enumerate(sys.stdin.buffer, start=1):
-        try:
-            text = raw.decode("utf-8")
-        except UnicodeDecodeError:
-            on_error(DataError(f"stdin:{number}", "is not UTF-8", "convert the input, for example with iconv"))
-        else:
-            yield text
+        for number, line in decoded_lines(sys.stdin.buffer.readline, "stdin", on_error):
+            yield renamed(Row({"text": without_end(line)}, f"stdin:{number}"), columns)
 
 
 def _predictions(

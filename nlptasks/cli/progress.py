@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from nlptasks.cli.common import printable
+
 
 class ProgressBar:
     """A reporter that draws; a context manager."""
@@ -49,7 +51,7 @@ class ProgressBar:
 
     def note(self, message: str) -> None:
         """A line above the bar."""
-        self._bar.console.print(message, markup=False, soft_wrap=True)
+        self._bar.console.print(printable(message), markup=False, soft_wrap=True)
 
     def step(self, done: int, total: int, loss: float) -> None:
         """Moves the bar."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import importlib.resources
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput, TokenClassifierOutput
 
 from nlptasks.backbone import BackboneInfo
-from nlptasks.errors import DataError, listing
+from nlptasks.errors import DataError, each, listing
 from nlptasks.files import TABLES
 from nlptasks.types import Floats, Ints, Reader, Row, Source, Window
 
@@ -85,22 +85,27 @@ class Head(nn.Module, ABC):
         """
 
     @abstractmethod
-    def has_gold(self, example: Any) -> bool:
-        """Whether the example has a gold answer, to learn from or to be measured by."""
+    def gold(self, example: Any) -> Hashable | None:
+        """The gold answer, to learn from or to be measured by, comparable with others; None if the example has none."""
+
+    def gold_labels(self, example: Any) -> Sequence[str]:
+        """The labels in the gold answer, to be counted; none if the head has no labels."""
+        return ()
 
     def read_gold(self, rows: Sequence[Row]) -> list[Any]:
         """The examples of rows that must have gold answers.
 
         Raises:
-            DataError: a row is wrong, or has none.
+            DataError: a row is wrong, or has none; what is wrong with several is told together (`DataErrors`).
         """
-        examples = []
-        for row in rows:
-            examples.append(self.read(row))
-            if not self.has_gold(examples[-1]):
-                fix = "label it, or name the column: --columns WANTED=FOUND"
-                raise DataError(row.where, f"has no gold answer among {listing(row.fields)}", fix)
-        return examples
+        return each(self._read_gold, rows)
+
+    def _read_gold(self, row: Row) -> Any:
+        example = self.read(row)
+        if self.gold(example) is None:
+            fix = "label it, or name the column: --columns WANTED=FOUND"
+            raise DataError(row.where, f"has no gold answer among {listing(row.fields)}", fix)
+        return example
 
     @abstractmethod
     def sources(self, example: Any) -> list[Source]:

@@ -9,28 +9,31 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from nlptasks.backbone import BackboneInfo
 from nlptasks.config import decided, parse_options, setting
-from nlptasks.errors import BackendError, DataError, did_you_mean, listing, quote
-from nlptasks.fields import json_field, list_field, text_field
+from nlptasks.errors import BackendError, DataError, did_you_mean, each, listing, quote
+from nlptasks.fields import list_field, spans_field, text_field
 from nlptasks.files import TABLES, read_conll
 from nlptasks.heads.base import IGNORED, Head, HuggingFaceLayers
+from nlptasks.losses import NO_WEIGHTS, SMOOTHING_DOC, WEIGHTS_DOC, check_smoothing, class_weights, cross_entropy
 from nlptasks.scores import span_scores
 from nlptasks.tags import (
+    OUTSIDE,
     SCHEMES,
     Decoder,
     LabelledSpan,
     TagError,
     detect_scheme,
     labels_of,
+    parse_tags,
     spans_of,
     tag_set,
     tags_of,
@@ -67,8 +70,14 @@ class NerConfig:
     """Options of a head, and what its training data decided."""
 
     scheme: str = setting("auto", "tag scheme of the training data: auto detects it", choices=("auto", *SCHEMES))
+    class_weights: str = setting(NO_WEIGHTS, WEIGHTS_DOC + "; the label of what is no entity is O")
+    label_smoothing: float = setting(0.0, SMOOTHING_DOC)
     tags: tuple[str, ...] = decided((), "the classes, in order")
     tags_scheme: str = decided("iob2", "the scheme of the classes")
+    weights: tuple[float, ...] = decided((), "the weight of each class in the loss, empty if all count alike")
+
+    def __post_init__(self) -> None:
+        check_smoothing(self.label_smoothing, where="ner.label_smoothing")
 
 
 @dataclass(frozen=True)
@@ -107,25 +116,25 @@ class NerHead(Head):
         super().__init__(config, backbone=backbone)
         self.layers = HuggingFaceLayers(self.hf_auto, backbone, classes=len(config.tags))
         self._decoder = Decoder(config.tags, config.tags_scheme)
-        self._labels = labels_of(config.tags)
+        self._labels = labels_of(config.tags, config.tags_scheme)
         self._class_of = {tag: index for index, tag in enumerate(config.tags)}
 
     @classmethod
     def configure(cls, rows: Sequence[Row], given: Mapping[str, Any]) -> NerConfig:
-        options = parse_options(NerConfig, given, where="ner")
-        scheme = options.get("scheme", "auto")
-        tagged = [(row, list_field(row, "tags")) for row in rows if _has_words(row)]
-        if scheme == "auto":
-            scheme = _detected(tagged)
-        labels = set(labels_of(tag for _, tags in tagged for tag in tags))
-        marked = [row for row in rows if not _has_words(row)]
-        labels.update(label for row in marked for _, _, label in _spans(row))
-        _warn_of_edges_in_words(marked)
+        options = NerConfig(**parse_options(NerConfig, given, where="ner"))
+        gold = each(_gold_of, rows)
+        tagged = [(row, one.tags) for row, one in zip(rows, gold, strict=True) if one.tags is not None]
+        scheme = _detected(tagged) if options.scheme == "auto" else options.scheme
+        labels = sorted({label for one in gold for label in one.labels(scheme)})
         if not labels:
             raise DataError(
                 rows[0].where, "and the rows after it have no entity at all", "label some, or check --columns"
             )
-        return NerConfig(scheme=scheme, tags=tag_set(sorted(labels), "iob2"), tags_scheme="iob2")
+        if scheme == "io":
+            _check_io(labels, rows[0].where)
+        _warn_of_edges_in_words(rows, gold)
+        tags = tag_set(labels, "iob2")
+        return replace(options, scheme=scheme, tags=tags, weights=_weights(options, scheme, tags, gold))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -135,7 +144,7 @@ class NerHead(Head):
         if _has_words(row):
             return self._read_tokens(row)
         text = text_field(row)
-        gold = _spans(row) if "spans" in row.fields else None
+        gold = spans_field(row) if "spans" in row.fields else None
         self._check_labels(row, [label for _, _, label in gold or []])
         spans = words(text)
         return self._example(text, spans, text, spans, gold)
@@ -175,8 +184,11 @@ class NerHead(Head):
                     where, f"label {quote(label)} is not in the training data", did_you_mean(label, self._labels)
                 )
 
-    def has_gold(self, example: NerExample) -> bool:
-        return example.gold is not None
+    def gold(self, example: NerExample) -> tuple[LabelledSpan, ...] | None:
+        return None if example.gold is None else tuple(example.gold)
+
+    def gold_labels(self, example: NerExample) -> list[str]:
+        return [label for _, _, label in example.gold or []]
 
     def sources(self, example: NerExample) -> list[Source]:
         return [Source(example.source)]
@@ -192,11 +204,9 @@ class NerHead(Head):
 
     def loss(self, states: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         logits = self.forward(states, batch)["logits"].float()  # [B,S,C]
-        labels = batch["labels"]  # [B,S]
-        total = nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+        return cross_entropy(
+            logits, batch["labels"], weights=self.config.weights, smoothing=self.config.label_smoothing
         )
-        return total, (labels != IGNORED).sum()
 
     def decode(
         self, example: NerExample, windows: Sequence[Window], outputs: Sequence[Mapping[str, Floats]]
@@ -294,16 +304,66 @@ def _word_spans(words_: Sequence[Span], entities: Sequence[LabelledSpan]) -> lis
     return spans
 
 
-def _warn_of_edges_in_words(rows: Sequence[Row]) -> None:
+@dataclass(frozen=True)
+class _Gold:
+    """The gold answer of a training row, before the classes are known: tags of given words, or spans of a text."""
+
+    words: list[Span]
+    tags: list[str] | None
+    spans: list[LabelledSpan]
+
+    def labels(self, scheme: str) -> Iterable[str]:
+        """The labels of its entities."""
+        return labels_of(self.tags, scheme) if self.tags is not None else [label for _, _, label in self.spans]
+
+    def word_labels(self, scheme: str) -> list[str]:
+        """The label of each word, ``O`` for none."""
+        if self.tags is not None:
+            return [tag.label or OUTSIDE for tag in parse_tags(self.tags, scheme)]
+        labels = [OUTSIDE] * len(self.words)
+        for first, behind, label in _word_spans(self.words, self.spans):
+            labels[first:behind] = [label] * (behind - first)
+        return labels
+
+
+def _gold_of(row: Row) -> _Gold:
+    if _has_words(row):
+        return _Gold([], list_field(row, "tags"), [])
+    return _Gold(words(text_field(row)), None, spans_field(row))
+
+
+def _weights(options: NerConfig, scheme: str, tags: Sequence[str], gold: Sequence[_Gold]) -> tuple[float, ...]:
+    """The weight of each tag, which is that of its label; empty if all count alike."""
+    if options.class_weights == NO_WEIGHTS:
+        return ()
+    words_of = Counter(label for one in gold for label in one.word_labels(scheme))
+    labels = [tag.label or OUTSIDE for tag in parse_tags(tags, "iob2")]
+    counts = {label: words_of[label] for label in labels}
+    found = class_weights(options.class_weights, counts, where="ner.class_weights")
+    return tuple(found[label] for label in labels)
+
+
+def _check_io(labels: Sequence[str], where: str) -> None:
+    """In ``io`` whatever stands before a label is part of it, but other schemes are not to be taken for it."""
+    for label in labels:
+        if label.startswith(("B-", "B_")) and label[2:] in labels:
+            problem = (
+                f"and the rows after it have the labels {quote(label)} and {quote(label[2:])}, so they are not in io"
+            )
+            raise DataError(where, problem, "declare the scheme that they are in, or rename one label")
+
+
+def _warn_of_edges_in_words(rows: Sequence[Row], gold: Sequence[_Gold]) -> None:
     """Say how many gold entities begin or end inside a word of ours: they are learned as whole words, one a word."""
     total, inside = 0, []
-    for row in rows:
-        spans = words(text_field(row))
-        starts, ends = {start for start, _ in spans}, {end for _, end in spans}
-        for start, end, _ in _spans(row):
-            total += 1
-            if start not in starts or end not in ends:
-                inside.append(f"{quote(row.fields['text'][start:end])} ({row.where})")
+    for row, one in zip(rows, gold, strict=True):
+        starts, ends = {start for start, _ in one.words}, {end for _, end in one.words}
+        total += len(one.spans)
+        inside += [
+            f"{quote(row.fields['text'][start:end])} ({row.where})"
+            for start, end, _ in one.spans
+            if start not in starts or end not in ends
+        ]
     if inside:
         _log.warning(
             "%d of %d entities begin or end inside a word and are learned as whole words: %s",
@@ -333,44 +393,3 @@ def _has_words(row: Row) -> bool:
         fix = "name the column, for example --columns text=NAME"
         raise DataError(row.where, f"has neither 'tokens' nor 'text', only {listing(row.fields)}", fix)
     return "tokens" in row.fields and ("tags" in row.fields or "text" not in row.fields)
-
-
-def _spans(row: Row) -> list[LabelledSpan]:
-    """The gold spans of a row of text, checked, in order."""
-    if "spans" not in row.fields:
-        fields = listing(row.fields)
-        raise DataError(
-            row.where, f"has neither 'tags' nor 'spans', only {fields}", "name the column: --columns tags=NAME"
-        )
-    value = row.fields["spans"]
-    if isinstance(value, str):
-        value = json_field(row, "spans")
-    if not isinstance(value, list):
-        raise DataError(row.where, f"spans is {quote(value)}, expected a list", "write [[START, END, LABEL], ...]")
-    spans = sorted(_span(row, item) for item in value)
-    for one, two in pairwise(spans):
-        if one[1] > two[0]:
-            raise DataError(row.where, f"spans {one} and {two} overlap", "keep one of them")
-    return spans
-
-
-def _span(row: Row, item: Any) -> LabelledSpan:
-    """``[0, 3, "PER"]`` or ``{"start": 0, "end": 3, "label": "PER"}``, in code points of the row's text."""
-    parts = [item.get(key) for key in ("start", "end", "label")] if isinstance(item, dict) else item
-    match parts:
-        case [int(start), int(end), str(label)] if label:
-            pass
-        case _:
-            raise DataError(
-                row.where, f"span {quote(item)} is not [START, END, LABEL]", "write code points and a label"
-            )
-    text = row.fields.get("text")
-    length = len(text) if isinstance(text, str) else 0
-    if not 0 <= start < end <= length or not text or not text[start:end].strip():
-        fix = "count code points, not bytes or UTF-16 units" if start < end else "correct the row"
-        raise DataError(row.where, f"span {quote(item)} marks nothing in a text of {length} characters", fix)
-    claimed = item.get("text") if isinstance(item, dict) else None
-    if claimed is not None and claimed != text[start:end]:
-        fix = "count code points, not bytes or UTF-16 units"
-        raise DataError(row.where, f"span {quote(item)} marks {quote(text[start:end])}", fix)
-    return start, end, label

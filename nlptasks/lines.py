@@ -1,0 +1,106 @@
+"""Lines of text files: UTF-8, with or without a byte order mark, with either line end, plain or gzip; other formats are named."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from nlptasks.errors import DataError
+from nlptasks.types import OnError
+
+Line = tuple[int, str]
+"""Number, from 1, and text."""
+
+MAX_LINE_BYTES = 16 * 2**20
+"""What a line may have, so that a file without line ends does not fill the memory."""
+
+_MARK = b"\xef\xbb\xbf"
+_GZIP = b"\x1f\x8b"
+_CONVERT = "convert it: iconv -f {kind} -t UTF-8"
+_NO_TEXT = tuple(
+    (re.compile(pattern, re.DOTALL), kind, fix)
+    for pattern, kind, fix in (
+        (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32", _CONVERT),
+        (rb"\xff\xfe|\xfe\xff", "UTF-16", _CONVERT),
+        (rb"([^\0]\0\0\0){2}", "UTF-32LE", _CONVERT),  # without a mark: ASCII characters, and zeros where they must be
+        (rb"(\0\0\0[^\0]){2}", "UTF-32BE", _CONVERT),
+        (rb"([^\0]\0){3}", "UTF-16LE", _CONVERT),
+        (rb"(\0[^\0]){3}", "UTF-16BE", _CONVERT),
+        (rb"PK\x03\x04", "a zip archive or an Excel workbook", "unpack it, or save the sheet as CSV in UTF-8"),
+        (rb"\xd0\xcf\x11\xe0", "an old Excel workbook", "save the sheet as CSV in UTF-8"),
+        (rb"PAR1[\0-\x1f]", "Parquet", "write its rows as JSON Lines"),
+        (rb"BZh[1-9]1AY&SY", "bzip2", "unpack it with bunzip2, or pack it with gzip"),
+        (rb"\xfd7zXZ\0", "xz", "unpack it with unxz, or pack it with gzip"),
+        (rb"\x28\xb5\x2f\xfd", "zstd", "unpack it with unzstd, or pack it with gzip"),
+    )
+)
+
+
+def read_lines(path: Path, on_error: OnError) -> Iterator[Line]:
+    """The lines of a text file without their line ends; errors as of `whole_lines`."""
+    for number, line in whole_lines(path, on_error):
+        yield number, without_end(line)
+
+
+def without_end(line: str) -> str:
+    """A line without its line end."""
+    return line.removesuffix("\n").removesuffix("\r")
+
+
+def whole_lines(path: Path, on_error: OnError) -> Iterator[Line]:
+    """The lines of a text file with the line ends that they have.
+
+    Raises:
+        DataError: the file cannot be read, is another kind of file, or has a line of more than 16 MiB.
+    """
+    try:
+        with open(path, "rb") as file:
+            packed = file.read(len(_GZIP)) == _GZIP
+        with gzip.open(path, "rb") if packed else open(path, "rb") as file:
+            yield from decoded_lines(file.readline, str(path), on_error)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(str(path), f"cannot be read ({error})", "check the path and the file") from error
+
+
+def decoded_lines(readline: Callable[[int], bytes], name: str, on_error: OnError) -> Iterator[Line]:
+    """The lines of a stream with their line ends; one that is not UTF-8 goes to `on_error`.
+
+    Args:
+        readline: the stream's, which gives the next line, at most so many bytes of it.
+        name: its name, for messages.
+        on_error: what to do with a bad line.
+
+    Raises:
+        DataError: it is no text, or a line has more than 16 MiB; of that one no more than this is read.
+    """
+    number = 0
+    while raw := readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if number == 1:
+            _refuse_other_formats(raw, name)
+            raw = raw.removeprefix(_MARK)
+        if len(raw) > MAX_LINE_BYTES:
+            problem = f"has more than {MAX_LINE_BYTES // 2**20} MiB in one line"
+            raise DataError(f"{name}:{number}", problem, "check its line ends, or cut the text into several")
+        try:
+            line = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            problem = f"byte 0x{raw[error.start]:02x} at column {error.start + 1} is not UTF-8"
+            fix = "convert the file, for example: iconv -f LATIN1 -t UTF-8"
+            on_error(DataError(f"{name}:{number}", problem, fix))
+        else:
+            yield number, line
+
+
+def _refuse_other_formats(head: bytes, name: str) -> None:
+    """Refuse what is no UTF-8 text by the bytes that it begins with.
+
+    Raises:
+        DataError: it is another encoding or format, which is named.
+    """
+    for pattern, kind, fix in _NO_TEXT:
+        if pattern.match(head):
+            raise DataError(name, f"is {kind}, expected text in UTF-8", fix.format(kind=kind))
