@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import nlptasks
+from nlptasks import batching, optimization
 from nlptasks.config import TrainSettings
 from nlptasks.defaults import chosen
 from nlptasks.errors import DataError, TrainingError, UsageError
@@ -133,3 +137,113 @@ def test_open_settings_are_chosen_from_backbone_and_data() -> None:
     assert chosen(given, parameters=10_000_000, tokens=[20] * 100) == given
     shared = chosen(TrainSettings(accumulate=2), parameters=10_000_000, tokens=[20] * 30_000, processes=2)
     assert (shared.batch_tokens, shared.epochs) == (750, 3)
+
+
+@pytest.fixture
+def still(backbones: Path, tmp_path: Path) -> Path:
+    """A backbone without dropout, whose draws depend on how batches are cut."""
+    place = tmp_path / "still"
+    shutil.copytree(backbones / "bert", place)
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(
+        json.dumps(config | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+    )
+    return place
+
+
+def difference(one: Path, two: Path) -> float:
+    """Largest difference of any weight."""
+    return max(
+        float((load_file(one / name)[key] - value).abs().max())
+        for name in ("backbone/model.safetensors", "heads/ner.safetensors")
+        for key, value in load_file(two / name).items()
+    )
+
+
+def test_batches_are_cut_until_they_fit_the_memory(
+    still: Path, conll_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = fast(still, backbone=str(still), epochs=1, lr=1e-3)
+    nlptasks.train(f"ner={conll_data}", output=tmp_path / "whole", settings=options)
+    forward, notes = optimization.LossModule.forward, []
+
+    def small_memory(self: optimization.LossModule, batch: dict[str, torch.Tensor]) -> object:
+        if len(batch["ids"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, batch)
+
+    class Ear(Silent):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    monkeypatch.setattr(optimization.LossModule, "forward", small_memory)
+    nlptasks.train(f"ner={conll_data}", output=tmp_path / "cut", settings=options, reporter=Ear())
+    assert any("batches are cut into" in note and "changes the last digits" in note for note in notes)
+    assert difference(tmp_path / "whole", tmp_path / "cut") < 1e-5
+
+    def no_memory(self: optimization.LossModule, batch: dict[str, torch.Tensor]) -> object:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(optimization.LossModule, "forward", no_memory)
+    with pytest.raises(TrainingError, match=r"step 1: one example alone is out of memory; give shorter texts"):
+        nlptasks.train(f"ner={conll_data}", output=tmp_path / "none", settings=options)
+
+
+def test_accumulated_batches_are_one_large_batch(still: Path, tmp_path: Path) -> None:
+    rows = '{"tokens": ["a", "b"], "tags": ["B-A", "O"]}\n{"tokens": ["c", "d"], "tags": ["O", "B-A"]}\n'
+    (tmp_path / "train.jsonl").write_text(rows * 8)
+    options = {"backbone": str(still), "epochs": 3, "lr": 1e-3}
+    # Sixteen rows of four tokens: a batch with all of them, or four that make one step.
+    for name, more in (("one", {"batch_tokens": 64}), ("four", {"batch_tokens": 16, "accumulate": 4})):
+        nlptasks.train(f"ner={tmp_path}", output=tmp_path / name, settings=fast(still, **{**options, **more}))
+    logs = [json.loads((tmp_path / name / "training.json").read_text()) for name in ("one", "four")]
+    assert logs[0]["history"][0]["loss"] == pytest.approx(logs[1]["history"][0]["loss"], rel=1e-5)
+    assert difference(tmp_path / "one", tmp_path / "four") < 1e-5
+
+
+def test_layers_near_the_head_learn_faster(backbones: Path) -> None:
+    from nlptasks.pretrained import load_backbone
+
+    for name in ("bert", "t5", "modernbert"):
+        backbone = load_backbone(str(backbones / name))
+        above = optimization.layers_above(backbone)
+        layers = max(above.values())
+        assert layers == backbone.info.config.num_hidden_layers
+        assert set(above.values()) == set(range(layers + 1))
+        embedding = next(name for name in above if "embed" in name)
+        assert above[embedding] == layers
+    settings = fast(backbones, head_lr=1e-2, layer_decay=0.5)
+    module = torch.nn.Module()
+    module.backbone, module.head = load_backbone(str(backbones / "bert")), torch.nn.Linear(2, 2)
+    rates = {group["lr"] for group in optimization._groups(module, settings)}
+    assert rates == {1e-2, *(3e-3 * 0.5**depth for depth in range(module.backbone.info.config.num_hidden_layers + 1))}
+
+
+def test_labels_that_no_token_shows_are_nothing_to_learn_from(
+    backbones: Path, conll_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_labels(units: object, info: object) -> dict[str, object]:
+        arrays = batching.collate_units(units, info)
+        return {**arrays, "labels": np.full_like(arrays["labels"], -100)}
+
+    monkeypatch.setattr("nlptasks.loop.collate_units", without_labels)
+    with pytest.raises(TrainingError, match="epoch 1: no row has anything to learn from"):
+        nlptasks.train(f"ner={conll_data}", output=tmp_path / "m", settings=fast(backbones))
+
+
+def test_a_gradient_that_is_not_finite_stops_training(
+    backbones: Path, conll_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimization, "get_total_norm", lambda gradients: torch.tensor(float("inf")))
+    with pytest.raises(
+        TrainingError, match=r"step 1: the gradient is not finite at a learning rate of .*train\.conll:"
+    ):
+        nlptasks.train(f"ner={conll_data}", output=tmp_path / "m", settings=fast(backbones))
+
+
+def test_a_launcher_that_started_one_process_only_is_noticed(
+    backbones: Path, conll_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    nlptasks.train(f"ner={conll_data}", output=tmp_path / "m", settings=fast(backbones, epochs=1))
+    assert "started one process only" in caplog.text

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
+from nlptasks.cli.configfile import added
 from nlptasks.config import DEVICES, Target, default_of, parse_target, settings_of, value_type
 from nlptasks.errors import DataErrors, NlptasksError, UsageError
 
@@ -32,6 +33,7 @@ backend_option = click.option(
 columns_option = click.option(
     "--columns",
     metavar="WANTED=FOUND,...",
+    callback=added,
     default="",
     help="names of the file's columns, e.g. text=review,label=stars",
 )

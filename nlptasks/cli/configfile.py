@@ -11,12 +11,14 @@ import click
 
 from nlptasks.errors import UsageError, did_you_mean, quote
 
+_TABLES = "nlptasks.config"
+
 
 def read_config(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:
-    """Make what the file says the defaults of the command's options, as if it were written on the command line.
+    """Make what the file says the defaults of the command's options, as if it were written first on the command line.
 
     Keys are the long names of options (``batch_tokens`` or ``batch-tokens``). The tables ``[columns]`` and ``[heads.HEAD]`` stand
-    for ``--columns`` and ``--set HEAD.OPTION=VALUE``.
+    for ``--columns`` and ``--set HEAD.OPTION=VALUE``; what the command line says of other columns and options is added to them.
 
     Raises:
         click.UsageError: the file cannot be read, is not TOML, or has a key that is no option.
@@ -25,9 +27,18 @@ def read_config(context: click.Context, parameter: click.Parameter, path: Path |
         return
     try:
         defaults = _defaults(path, context.command, skipped=parameter)
+        context.meta[_TABLES] = {name: defaults.pop(name) for name in ("columns", "set") if name in defaults}
     except UsageError as error:
         raise click.UsageError(str(error), context) from error
     context.default_map = {**(context.default_map or {}), **defaults}
+
+
+def added(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """An option of several parts, those of the file before those of the command line, so that the latter win."""
+    before = context.meta.get(_TABLES, {}).get(_long_name(parameter))
+    if not before:
+        return value
+    return (*before, *value) if isinstance(value, tuple) else ",".join(filter(None, (before, value)))
 
 
 def _defaults(path: Path, command: click.Command, *, skipped: click.Parameter) -> dict[str, Any]:
@@ -42,7 +53,7 @@ def _defaults(path: Path, command: click.Command, *, skipped: click.Parameter) -
     for key, value in given.items():
         name = key.replace("_", "-")
         if key == "heads":
-            defaults["options"] = list(_head_options(value, path))
+            defaults["set"] = tuple(_head_options(value, path))
         elif name in options:
             defaults[options[name].name or name] = _joined(value)
         else:
@@ -50,7 +61,7 @@ def _defaults(path: Path, command: click.Command, *, skipped: click.Parameter) -
     return defaults
 
 
-def _long_name(option: click.Option) -> str:
+def _long_name(option: click.Parameter) -> str:
     return max(option.opts, key=len).removeprefix("--")
 
 

@@ -17,7 +17,7 @@ from nlptasks.cli.common import (
     metric_lines,
     settings_options,
 )
-from nlptasks.cli.configfile import read_config
+from nlptasks.cli.configfile import added, read_config
 from nlptasks.config import TrainSettings
 
 _SHOWN = 3
@@ -32,6 +32,7 @@ _SHOWN = 3
     "--set",
     "options",
     multiple=True,
+    callback=added,
     metavar="HEAD.OPTION=VALUE",
     help="an option of the head; see 'nlptasks tasks TASK'",
 )

@@ -1,0 +1,71 @@
+"""Options from a file are the same as on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from nlptasks.cli.main import main
+
+
+def ran(*words: object) -> str:
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == 0, result.stderr
+    return result.stderr
+
+
+def log_of(folder: Path) -> dict[str, object]:
+    log = json.loads((folder / "training.json").read_text())
+    return {key: log[key] for key in ("settings", "config", "data", "history", "metrics")}
+
+
+def test_a_file_equals_the_options(backbones: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"words": ["Ada", "left"], "ner": ["B-PER", "O"], "tags": ["O", "O"]}\n' * 9)
+    config = tmp_path / "run.toml"
+    config.write_text(
+        f'backbone = "{backbones / "bert"}"\nepochs = 1\nbatch-tokens = 32\nlr = 1e-3\nprecision = "fp32"\nseed = 3\n'
+        '[columns]\ntokens = "words"\ntags = "tags"\n[heads.ner]\nscheme = "iob1"\nlabel_smoothing = 0.1\n'
+    )
+    data = f"ner={tmp_path / 'train.jsonl'}"
+    words = [
+        "--backbone",
+        backbones / "bert",
+        "--epochs",
+        1,
+        "--batch-tokens",
+        32,
+        "--lr",
+        "1e-3",
+        "--precision",
+        "fp32",
+    ]
+    words += ["--columns", "tokens=words,tags=ner", "--set", "ner.scheme=iob2", "--set", "ner.label_smoothing=0.1"]
+    ran("train", data, "-o", tmp_path / "one", *words, "--seed", 4)
+    # The command line wins over the file, part by part.
+    over = ["--seed", 4, "--columns", "tags=ner", "--set", "ner.scheme=iob2"]
+    ran("train", data, "-o", tmp_path / "two", "--config", config, *over)
+    assert log_of(tmp_path / "one") == log_of(tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("epoch = 1\n", "epoch: is no option; did you mean 'epochs'?"),
+        ('config = "x"\n', "config: is no option"),
+        ("epochs = \n", "cannot be read (Invalid value (at line 1, column 10))"),
+        ('epochs = "many"\n', "'many' is not a valid integer"),
+        ("[heads]\nner = 1\n", "heads.ner: is 1; write [heads.ner]"),
+        ('[heads.other]\nscheme = "io"\n', "the head here is 'ner'"),
+        ('precision = "fp8"\n', "'fp8' is not one of"),
+        (b"\xff", "cannot be read"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path: Path, content: str | bytes, message: str) -> None:
+    path = tmp_path / "run.toml"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    result = CliRunner().invoke(main, ["train", "ner", "-o", str(tmp_path / "m"), "--config", str(path)])
+    assert result.exit_code == 2
+    assert message in result.stderr
