@@ -63,7 +63,7 @@ def trained(backbones: Path, conll_data: Path, tmp_path_factory: pytest.TempPath
     """A tiny model that has learned the toy data. Not to be changed: copy it first."""
     place = tmp_path_factory.mktemp("trained") / "model"
     settings = TrainSettings(
-        backbone=str(backbones / "bert"), epochs=16, patience=16, lr=3e-3, batch_tokens=128, precision="fp32"
+        backbone=str(backbones / "bert"), epochs=30, patience=30, lr=3e-3, batch_tokens=128, precision="fp32"
     )
     nlptasks.train(f"ner={conll_data}", output=place, settings=settings)
     return place

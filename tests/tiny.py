@@ -25,10 +25,14 @@ _POSITIONS = 128
 
 
 def _wordpiece() -> tokenizers.Tokenizer:
-    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="<unk>"))
+    # Its trainer numbers the pieces differently in every process, and what a tiny model learns would depend on that.
+    words = {word for word, _ in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(" ".join(TEXT).lower())}
+    letters = sorted(set("".join(words)))
+    pieces = _SPECIAL + letters + [f"##{letter}" for letter in letters] + sorted(words - set(letters))
+    vocabulary = {piece: number for number, piece in enumerate(pieces[:_VOCABULARY])}
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.train_from_iterator(TEXT, trainers.WordPieceTrainer(vocab_size=_VOCABULARY, special_tokens=_SPECIAL))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", _START), ("</s>", _END)]
     )

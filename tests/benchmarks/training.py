@@ -32,7 +32,7 @@ def run_nlptasks(sentences: list[conll.Sentence], dev: list[conll.Sentence], see
         conll.write(data / "dev.tsv", dev)
         train(f"ner={data}", output=Path(folder) / "model", settings=TrainSettings(epochs=1, seed=seed))
         log = json.loads((Path(folder) / "model" / "training.json").read_text())
-    return {"per_second": log["history"][0]["rows_per_second"], "f1": log["metrics"]["dev"]["f1"]}
+    return {"per_second": log["rows_per_second"], "f1": log["metrics"]["dev"]["f1"]}
 
 
 def run_trainer(sentences: list[conll.Sentence], dev: list[conll.Sentence], seed: int) -> dict[str, float]:
