@@ -183,7 +183,7 @@ class Loop:
         """Evaluate on dev, keep the weights if they are the best, and close the epoch."""
         progress, metric = self.progress, self.lesson.head.main_metric
         value, stop = self._agreed(self._metrics("dev")[metric])
-        better = progress.best is None or value > progress.best
+        better = progress.best is None or math.isnan(progress.best) or value > progress.best
         progress.epoch += 1
         progress.history.append(
             {"epoch": progress.epoch, "loss": progress.loss / progress.count, f"dev_{metric}": value}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -247,3 +248,26 @@ def test_a_launcher_that_started_one_process_only_is_noticed(
     monkeypatch.setenv("MASTER_PORT", "29500")
     nlptasks.train(f"ner={conll_data}", output=tmp_path / "m", settings=fast(backbones, epochs=1))
     assert "started one process only" in caplog.text
+
+
+def test_a_metric_that_is_no_number_is_no_success(
+    backbones: Path, conll_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([float("nan"), 0.5, float("nan"), 0.5])
+    monkeypatch.setattr("nlptasks.heads.ner.NerHead.metrics", lambda *_: {"f1": next(values)})
+    result = nlptasks.train(f"ner={conll_data}", output=tmp_path / "m", settings=fast(backbones, epochs=3))
+    assert result.metrics == {"dev": {"f1": 0.5}}
+    assert json.loads((tmp_path / "m/training.json").read_text())["history"][1]["dev_f1"] == 0.5
+
+
+def test_memory_does_not_grow_with_the_steps(backbones: Path, conll_data: Path, tmp_path: Path) -> None:
+    pages: dict[int, int] = {}
+
+    class Scale(Silent):
+        def step(self, done: int, total: int, loss: float) -> None:
+            if done in (500, 1500):
+                pages[done] = int(Path("/proc/self/statm").read_text().split()[1])
+
+    options = fast(backbones, epochs=170, patience=170, lr=1e-5)
+    nlptasks.train(f"ner={conll_data}", output=tmp_path / "m", settings=options, reporter=Scale())
+    assert (pages[1500] - pages[500]) * os.sysconf("SC_PAGE_SIZE") < 2**20
