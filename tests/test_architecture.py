@@ -16,7 +16,21 @@ ROWS = [
     {"nlptasks", "nlptasks.errors", "nlptasks.types"},
     {
         f"nlptasks.{name}"
-        for name in ("registry", "config", "text", "tags", "scores", "files", "fields", "tokenizer", "disk")
+        for name in (
+            "registry",
+            "config",
+            "text",
+            "tags",
+            "scores",
+            "files",
+            "fields",
+            "tokenizer",
+            "disk",
+            "folders",
+            "weights",
+            "hub",
+            "architecture",
+        )
     },
     {"nlptasks.backbone", "nlptasks.pretrained", "nlptasks.heads", "nlptasks.heads.base"},
     set(),  # the heads, which nobody imports by name
