@@ -164,7 +164,7 @@ def check_files(folder: Path, names: Sequence[str], listed: Mapping[str, str]) -
     for name in names:
         if name not in listed and name != CARD:
             raise ModelError(str(folder / name), "does not belong to the model", "remove it")
-    present = [name for name in listed if name in set(names)]
+    present = [name for name in names if name in listed]
     with ThreadPoolExecutor(_THREADS) as threads:
         try:
             found = dict(zip(present, threads.map(sha256, (folder / name for name in present)), strict=True))
