@@ -54,7 +54,8 @@ def read_config(content: bytes, *, where: str) -> Any:
         values = parsed(content)
         refuse_code(values, where=f"{where}: config.json")
         _check_counts(values)
-        return CONFIG_MAPPING[values["model_type"]].from_dict(values)
+        # outputs are read by their names
+        return CONFIG_MAPPING[values["model_type"]].from_dict({**values, "return_dict": True})
 
 
 def refuse_code(values: Any, *, where: str) -> None:

@@ -115,9 +115,9 @@ def plain_files(folder: Path) -> Iterator[str]:
     """The paths, from there, of the files in a model folder; hidden ones and a running training's are passed over.
 
     Raises:
-        ModelError: one is a link or of an odd kind; none is opened or followed.
+        ModelError: one is a link or of an odd kind, or there are too many; none is opened or followed.
     """
-    todo = [""]
+    todo, left = [""], iter(range(MAX_FILES))
     while todo:
         prefix = todo.pop()
         try:
@@ -130,6 +130,8 @@ def plain_files(folder: Path) -> Iterator[str]:
                     todo.append(name + "/")
                 else:
                     _check_kind(folder / name, entry.stat(follow_symlinks=False))
+                    if next(left, None) is None:
+                        raise ModelError(str(folder), f"holds more than {MAX_FILES} files", RESTORE)
                     yield name
         except OSError as error:
             raise ModelError(str(folder / prefix), f"cannot be read ({error})", RESTORE) from error

@@ -169,8 +169,9 @@ def check_finite(tensors: Mapping[str, Tensor], *, where: str) -> None:
 def _is_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    # 60 times as fast as isfinite().all(), and a NaN anywhere comes out at both ends.
-    return all(math.isfinite(edge) for edge in torch.aminmax(tensor))
+    # Far faster than isfinite: a NaN anywhere comes out at both ends. By numpy, whose one thread waits for no other.
+    values = tensor.detach().float().cpu().numpy()
+    return math.isfinite(values.min()) and math.isfinite(values.max())
 
 
 def write(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -153,6 +153,11 @@ def test_hidden_files_and_a_training_in_progress_are_left_alone(model: Path) -> 
     assert set(nlptasks.Model.load(model).backbone.assets) == {"config.json", "tokenizer.json", "tokenizer_config.json"}
 
 
+def test_a_folder_of_too_many_files_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nlptasks.folders.MAX_FILES", len(EXPORTED) - 1)
+    refused(model, "model: holds more than 10 files; restore the folder")
+
+
 def test_files_of_another_model_are_refused(model: Path, trained: Path, tmp_path: Path) -> None:
     other = nlptasks.Model.load(trained)
     with torch.no_grad():
@@ -533,6 +538,19 @@ def test_a_config_that_names_code_is_refused(
     (model / "backbone" / "canary.py").write_text("class Canary: ...")
     with pytest.raises(ModelError, match=message):
         load_backbone(str(model / "backbone"))
+
+
+@pytest.mark.parametrize("change", [{"num_attention_heads": -1}, {"hidden_dropout_prob": float("nan")}])
+def test_a_config_that_fits_its_weights_and_does_not_run_is_refused(model: Path, change: dict[str, Any]) -> None:
+    config = json.loads((model / "backbone" / "config.json").read_text())
+    replace_file(model, "backbone/config.json", json.dumps({**config, **change}).encode())
+    refused(model, "backbone: (does not run|has a config.json that gives no model)")
+
+
+def test_outputs_have_names_whatever_a_config_says(model: Path) -> None:
+    config = json.loads((model / "backbone" / "config.json").read_text())
+    replace_file(model, "backbone/config.json", json.dumps({**config, "return_dict": False}).encode())
+    assert pipeline("ner", model=model, backend="torch")("Ada Smith saw London .") is not None
 
 
 def test_a_flag_of_old_writers_is_no_code(model: Path) -> None:
