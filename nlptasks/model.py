@@ -333,9 +333,15 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         UsageError: it is not empty, no folder, or its parent cannot be written to.
     """
     target = folder.resolve()
-    if target.exists() and not target.is_dir():
-        raise UsageError(str(folder), "is a file", "give another -o")
-    if not overwrite and target.is_dir() and any(target.iterdir()):
+    try:  # asked once: another process may be about to replace it
+        inside = os.listdir(target)
+    except FileNotFoundError:
+        inside = []
+    except NotADirectoryError as error:
+        raise UsageError(str(folder), "is a file", "give another -o") from error
+    except OSError as error:
+        raise UsageError(str(folder), f"cannot be read ({error})", "give another -o") from error
+    if inside and not overwrite:
         raise UsageError(str(folder), "is not empty", "give another -o, or --overwrite to replace it")
     if target == Path.cwd() or target.is_mount():
         raise UsageError(str(folder), "cannot be replaced as a whole", "give a folder inside it as -o")

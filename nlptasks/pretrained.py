@@ -70,11 +70,13 @@ def from_foreign(folder: Path, *, source: str, revision: str | None) -> Backbone
     full = _pretrained(folder, config, source)
     trunk = trunk_of(full)
     check_finite(trunk.state_dict(), where=source)
+    with refusing(source, f"has an unusable {_TOKENIZER_CONFIG}", "repair its model_max_length"):
+        max_tokens = int(min(longest_window(trunk, config), tokenizer.model_max_length))
     info = BackboneInfo(
         source=source,
         revision=revision,
         config=config,
-        max_tokens=min(longest_window(trunk, config), tokenizer.model_max_length),
+        max_tokens=max_tokens,
         pad_id=next(
             pad for pad in (tokenizer.pad_token_id, getattr(config, "pad_token_id", None), 0) if pad is not None
         ),

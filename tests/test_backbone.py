@@ -358,6 +358,14 @@ def test_a_tokenizer_that_names_code_is_refused(backbones: Path, tmp_path: Path)
         load_backbone(str(folder))
 
 
+def test_a_longest_window_that_is_no_number_is_refused(backbones: Path, tmp_path: Path) -> None:
+    folder = copy_of(backbones, "bert", tmp_path / "bert")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": "x"}))
+    with pytest.raises(ModelError, match=r"unusable tokenizer_config\.json|is no Hugging Face model"):
+        load_backbone(str(folder))
+
+
 def sharded(backbones: Path, place: Path) -> Path:
     folder = copy_of(backbones, "bert", place)
     weights = load_file(folder / "model.safetensors")

@@ -71,6 +71,15 @@ def test_a_used_folder_is_not_overwritten_unasked(trained: Path, tmp_path: Path)
         model.save(tmp_path / "notes.txt")
 
 
+def test_an_output_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(place: Path) -> list[str]:
+        raise PermissionError("Permission denied")
+
+    monkeypatch.setattr("nlptasks.model.os.listdir", failing)
+    with pytest.raises(UsageError, match=r"cannot be read \(Permission denied\); give another -o"):
+        nlptasks.model.check_output(tmp_path, overwrite=True)
+
+
 def test_overwriting_replaces_all_of_it(model_folder: Path) -> None:
     model = nlptasks.Model.load(model_folder)
     (model_folder / "stray").write_text("")
