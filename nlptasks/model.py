@@ -334,7 +334,7 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
     """
     target = folder.resolve()
     try:  # asked once: another process may be about to replace it
-        inside = os.listdir(target)
+        inside = list(target.iterdir())
     except FileNotFoundError:
         inside = []
     except NotADirectoryError as error:

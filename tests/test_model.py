@@ -72,10 +72,10 @@ def test_a_used_folder_is_not_overwritten_unasked(trained: Path, tmp_path: Path)
 
 
 def test_an_output_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(place: Path) -> list[str]:
+    def failing(place: Path) -> list[Path]:
         raise PermissionError("Permission denied")
 
-    monkeypatch.setattr("nlptasks.model.os.listdir", failing)
+    monkeypatch.setattr("pathlib.Path.iterdir", failing)
     with pytest.raises(UsageError, match=r"cannot be read \(Permission denied\); give another -o"):
         nlptasks.model.check_output(tmp_path, overwrite=True)
 

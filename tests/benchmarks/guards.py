@@ -1,6 +1,6 @@
 """What the checks of a model folder find, and what they cost.
 
-    python tests/benchmarks/guards.py
+    OMP_NUM_THREADS=1 python tests/benchmarks/guards.py
 
 Flips one bit in every byte of the small files of an exported model, and of 200 seeded places in the large ones, cuts each file
 off at as many places, removes it, and appends to it. Then it times loading, with the checks and without.
@@ -32,7 +32,7 @@ from nlptasks.pretrained import load_backbone
 
 _LARGE_BYTES = 4096
 _PLACES = 200
-_RUNS = 15
+_RUNS = 9
 
 
 def places(content: bytes) -> list[int]:
@@ -125,7 +125,7 @@ def main() -> None:
             'load_backbone("minilm")': cost(lambda: load_backbone("minilm")),
             "Model.load of a saved minilm": cost(lambda: Model.load(minilm)),
         }
-    keep("guards", {"detected": found, "load_seconds": load}, command="guards.py")
+    keep("guards", {"detected": found, "load_seconds": load}, command="OMP_NUM_THREADS=1 guards.py")
 
 
 if __name__ == "__main__":
