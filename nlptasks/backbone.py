@@ -6,25 +6,28 @@ when the backbone is saved. A folder that was written here is read strictly; `nl
 
 from __future__ import annotations
 
-import json
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
-from transformers.initialization import no_init_weights
-from transformers.models.auto import CONFIG_MAPPING
+from transformers import PreTrainedModel
 
-from nlptasks.errors import ModelError, first_line, listing
+from nlptasks import weights
+from nlptasks.architecture import build, plan, read_config, refusing
+from nlptasks.errors import ModelError
+from nlptasks.folders import RESTORE, plain_files, read_whole
 from nlptasks.tokenizer import Tokenizer
 
+CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-_TOKENIZER = "tokenizer.json"
+TOKENIZER = "tokenizer.json"
+MAX_TOKENS = 512
+"""Windows are never longer, whatever the backbone could read: attention's cost grows with the square of the length."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class Backbone(nn.Module):
 
     def tokenizer(self) -> Tokenizer:
         """A new tokenizer of this backbone."""
-        return read_tokenizer(self.assets[_TOKENIZER], max_tokens=self.info.max_tokens)
+        return read_tokenizer(self.assets[TOKENIZER], self.info)
 
     def parameter_count(self) -> int:
         """Weights in the layers, embeddings left out: what one token's pass costs, and what learning rates go by."""
@@ -128,12 +131,15 @@ class Backbone(nn.Module):
         return sum(weight.numel() for weight in self.parameters() if id(weight) not in tables)
 
     def save(self, folder: Path) -> None:
-        """Write the Hugging Face layout into an existing folder, the weights that were left on disk included."""
+        """Write the Hugging Face layout into an existing folder, the weights that were left on disk included.
+
+        Raises:
+            OSError: the disk refuses.
+        """
         for name, content in self.assets.items():
             (folder / name).write_bytes(content)
         held = self.trunk.state_dict()
-        weights = {full: held[own].detach().contiguous().cpu() for own, full in self.names.items()}
-        save_file({**self._rest(), **weights}, folder / WEIGHTS, metadata={"format": "pt"})
+        weights.write(folder / WEIGHTS, {**self._rest(), **{full: held[own] for own, full in self.names.items()}})
 
     @classmethod
     def from_folder(cls, folder: Path, record: Mapping[str, Any]) -> Backbone:
@@ -142,69 +148,87 @@ class Backbone(nn.Module):
         Raises:
             ModelError: the files do not fit each other.
         """
-        config = read_config((folder / "config.json").read_bytes(), where=str(folder))
-        with no_init_weights():
-            full = AutoModel.from_config(config)
-        full.tie_weights()
-        assets = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != WEIGHTS}
-        all_names = {name for name, _ in full.named_parameters()} | set(full.state_dict())
+        path = folder / WEIGHTS
+        config = read_config(read_whole(folder / CONFIG), where=str(folder))
+        _check_weights(path, config)
+        with refusing(str(folder), f"has an unusable {CONFIG}", RESTORE):
+            full = build(config)
         backbone = cls(
             full,
             info=BackboneInfo.from_record(record, config),
-            assets=assets,
-            rest=lambda: _read_tensors(folder / WEIGHTS, without=set(backbone.names.values())),
+            assets={name: read_whole(folder / name) for name in plain_files(folder) if name != WEIGHTS},
+            rest=lambda: weights.read_without(path, set(backbone.names.values())),
         )
-        backbone._load(folder / WEIGHTS, all_names)
+        held = backbone.trunk.state_dict()
+        weights.read_into(path, {full: held[own] for own, full in backbone.names.items()})
+        backbone.eval()._check(str(folder))
         return backbone
 
-    def _load(self, path: Path, known: set[str]) -> None:
-        own = {full: name for name, full in self.names.items()}
-        held = self.trunk.state_dict()
-        try:
-            with safe_open(path, framework="pt") as file:
-                found = set(file.keys())
-                if not set(own) <= found <= known:
-                    raise ModelError(
-                        str(path),
-                        f"lacks {listing(sorted(set(own) - found))}; has unknown {listing(sorted(found - known))}",
-                        "restore the folder from where it was made",
-                    )
-                for full, name in own.items():
-                    held[name].copy_(file.get_tensor(full))
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise ModelError(
-                str(path), f"cannot be read ({error})", "restore the folder from where it was made"
-            ) from error
+    def _check(self, where: str) -> None:
+        """Check that what is known of the backbone is so, and that it runs: a wrong setting shows here, not at a text."""
+        longest = longest_window(self.trunk, self.info.config)
+        if self.info.max_tokens > longest:
+            raise ModelError(where, f"is said to read {self.info.max_tokens} tokens, it reads {longest}", RESTORE)
+        if self.info.has_types and not reads_types(self.trunk, self.info.config):
+            raise ModelError(where, "is said to read token types, it reads none", RESTORE)
+        if not 0 <= self.info.pad_id < self.info.config.vocab_size:
+            raise ModelError(where, f"has no token of the padding's id {self.info.pad_id}", RESTORE)
+        one = torch.ones(1, 2, dtype=torch.int64)  # [B,S]
+        with refusing(where, "does not run", RESTORE), torch.no_grad():
+            self({name: one if name == "mask" else torch.zeros_like(one) for name in self.info.inputs})
 
 
-def read_config(content: bytes, *, where: str) -> Any:
-    """A Hugging Face config from its JSON, by the architecture's own class.
-
-    Raises:
-        ModelError: unknown architecture, or no config.
-    """
-    try:
-        values = json.loads(content)
-        return CONFIG_MAPPING[values["model_type"]].from_dict(values)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            where, f"has no usable config.json ({first_line(error)})", "restore the folder, or upgrade transformers"
-        ) from error
+def _check_weights(path: Path, config: Any) -> None:
+    """Check names and shapes of the file against what the config describes, before any of it is in memory."""
+    header = weights.read_header(path)
+    model = plan(config, header, where=str(path.parent))
+    known = {**dict(model.named_parameters()), **model.state_dict()}
+    own = set(names_of(model, trunk_of(model)).values())
+    weights.check_header(path, header, known, optional=known.keys() - own)
 
 
-def read_tokenizer(content: bytes, *, max_tokens: int) -> Tokenizer:
+def read_tokenizer(content: bytes, info: BackboneInfo) -> Tokenizer:
     """A tokenizer from its ``tokenizer.json``.
 
     Raises:
-        ModelError: it cannot be read.
+        ModelError: it cannot be read, or has tokens that the backbone does not have.
     """
-    try:
+    with refusing(TOKENIZER, "cannot be read", RESTORE):
         backend = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
-    except Exception as error:
+        check_vocabulary(backend, info.config, where=TOKENIZER)
+        return Tokenizer(backend, max_tokens=info.max_tokens)
+
+
+def check_vocabulary(backend: tokenizers.Tokenizer, config: Any, *, where: str) -> None:
+    """Check that every token, the special ones around a text too, has its row in the table of embeddings.
+
+    Raises:
+        ModelError: one has not.
+    """
+    around = backend.encode("a", "a")
+    known = max([*backend.get_vocab(with_added_tokens=True).values(), *around.ids], default=-1) + 1
+    if known > config.vocab_size:
         raise ModelError(
-            _TOKENIZER, f"cannot be read ({first_line(error)})", "restore the folder from where it was made"
-        ) from error
-    return Tokenizer(backend, max_tokens=max_tokens)
+            where, f"has a tokenizer of {known} tokens for a table of {config.vocab_size}", "resize the embeddings"
+        )
+    types = max(around.type_ids, default=0) + 1
+    if types > max(2, getattr(config, "type_vocab_size", 0)):
+        raise ModelError(where, f"has a tokenizer of {types} token types, expected at most 2", RESTORE)
+
+
+def longest_window(trunk: nn.Module, config: Any) -> int:
+    """Tokens that a backbone can read at once, special ones included; at most `MAX_TOKENS`."""
+    positions = getattr(config, "max_position_embeddings", None) or MAX_TOKENS
+    for name, module in trunk.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            # RoBERTa counts positions from behind the padding's
+            positions = module.num_embeddings - module.padding_idx - 1
+    return int(min(positions, MAX_TOKENS))
+
+
+def reads_types(trunk: nn.Module, config: Any) -> bool:
+    """Whether a backbone tells the first text of a pair from the second by token types."""
+    return "token_type_ids" in inspect.signature(trunk.forward).parameters and getattr(config, "type_vocab_size", 0) > 1
 
 
 def trunk_of(full: PreTrainedModel) -> nn.Module:
@@ -230,8 +254,3 @@ def names_of(full: PreTrainedModel, trunk: nn.Module) -> dict[str, str]:
             names[name] = in_file[id(tensor)]
             taken.add(id(tensor))
     return names
-
-
-def _read_tensors(path: Path, *, without: set[str]) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys() if name not in without}  # noqa: SIM118

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from nlptasks.disk import sealed, sha256, unsealed, written_beside
 from nlptasks.errors import TrainingError, UsageError, listing
+from nlptasks.weights import write
 
 _log = logging.getLogger("nlptasks")
 
@@ -101,8 +102,7 @@ class Checkpoints:
         number = int(before[-1].name) + 1 if before else 1
         with written_beside(self.folder / f"{number:06d}", TrainingError) as place:
             for group, tensors in checkpoint.tensors.items():
-                on_cpu = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-                save_file(on_cpu, place / f"{group}.safetensors")
+                write(place / f"{group}.safetensors", tensors)
             files = {path.name: sha256(path) for path in sorted(place.iterdir())}
             (place / _RECORD).write_bytes(sealed({"files": files, **checkpoint.record}))
         for path in before[: len(before) + 1 - _KEPT]:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nlptasks.errors import NlptasksError
+from nlptasks.errors import NlptasksError, quote
 
 _SEAL = re.compile(rb'\{\n "sha256": "([0-9a-f]{64})",\n')
 _BLANK = "0" * 64
@@ -35,22 +35,47 @@ def sealed(record: Mapping[str, Any]) -> bytes:
     return text.replace(_BLANK, digest, 1).encode()
 
 
+class NoSealError(ValueError):
+    """A text does not begin as `sealed` lets it begin."""
+
+
 def unsealed(content: bytes) -> dict[str, Any]:
     """The record that `sealed` wrote.
 
     Raises:
+        NoSealError: it does not begin with its own sha256.
         ValueError: it is no such text, or a byte of it is not the one that was written.
     """
     match = _SEAL.match(content)
     if match is None:
-        raise ValueError("its first member is not its sha256")
+        raise NoSealError("its first member is not its sha256")
     start, end = match.span(1)
     found = hashlib.sha256(content[:start] + _BLANK.encode() + content[end:]).hexdigest()
     if found != match[1].decode():
         raise ValueError(f"its sha256 is {found}, expected {match[1].decode()}")
-    record: dict[str, Any] = json.loads(content)
+    record: dict[str, Any] = parsed(content)
     del record["sha256"]
     return record
+
+
+def parsed(content: bytes) -> Any:
+    """JSON that a stranger may have written.
+
+    Raises:
+        ValueError: it is no JSON, is nested too deeply, or says the same key twice.
+    """
+    try:
+        return json.loads(content, object_pairs_hook=_without_doubles)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {quote(next(key for key in keys if keys.count(key) > 1))} stands there twice")
+    return found
 
 
 def files_in(folder: Path) -> list[str]:

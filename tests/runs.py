@@ -33,7 +33,7 @@ import torch
 from safetensors.torch import load_file
 
 import nlptasks
-from nlptasks import checkpoint, loop
+from nlptasks import checkpoint, loop, weights
 from nlptasks.config import TrainSettings
 from nlptasks.types import Silent
 
@@ -197,7 +197,7 @@ def _crashing(scene: Scene, output: Path, number: int) -> None:
 
         return wrapped
 
-    for place, name in ((os, "rename"), (os, "fsync"), (os, "rmdir"), (os, "unlink"), (checkpoint, "save_file")):
+    for place, name in ((os, "rename"), (os, "fsync"), (os, "rmdir"), (os, "unlink"), (weights, "save_file")):
         setattr(place, name, crash_before(getattr(place, name)))
     scene.train(output, epochs=1, accumulate=1, batch_tokens=40)
 

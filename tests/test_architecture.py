@@ -15,7 +15,8 @@ PACKAGE = Path(nlptasks.__file__).parent
 ROWS = [
     {f"nlptasks{name}" for name in ("", ".errors", ".types")},
     {f"nlptasks.{name}" for name in ("registry", "config", "text", "tags", "scores", "tokenizer")}
-    | {f"nlptasks.{name}" for name in ("lines", "jsontext", "files", "fields", "disk", "signals")},
+    | {f"nlptasks.{name}" for name in ("lines", "jsontext", "files", "fields")}
+    | {f"nlptasks.{name}" for name in ("disk", "folders", "weights", "hub", "architecture", "signals")},
     {f"nlptasks.{name}" for name in ("backbone", "pretrained", "heads", "heads.base", "losses")},
     set(),  # the heads, which nobody imports by name
     {f"nlptasks.{name}" for name in ("data", "checks", "batching", "model", "engine")}

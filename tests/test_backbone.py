@@ -90,33 +90,6 @@ def test_the_embedded_backbone_is_checked(tmp_path: Path, monkeypatch: pytest.Mo
         load_backbone("minilm")
 
 
-@pytest.mark.parametrize("name", ["", "https://huggingface.co/bert", "a/b/c", "no such folder"])
-def test_names_that_are_none_are_refused(name: str) -> None:
-    with pytest.raises(ModelError, match="neither a folder nor a hub name"):
-        load_backbone(name)
-
-
-def test_a_hub_name_without_a_network_says_so() -> None:
-    with pytest.raises(ModelError, match="cannot be had from the hub"):
-        load_backbone("somebody/some-model")
-
-
-def test_a_hub_model_is_the_folder_that_the_hub_gives(backbones: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    asked = {}
-
-    def snapshot(name: str, allow_patterns: list[str]) -> str:
-        asked.update(name=name, patterns=allow_patterns)
-        (backbones / commit).symlink_to(backbones / "bert")
-        return str(backbones / commit)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    backbone = load_backbone("somebody/some-bert")
-    assert asked["name"] == "somebody/some-bert"
-    assert not any(pattern.endswith((".bin", ".py", ".pt")) for pattern in asked["patterns"])
-    assert (backbone.info.source, backbone.info.revision) == ("somebody/some-bert", commit)
-
-
 def copy_of(backbones: Path, name: str, place: Path) -> Path:
     shutil.copytree(backbones / name, place)
     return place
@@ -202,3 +175,235 @@ def test_a_config_of_an_unknown_architecture_is_refused(backbones: Path, tmp_pat
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "bertt"}))
     with pytest.raises(ModelError, match=r"has no usable config\.json"):
         Backbone.from_folder(tmp_path, backbone.info.record())
+
+
+# Names of the hub
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("", "write a folder that exists, or a hub name"),
+        ("no such folder", "write a folder that exists"),
+        (" bert", "write a folder that exists"),
+        ("../x", "write a folder that exists"),
+        ("./x", "write a folder that exists"),
+        ("/x", "write a folder that exists"),
+        ("a/b/c", "write a folder that exists"),
+        ("a/", "write a folder that exists"),
+        ("a/..b", "write a folder that exists"),
+        ("a--b", "write a folder that exists"),
+        ("a/b@", "write a folder that exists"),
+        ("a/b@../c", "write a folder that exists"),
+        ("a/b@c@d", "write a folder that exists"),
+        ("a/b\n", "write a folder that exists"),
+        ("a" * 97, "write a folder that exists"),
+        ("https://huggingface.co/bert", "leave out all of the address but owner/name"),
+        ("C:\\models\\bert", "write a folder that exists"),
+        ("google/b\u0435rt", "letters that only look like ASCII"),
+        ("b\uff45rt", "letters that only look like ASCII"),
+    ],
+)
+def test_names_that_are_none_are_refused_with_a_hint(name: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    with pytest.raises(ModelError, match=f"neither a folder nor a hub name; .*{hint}"):
+        load_backbone(name)
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class FakeHub:
+    """A hub with one repository; what is asked for is kept."""
+
+    def __init__(self, place: Path, error: Exception | None = None) -> None:
+        self.place, self.error, self.asked = place, error, {}  # type: ignore[var-annotated]
+
+    def __call__(self, name: str, **given: object) -> str:
+        self.asked = {"name": name, **given}
+        if self.error:
+            raise self.error
+        return str(self.place)
+
+
+@pytest.fixture
+def hub(backbones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    # As the cache has it: a folder named by the commit, of links to files elsewhere.
+    fake = FakeHub(tmp_path / "snapshots" / COMMIT)
+    shutil.copytree(backbones / "bert", tmp_path / "blobs")
+    fake.place.mkdir(parents=True)
+    for path in (tmp_path / "blobs").iterdir():
+        (fake.place / path.name).symlink_to(path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fake)
+    return fake
+
+
+@pytest.mark.parametrize(
+    ("name", "revision"),
+    [("some/bert", None), ("bert", None), ("some/bert@v1.0", "v1.0"), (f"bert@{COMMIT}", COMMIT), ("b@refs/pr/1", "refs/pr/1")],
+)  # fmt: skip
+def test_a_hub_model_is_the_folder_that_the_hub_gives(hub: FakeHub, name: str, revision: str | None) -> None:
+    backbone = load_backbone(name)
+    assert (hub.asked["name"], hub.asked["revision"]) == (name.partition("@")[0], revision)
+    assert (backbone.info.source, backbone.info.revision) == (name, COMMIT)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("config.json", True),
+        ("model.safetensors", True),
+        ("model-00001-of-00002.safetensors", True),
+        ("model.safetensors.index.json", True),
+        ("tokenizer.json", True),
+        ("pytorch_model.bin", False),
+        ("modeling_x.py", False),
+        ("onnx/config.json", False),
+        ("adapter_config.json", False),
+        ("1_Pooling/config.json", False),
+        ("openvino/model.safetensors", False),
+        ("chat_template.jinja", False),
+    ],
+)
+def test_only_a_models_own_files_are_fetched(hub: FakeHub, name: str, wanted: bool) -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
+    load_backbone("some/bert")
+    assert list(filter_repo_objects([name], allow_patterns=hub.asked["allow_patterns"])) == [name] * wanted
+
+
+def test_a_folder_wins_over_a_hub_name(hub: FakeHub, backbones: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(backbones)
+    assert load_backbone("bert").info.revision is None
+    (backbones / "empty").mkdir(exist_ok=True)
+    assert load_backbone("empty").info.revision == COMMIT
+    (backbones / "empty").rmdir()
+
+
+def test_a_model_is_no_backbone(trained: Path) -> None:
+    with pytest.raises(ModelError, match=r"is a model, not a backbone; give its backbone: .*backbone"):
+        load_backbone(str(trained))
+
+
+def hub_error(kind: str) -> Exception:
+    import httpx
+    from huggingface_hub import errors
+
+    if kind == "TimeoutException":
+        return httpx.ReadTimeout("The read operation timed out")
+    cls = getattr(errors, kind)
+    if issubclass(cls, errors.HfHubHTTPError):
+        request = httpx.Request("GET", "https://hub.test")
+        return cls("404 Client Error.\nMore lines.", response=httpx.Response(404, request=request))  # type: ignore[no-any-return]
+    return cls("Not here.\nMore lines.")  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("GatedRepoError", "asks for consent .*; accept its terms on its page, then run: hf auth login"),
+        ("RepositoryNotFoundError", "is not on the hub, or is private .*; check the name, or run: hf auth login"),
+        ("RevisionNotFoundError", "has no such revision .*; give a branch, tag or commit behind the @"),
+        ("LocalEntryNotFoundError", "cannot be had from the hub .*; check the name and the network, or give a folder"),
+        ("OfflineModeIsEnabled", "cannot be had from the hub .*; check the name and the network, or give a folder"),
+        ("HfHubHTTPError", "cannot be had from the hub .*; check the name and the network"),
+        ("TimeoutException", "cannot be had from the hub .ReadTimeout.*; check the name and the network"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line_with_a_fix(hub: FakeHub, kind: str, message: str) -> None:
+    hub.error = hub_error(kind)
+    with pytest.raises(ModelError, match=f"backbone 'some/bert': is no folder here and {message}") as caught:
+        load_backbone("some/bert")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_model_without_its_commit_is_refused(hub: FakeHub, backbones: Path) -> None:
+    hub.place = backbones / "bert"
+    with pytest.raises(ModelError, match="came without its commit, as bert"):
+        load_backbone("some/bert")
+
+
+def test_a_hub_model_without_safetensors_says_convert(hub: FakeHub) -> None:
+    (hub.place / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"has no usable weights: no model\.safetensors; convert it to safetensors"):
+        load_backbone("some/bert")
+
+
+def test_the_embedded_backbone_is_fetched_where_its_package_is_missing(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nlptasks.pretrained, "embedded_folder", lambda: None)
+    assert load_backbone("minilm").info.revision == COMMIT
+    assert hub.asked["name"] == "sentence-transformers/all-MiniLM-L6-v2"
+
+
+# Somebody else's folders
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "custom_generate/generate.py"])
+def test_folders_with_code_beside_are_refused(backbones: Path, tmp_path: Path, name: str) -> None:
+    folder = copy_of(backbones, "bert", tmp_path / "bert")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("{}")
+    with pytest.raises(ModelError, match=f"has {name.partition('/')[0]}, which only code of its own can use"):
+        load_backbone(str(folder))
+
+
+def test_a_tokenizer_that_names_code_is_refused(backbones: Path, tmp_path: Path) -> None:
+    folder = copy_of(backbones, "bert", tmp_path / "bert")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["auto_map"] = {"AutoTokenizer": ["canary.Canary", None]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"tokenizer_config\.json: has the key 'auto_map', which names code"):
+        load_backbone(str(folder))
+
+
+def test_a_longest_window_that_is_no_number_is_refused(backbones: Path, tmp_path: Path) -> None:
+    folder = copy_of(backbones, "bert", tmp_path / "bert")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": "x"}))
+    with pytest.raises(ModelError, match=r"unusable tokenizer_config\.json|is no Hugging Face model"):
+        load_backbone(str(folder))
+
+
+def sharded(backbones: Path, place: Path) -> Path:
+    folder = copy_of(backbones, "bert", place)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    halves = [list(weights)[::2], list(weights)[1::2]]
+    names = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    for half, name in zip(halves, names, strict=True):
+        save_file({key: weights[key] for key in half}, folder / name, metadata={"format": "pt"})
+    index = {key: name for half, name in zip(halves, names, strict=True) for key in half}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    return folder
+
+
+def test_a_checkpoint_in_parts_is_read(backbones: Path, tmp_path: Path) -> None:
+    backbone = load_backbone(str(sharded(backbones, tmp_path / "bert"))).eval()
+    whole = load_backbone(str(backbones / "bert")).eval()
+    assert torch.equal(backbone(batch_of(backbone)), whole(batch_of(whole)))
+
+
+@pytest.mark.parametrize("part", ["../x.safetensors", "/x.safetensors", "a\\x", "..", "", "none.safetensors", 5, None])
+def test_an_index_names_files_beside_it_only(backbones: Path, tmp_path: Path, part: object) -> None:
+    shutil.copy(backbones / "bert" / "model.safetensors", tmp_path / "x.safetensors")
+    folder = sharded(backbones, tmp_path / "bert")
+    index = folder / "model.safetensors.index.json"
+    values = json.loads(index.read_text())
+    key = next(iter(values["weight_map"]))
+    index.write_text(json.dumps({"weight_map": {**values["weight_map"], key: part}}))
+    with pytest.raises(ModelError, match=r"index\.json: names the file .*, expected one beside it"):
+        load_backbone(str(folder))
+    index.write_text(json.dumps({"weight_map": part}))
+    with pytest.raises(ModelError, match=r"index\.json: names the file .*, expected one beside it"):
+        load_backbone(str(folder))
+
+
+def test_foreign_weights_that_are_not_finite_are_refused(backbones: Path, tmp_path: Path) -> None:
+    folder = copy_of(backbones, "bert", tmp_path / "bert")
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.1.output.dense.weight"][0, 0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"not finite in encoder\.layer\.1\.output\.dense\.weight"):
+        load_backbone(str(folder))

@@ -167,7 +167,7 @@ def test_a_changed_export_is_refused(exported: Path, tmp_path: Path) -> None:
     content = bytearray(data.read_bytes())
     content[0] ^= 1
     data.write_bytes(content)
-    with pytest.raises(ModelError, match="is missing or changed since the export"):
+    with pytest.raises(ModelError, match=r"model\.onnx\.data: has sha256 .*, expected"):
         pipeline("ner", model=place, backend="onnx")
 
 
@@ -212,10 +212,9 @@ def test_cuda_means_cuda_or_an_error(exported: Path, backend: str, monkeypatch: 
     assert caught.value.exit_code == 6
 
 
-def test_weights_that_are_not_numbers_never_become_labels(trained: Path, tmp_path: Path) -> None:
-    model = nlptasks.Model.load(trained)
+def test_weights_that_are_not_numbers_never_become_labels(trained: Path) -> None:
+    pipe = pipeline("ner", model=trained, backend="torch")
     with torch.no_grad():
-        next(model.heads["ner"].parameters()).fill_(float("nan"))
-    model.save(tmp_path / "m")
+        next(pipe.engine.runtime._graphs["encode"].parameters()).fill_(float("nan"))
     with pytest.raises(BackendError, match="not finite"):
-        pipeline("ner", model=tmp_path / "m")("Ada")
+        pipe("Ada")
