@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from nlptasks.disk import parsed, sha256
+from nlptasks.disk import parsed, sha256_beside
 from nlptasks.errors import ModelError, quote
 
 _log = logging.getLogger("nlptasks")
@@ -169,7 +169,7 @@ def check_files(folder: Path, names: Sequence[str], listed: Mapping[str, str]) -
     present = [name for name in names if name in listed]
     with ThreadPoolExecutor(_THREADS) as threads:
         try:
-            found = dict(zip(present, threads.map(sha256, (folder / name for name in present)), strict=True))
+            found = dict(zip(present, threads.map(sha256_beside, (folder / name for name in present)), strict=True))
         except OSError as error:
             raise ModelError(str(folder), f"cannot be read ({error})", RESTORE) from error
     for name, expected in listed.items():

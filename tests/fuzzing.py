@@ -197,7 +197,8 @@ def run_case(seed: int, number: int, model: Path, scratch: Path) -> str:
     try:
         target(random.Random(f"{seed} {number}"), name, model, place)
     except NlptasksError as error:
-        return "refused" if "\n" not in str(error) else f"the error has several lines: {error}"
+        broken = [line for line in error.lines() if "\n" in line]
+        return f"a message has several lines: {broken[0]}" if broken else "refused"
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import fuzzing
 
+
 def test_mutated_files_are_read_or_refused(trained: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, fuzzing.__file__, str(trained), str(tmp_path), "1", "0", "20"],

@@ -174,7 +174,7 @@ def test_every_file_is_hashed_once(model: Path, monkeypatch: pytest.MonkeyPatch)
         hashed.append(path.relative_to(model).as_posix())
         return sha256(path)
 
-    monkeypatch.setattr("nlptasks.folders.sha256", counted)
+    monkeypatch.setattr("nlptasks.folders.sha256_beside", counted)
     for backend in ("torch", "onnx"):
         pipeline("ner", model=model, backend=backend)
         assert sorted(hashed) == [name for name in EXPORTED if name not in ("nlptasks.json", "onnx/fp32/report.json")]
@@ -203,7 +203,7 @@ def test_every_file_is_hashed_once(model: Path, monkeypatch: pytest.MonkeyPatch)
 )
 def test_a_list_names_plain_files_only(model: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     edit(model, lambda manifest: manifest["files"].update({name: "0" * 64}))
-    monkeypatch.setattr("nlptasks.folders.sha256", lambda path: pytest.fail(f"opened {path}"))
+    monkeypatch.setattr("nlptasks.folders.sha256_beside", lambda path: pytest.fail(f"opened {path}"))
     refused(model, "lists the file .*, expected a plain path inside the folder")
 
 
@@ -300,7 +300,7 @@ def test_a_folder_that_cannot_be_read_is_refused(model: Path, monkeypatch: pytes
     def failing(*_: object) -> str:
         raise PermissionError("Permission denied")
 
-    monkeypatch.setattr("nlptasks.folders.sha256", failing)
+    monkeypatch.setattr("nlptasks.folders.sha256_beside", failing)
     refused(model, "cannot be read .Permission denied")
     monkeypatch.setattr("nlptasks.folders.os.scandir", failing)
     refused(model, "cannot be read .Permission denied")

@@ -93,7 +93,7 @@ def unchecked() -> list[Any]:
         mock.patch("nlptasks.pretrained.check_vocabulary", **nothing),
         mock.patch("nlptasks.pretrained._header", **nothing),
         mock.patch("nlptasks.pretrained.plan", **nothing),
-        mock.patch("nlptasks.pretrained._check_embedded", **nothing),
+        mock.patch("nlptasks.pretrained._checked", return_value=contextlib.nullcontext()),
     ]
 
 
