@@ -1,7 +1,7 @@
 """Checkpoints of a training run: written whole or not at all, read only if every byte is the one that was written.
 
 ``checkpoints/NUMBER/`` holds ``GROUP.safetensors`` for each group of tensors and ``state.json``, which has everything else and
-the sha256 of the others and of itself. The newest two are kept.
+the sha256 of the others and of itself. The newest is kept, and the whole one before it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nlptasks.disk import sealed, sha256, unsealed, written_beside
+from nlptasks.disk import sealed, sha256, sweep, unsealed, written_beside
 from nlptasks.errors import TrainingError, UsageError, listing
+from nlptasks.folders import RUNNING
 from nlptasks.weights import write
 
 _log = logging.getLogger("nlptasks")
 
-FOLDER = "checkpoints"
 _RECORD = "state.json"
-_LOCK = ".lock"
-_KEPT = 2
+_LOCK = ".nlptasks.lock"
 _LARGEST_SHARE = 0.04
 """Of a run's time that may go into writing checkpoints."""
 
@@ -39,10 +38,12 @@ class Checkpoint:
     Attributes:
         tensors: tensors by group and name.
         record: everything else, as JSON has it.
+        number: of its folder, 0 before it is written.
     """
 
     tensors: Mapping[str, Mapping[str, Tensor]]
     record: Mapping[str, Any]
+    number: int = 0
 
 
 class Checkpoints:
@@ -58,7 +59,8 @@ class Checkpoints:
     """
 
     def __init__(self, output: Path, *, fresh: bool, seconds: float) -> None:
-        self.folder = output.resolve() / FOLDER
+        self.folder = output.resolve() / RUNNING
+        self._last_whole = 0
         self._seconds = seconds
         self._due = time.monotonic() + seconds
         self._lock = FileLock(self.folder / _LOCK)
@@ -74,6 +76,7 @@ class Checkpoints:
             ) from None
         except OSError as error:
             raise UsageError(str(self.folder), f"cannot be written ({error})", "give another -o") from error
+        sweep(self.folder.parent)
         for path in self.folder.iterdir():
             if path.is_dir() and (self._fresh or path.name.startswith(".")):  # what a killed run had not finished
                 shutil.rmtree(path)
@@ -91,8 +94,14 @@ class Checkpoints:
         """Whether it is time for the next one."""
         return time.monotonic() >= self._due
 
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole; it is kept until there are two newer ones. See `newest`."""
+        found = newest(self.folder.parent)
+        self._last_whole = found.number if found else 0
+        return found
+
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, and remove all but the newest two.
+        """Write a checkpoint, and remove those before it but for the last one that is whole.
 
         Raises:
             TrainingError: the disk refuses; the checkpoints before it stand as they are.
@@ -105,10 +114,18 @@ class Checkpoints:
                 write(place / f"{group}.safetensors", tensors)
             files = {path.name: sha256(path) for path in sorted(place.iterdir())}
             (place / _RECORD).write_bytes(sealed({"files": files, **checkpoint.record}))
-        for path in before[: len(before) + 1 - _KEPT]:
-            shutil.rmtree(path, ignore_errors=True)
+        for path in before:
+            if int(path.name) != self._last_whole:
+                shutil.rmtree(path, ignore_errors=True)
+        self._last_whole = number
         ended = time.monotonic()
         self._due = ended + max(self._seconds, (ended - begun) / _LARGEST_SHARE)
+
+
+def is_begun(output: Path) -> bool:
+    """Whether a run has begun in this folder and has not come to its end."""
+    place = output / RUNNING
+    return (place / _LOCK).is_file() or any((path / _RECORD).is_file() for path in _numbered(place))
 
 
 def newest(output: Path) -> Checkpoint | None:
@@ -117,7 +134,7 @@ def newest(output: Path) -> Checkpoint | None:
     Raises:
         TrainingError: there are checkpoints, and all are damaged.
     """
-    found = _numbered(output / FOLDER)
+    found = _numbered(output / RUNNING)
     for path in reversed(found):
         try:
             return _read(path)
@@ -125,7 +142,7 @@ def newest(output: Path) -> Checkpoint | None:
             _log.warning("%s: is damaged (%s)", path, error)
     if found:
         names = listing(path.name for path in found)
-        raise TrainingError(str(output / FOLDER), f"has no whole checkpoint ({names})", "train again with --overwrite")
+        raise TrainingError(str(output / RUNNING), f"has no whole checkpoint ({names})", "train again with --overwrite")
     return None
 
 
@@ -140,7 +157,9 @@ def _read(path: Path) -> Checkpoint:
     for name, expected in files.items():
         if sha256(path / name) != expected:
             raise ValueError(f"{name} has another sha256")
-    return Checkpoint({name.removesuffix(".safetensors"): load_file(path / name) for name in files}, record)
+    # Copied, because what is loaded stays mapped, and a file that is mapped cannot be removed everywhere.
+    tensors = {name: {key: value.clone() for key, value in load_file(path / name).items()} for name in files}
+    return Checkpoint({name.removesuffix(".safetensors"): own for name, own in tensors.items()}, record, int(path.name))
 
 
 def _numbered(folder: Path) -> list[Path]:

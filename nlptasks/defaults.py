@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from nlptasks.config import TrainSettings
+from nlptasks.errors import UsageError
 
 
 def chosen(settings: TrainSettings, *, parameters: int, tokens: Sequence[int], processes: int = 1) -> TrainSettings:
@@ -36,8 +37,16 @@ def chosen(settings: TrainSettings, *, parameters: int, tokens: Sequence[int], p
     )
 
 
-def chosen_precision(device: torch.device) -> str:
-    """The precision that ``auto`` takes: bf16 where the hardware has it."""
+def chosen_precision(wanted: str, device: torch.device) -> str:
+    """The precision of the passes: for ``auto`` bf16 where the hardware has it.
+
+    Raises:
+        UsageError: it is fp16 and there is no GPU.
+    """
+    if wanted == "fp16" and device.type == "cpu":
+        raise UsageError("--precision fp16", "needs a GPU", "take bf16 or fp32, or auto")
+    if wanted != "auto":
+        return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import mmap
@@ -11,7 +12,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -132,11 +133,23 @@ def written_beside(target: Path, failure: Failure) -> Iterator[Path]:
 def restored(target: Path) -> bool:
     """Put back the folder that a writer had moved away when it was killed; whether there was one."""
     target = target.resolve()
-    left = sorted(target.parent.glob(f".{target.name}.old-*"))
+    left = sorted(_left(target, "old"), key=lambda path: path.stat().st_mtime)
     if target.exists() or not left:
         return False
-    os.rename(left[-1], target)
-    return True
+    with suppress(OSError):  # another process has put it back
+        os.rename(left[-1], target)
+    return target.exists()
+
+
+def sweep(target: Path) -> None:
+    """Remove what killed writers left beside a folder that nobody else writes."""
+    target = target.resolve()
+    for left in [*_left(target, "tmp"), *_left(target, "old")]:
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _left(target: Path, kind: str) -> Iterator[Path]:
+    return target.parent.glob(f".{glob.escape(target.name)}.{kind}-*")
 
 
 def _take_place(place: Path, target: Path) -> None:
@@ -174,7 +187,7 @@ def _moved(target: Path, old: Path) -> bool:
 def _sync(path: Path) -> None:
     if os.name == "nt" and path.is_dir():
         return  # Windows cannot open a folder
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -30,7 +30,7 @@ RESTORE = "restore the folder from where it was made"
 CARD = "README.md"
 """The model card: written for people, who edit it."""
 
-_RUNNING = "checkpoints"
+RUNNING = "checkpoints"
 """A training in progress lives here; it guards its files itself."""
 
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -124,7 +124,7 @@ def plain_files(folder: Path) -> Iterator[str]:
             entries = sorted(os.scandir(folder / prefix), key=lambda entry: entry.name)
             for entry in entries:
                 name = prefix + entry.name
-                if entry.name.startswith(".") or name == _RUNNING:
+                if entry.name.startswith(".") or name == RUNNING:
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     todo.append(name + "/")

@@ -48,7 +48,7 @@ class Lesson:
         settings: with everything chosen.
         accelerator: this process among all that train.
         reporter: hears how it goes.
-        identity: what a checkpoint must have come from to be gone on from.
+        identity: what the weights are a function of; a checkpoint of another identity is another run's.
     """
 
     name: str
@@ -106,15 +106,16 @@ class Loop:
 
     def __init__(self, lesson: Lesson, *, checkpoints: Checkpoints | None, found: Checkpoint | None) -> None:
         self.lesson, self.progress = lesson, Progress()
-        self._checkpoints, self._stop = checkpoints, StopRequest()
+        self._checkpoints, self._stop = checkpoints, StopRequest(patient=lesson.accelerator.num_processes > 1)
         lesson.model.backbone.requires_grad_(lesson.settings.tune == "all")
         lesson.model.to(lesson.accelerator.device)
         self._best = _copied(_changing(lesson.model))
-        self._plan = [self._steps(epoch) for epoch in range(lesson.settings.epochs or 0)]
+        self._lengths = [unit.tokens for unit in lesson.units]
+        self._epochs = lesson.settings.epochs or 0
         self._optimization = Optimization(
             LossModule(lesson.model.backbone, lesson.head),
             lesson.settings,
-            steps=sum(map(len, self._plan)),
+            steps=sum(len(self._steps(epoch)) for epoch in range(self._epochs)),
             load=self._load,
             accelerator=lesson.accelerator,
         )
@@ -131,20 +132,20 @@ class Loop:
         """
         model = self.lesson.model
         with self._stop:
-            while self.progress.epoch < len(self._plan) and not self._is_patience_over():
+            while self.progress.epoch < self._epochs and not self._is_patience_over():
                 self._learn()
                 self._judge()
             _put(model, self._best)
-            model.requires_grad_(True)
             self._check_equal_everywhere()
             found = {part: self._metrics(part) for part in self.lesson.examples if part != "train"}
+        model.requires_grad_(True)
         self.progress.seconds = time.monotonic() - self._started
         return found
 
     def _steps(self, epoch: int) -> list[list[list[int]]]:
         """The batches of each step of an epoch, for all processes."""
-        settings, lengths = self.lesson.settings, [unit.tokens for unit in self.lesson.units]
-        batches = epoch_batches(lengths, settings.batch_tokens or 1, seed=settings.seed, epoch=epoch)
+        settings = self.lesson.settings
+        batches = epoch_batches(self._lengths, settings.batch_tokens or 1, seed=settings.seed, epoch=epoch)
         size = settings.accumulate * self.lesson.accelerator.num_processes
         return [batches[start : start + size] for start in range(0, len(batches), size)]
 
@@ -157,7 +158,7 @@ class Loop:
         """The steps of the epoch that are left."""
         progress, optimization = self.progress, self._optimization
         self.lesson.model.train()
-        for batches in self._plan[progress.epoch][progress.step :]:
+        for batches in self._steps(progress.epoch)[progress.step :]:
             begun = time.monotonic()
             pieces = optimization.pieces
             step = optimization.step(batches, stop=self._stop.is_made)
@@ -211,13 +212,12 @@ class Loop:
         engine = Engine(
             {lesson.name: lesson.head}, lesson.tokenizer, runtime, lesson.model.backbone.info, _EVALUATION_TOKENS
         )
+        alone = lesson.accelerator.num_processes == 1  # if not, the others would wait for one that has left
         results = []
         try:
             for found in engine.stream({lesson.name: example} for example in lesson.examples[part]):
                 results.append(found[lesson.name])
-                if (
-                    self._stop.is_made() and lesson.accelerator.num_processes == 1
-                ):  # else the others would wait for this one
+                if self._stop.is_made() and alone:
                     self._leave()
         except BackendError as error:
             raise TrainingError(
@@ -228,6 +228,7 @@ class Loop:
     def _leave(self) -> NoReturn:
         if self._checkpoints:
             self._save(self._checkpoints)
+        self.lesson.accelerator.wait_for_everyone()  # a launcher ends all processes when it sees the first one end
         self.lesson.reporter.note(f"stopped after step {self._optimization.done}; --resume goes on from there")
         self._stop.obey()
 
@@ -255,7 +256,7 @@ class Loop:
             (rows[self.lesson.units[number].index].where for batch in batches for number in batch), limit=3
         )
         what = "gradient" if math.isfinite(step.loss) else "loss"
-        rate = (self.lesson.settings.lr or 0) * self._optimization.rate
+        rate = (self.lesson.settings.lr or 0) * step.rate
         return TrainingError(
             f"step {self._optimization.done}",
             f"the {what} is not finite at a learning rate of {rate:.2g} (rows {places})",

@@ -43,12 +43,14 @@ class Step:
         loss: the sum of the losses.
         count: what it is a sum over.
         norm: of the gradient of the mean loss, before clipping; not finite if the loss is not.
+        rate: the learning rate, as a share of its highest.
         stop: whether any process was asked to stop.
     """
 
     loss: float
     count: float
     norm: float
+    rate: float
     stop: bool
 
 
@@ -96,8 +98,8 @@ class Optimization:
         self._module, self._optimizer = accelerator.prepare(module, self._adamw)
 
     @property
-    def rate(self) -> float:
-        """The backbone's learning rate in the next step, as a share of its highest: up linearly, then down to zero."""
+    def _rate(self) -> float:
+        """The learning rate of the next step, as a share of its highest: up linearly, then down to zero."""
         rise = max(1, round(self._settings.warmup * self.steps))
         return min((self.done + 1) / rise, max(0.0, (self.steps - self.done) / max(1, self.steps - rise)))
 
@@ -119,8 +121,9 @@ class Optimization:
         if math.isfinite(loss):
             norm = self._update(world * self._scale / count) if count else 0.0
         self._optimizer.zero_grad()
+        step = Step(loss, count, norm, self._rate, stops > 0)
         self.done += 1
-        return Step(loss, count, norm, stops > 0)
+        return step
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What the optimizer remembers: its tensors, and the rest as JSON has it."""
@@ -203,11 +206,13 @@ class Optimization:
         for gradient in gradients:
             gradient.mul_(factor * min(1.0, self._settings.clip / (norm + 1e-6)))
         for group in self._adamw.param_groups:
-            group["lr"] = group["highest"] * self.rate
-        half = self._accelerator.scaler is not None  # then the scaler leaves such a step out and takes a smaller scale
-        if math.isfinite(norm) or half:
+            group["lr"] = group["highest"] * self._rate
+        scaler = self._accelerator.scaler
+        if math.isfinite(norm) or scaler:
             self._optimizer.step()
-        return 0.0 if half and not math.isfinite(norm) else norm
+        if scaler and not math.isfinite(norm) and scaler.get_scale() >= 1:
+            return 0.0  # in half precision: the step was left out, and the next ones have a smaller scale
+        return norm
 
 
 def _split(batch: Batch, pieces: int) -> list[Batch]:

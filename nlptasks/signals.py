@@ -13,12 +13,17 @@ _ASKING = (signal.SIGINT, signal.SIGTERM)
 class StopRequest:
     """While it is entered, the first SIGINT or SIGTERM is only noted; a second one acts as it always does.
 
+    Args:
+        patient: whether further ones are only noted, too. Launchers of several processes pass on what the processes have
+            already got.
+
     Attributes:
         signal: the number of the signal that came, 0 before. In threads other than the main one no signal is noticed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool) -> None:
         self.signal = 0
+        self._patient = patient
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -43,7 +48,8 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        self._restore()
+        if not self._patient:
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -23,16 +23,17 @@ from accelerate import Accelerator
 from nlptasks import __version__
 from nlptasks.batching import make_units
 from nlptasks.card import model_card
-from nlptasks.checkpoint import FOLDER, Checkpoints, newest
+from nlptasks.checkpoint import Checkpoints, is_begun, newest
 from nlptasks.checks import warnings_of
 from nlptasks.config import Target, TrainSettings, parse_target
 from nlptasks.data import DataSet, load_data, with_dev
 from nlptasks.defaults import chosen, chosen_precision
 from nlptasks.disk import restored
-from nlptasks.errors import DataError, TrainingError, listing, quote
+from nlptasks.errors import DataError, ModelError, TrainingError, UsageError, first_line, listing, quote
 from nlptasks.files import check_columns
+from nlptasks.folders import RUNNING
 from nlptasks.loop import Lesson, Loop, Progress, digest_of
-from nlptasks.model import MANIFEST, HeadRecord, Model, check_output
+from nlptasks.model import MANIFEST, HeadRecord, Model, ModelFolder, check_output
 from nlptasks.optimization import make_accelerator
 from nlptasks.pretrained import load_backbone
 from nlptasks.registry import head_class
@@ -40,8 +41,8 @@ from nlptasks.runtime.pytorch import torch_device
 from nlptasks.types import Reporter, Row, Silent
 
 LOG = "training.json"
-_HARMLESS = ("device", "checkpoint_seconds")
-"""Settings that do not change what is learned; where it was learned stands beside the settings."""
+_MAY_DIFFER = ("settings.backbone", "settings.device", "settings.checkpoint_seconds")
+"""Settings that may differ when a run is resumed: what the first two name is compared itself, the last changes nothing."""
 
 
 @dataclass(frozen=True)
@@ -108,17 +109,26 @@ def train(
         backbone = load_backbone(settings.backbone)
         model = Model(backbone, {target.name: cls(config, backbone=backbone.info)}, {})
         lesson = _lesson(target, settings, data, model, device, reporter or Silent())
-        log = (_finished(place, lesson) if resume else None) or _trained(place, lesson, resume=resume)
+        log = (_finished(place, lesson) if resume else None) or _trained(
+            place, lesson, resume=resume, overwrite=overwrite
+        )
     unseen = data.parts.get("test") or data.parts["dev"]
     speaks = lesson.accelerator.is_main_process
     return TrainResult(place, target.name, log["metrics"], unseen, log["seconds"], speaks)
 
 
 def _check_place(output: Path, *, overwrite: bool, resume: bool) -> None:
+    """Refuse an output folder with anything in it that would be lost.
+
+    Raises:
+        UsageError: it is not empty, and neither is it to be overwritten nor does it hold a run to be resumed.
+    """
     if resume:
         restored(output)
-    begun = (output / FOLDER).is_dir() or (output / MANIFEST).is_file()
-    check_output(output, overwrite=overwrite or (resume and begun))
+        finished = (output / MANIFEST).is_file() and (output / LOG).is_file()
+        if not overwrite and not finished and not is_begun(output) and output.is_dir() and any(output.iterdir()):
+            raise UsageError(str(output), "is not empty, and no run has begun there", "give another -o, or --overwrite")
+    check_output(output, overwrite=overwrite or resume)
 
 
 def _lesson(
@@ -129,7 +139,7 @@ def _lesson(
     units = make_units(head, tokenizer, examples["train"])
     if not units:
         raise DataError(data.parts["train"][0].where, "and all rows after it are empty", "give rows with text")
-    precision = chosen_precision(device) if settings.precision == "auto" else settings.precision
+    precision = chosen_precision(settings.precision, device)
     accelerator = make_accelerator(precision, device)
     settings = chosen(
         replace(settings, precision=precision),
@@ -162,7 +172,7 @@ def _identity(
         "head": target.name,
         "task": target.task,
         "config": asdict(model.heads[target.name].config),
-        "settings": {name: value for name, value in asdict(settings).items() if name not in _HARMLESS},
+        "settings": asdict(settings),
         "data": {
             "files": {Path(name).name: digest for name, digest in data.files.items()},
             "split": data.split,
@@ -184,36 +194,54 @@ def _identity(
 
 def _finished(output: Path, lesson: Lesson) -> dict[str, Any] | None:
     """The log of the model in the output folder; None if this run has not come to its model yet."""
-    if (output / FOLDER).is_dir() or not (output / LOG).is_file():
+    if is_begun(output) or not (output / LOG).is_file():
         return None
+    ModelFolder.open(output)  # its log, too, must be the one that was written
     log: dict[str, Any] = json.loads((output / LOG).read_text(encoding="utf-8"))
     _check_same(lesson, {key: log.get(key) for key in lesson.identity}, output)
     lesson.reporter.note(f"{output} is trained already")
     return log
 
 
-def _trained(output: Path, lesson: Lesson, *, resume: bool) -> dict[str, Any]:
+def _trained(output: Path, lesson: Lesson, *, resume: bool, overwrite: bool) -> dict[str, Any]:
     """Train and write the model: what its ``training.json`` says."""
     _announce(lesson)
-    found = newest(output) if resume else None
-    if found:
-        _check_same(lesson, found.record["identity"], output)
-    elif resume:
-        lesson.reporter.note("there is no checkpoint to go on from: this is the beginning")
     speaks = lesson.accelerator.is_main_process
     own = Checkpoints(output, fresh=not resume, seconds=lesson.settings.checkpoint_seconds) if speaks else nullcontext()
     with own as checkpoints:
+        found = (checkpoints.newest() if checkpoints else newest(output)) if resume else None
+        if found:
+            _check_same(lesson, found.record["identity"], output)
+        elif resume:
+            lesson.reporter.note("there is no checkpoint to go on from: this is the beginning")
         loop = Loop(lesson, checkpoints=checkpoints, found=found)
-        metrics = loop.run()
-        log = _log_of(lesson, loop.progress, metrics)
-        if speaks:
-            _write(output, lesson, log)
-        lesson.accelerator.wait_for_everyone()
+        try:
+            metrics = loop.run()
+        except torch.OutOfMemoryError as error:
+            where, fix = f"after step {loop.progress.step}", "take fewer --batch-tokens, or a smaller backbone"
+            raise TrainingError(where, f"out of memory ({first_line(error)})", fix) from error
+    log = _log_of(lesson, loop.progress, metrics)
+    if speaks:
+        _check_untouched(output, overwrite=overwrite)
+        _write(output, lesson, log)
+    lesson.accelerator.wait_for_everyone()
     return log
 
 
+def _check_untouched(output: Path, *, overwrite: bool) -> None:
+    """Refuse to replace what somebody has put into the folder since the run began."""
+    inside = {path.name for path in output.iterdir()} - {RUNNING} if output.is_dir() else set()
+    if inside and MANIFEST not in inside and not overwrite:  # a model there was to be overwritten from the beginning
+        problem = f"has {listing(sorted(inside))}, which was not there when training began"
+        raise ModelError(str(output), problem, "move it elsewhere, and go on with --resume")
+
+
 def _check_same(lesson: Lesson, before: Mapping[str, Any], output: Path) -> None:
-    differences = list(_differences(before, lesson.identity))
+    differences = [
+        difference
+        for difference in _differences(before, lesson.identity)
+        if difference.partition(" ")[0] not in _MAY_DIFFER
+    ]
     if differences:
         raise TrainingError(
             str(output),

@@ -148,25 +148,52 @@ def kill_at_random(scene: Scene, *, kills: int, seed: int) -> dict[str, Any]:
     draw = random.Random(seed)
     begun = time.monotonic()
     reference = scene.folder / "reference"
-    assert code_of(forked(partial(scene.train, reference), scene.folder / "log")) == 0, (
+    assert code_of(forked(partial(_on_a_slow_disk, scene, reference), scene.folder / "log")) == 0, (
         scene.folder / "log"
     ).read_text()
     length, expected = time.monotonic() - begun, outcome_of(reference)
     counts = {"kills": 0, "inside_a_save": 0, "runs": 0, "differences": 0}
     while counts["kills"] < kills:
         output = scene.folder / f"run{counts['runs']}"
-        work = partial(scene.train, output)
+        work = partial(_on_a_slow_disk, scene, output)
         for _ in range(draw.randint(1, 4)):
+            before = _half_written(output)
             child = forked(work, scene.folder / "log")
             time.sleep(draw.uniform(0, length))
+            if draw.random() < 0.3:
+                _wait_for_a_save(output, before)
             os.kill(child, signal.SIGKILL)
             counts["kills"] += code_of(child) == -signal.SIGKILL
-            counts["inside_a_save"] += bool([*output.parent.glob(f".{output.name}.*"), *output.glob("checkpoints/.0*")])
+            counts["inside_a_save"] += bool(_half_written(output) - before)
         code = code_of(forked(work, scene.folder / "log"))
         counts["runs"] += 1
         counts["differences"] += code != 0 or outcome_of(output) != expected
         shutil.rmtree(output, ignore_errors=True)
     return counts
+
+
+def _on_a_slow_disk(scene: Scene, output: Path) -> None:
+    """Train where each file takes its time to be on the disk, so that saves are long enough to be hit."""
+    fsync = os.fsync
+
+    def slow(handle: int) -> None:
+        time.sleep(0.004)
+        fsync(handle)
+
+    os.fsync = slow
+    scene.train(output)
+
+
+def _half_written(output: Path) -> set[Path]:
+    """What writers have begun, and not yet given its name."""
+    return {*output.parent.glob(f".{output.name}.tmp-*"), *output.glob("checkpoints/.*.tmp-*")}
+
+
+def _wait_for_a_save(output: Path, before: set[Path]) -> None:
+    """Until a save is under way, or a while if there is none any more."""
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end and not _half_written(output) - before:
+        time.sleep(0.0005)
 
 
 def crash_everywhere(scene: Scene) -> dict[str, Any]:

@@ -48,6 +48,9 @@ def test_a_file_equals_the_options(backbones: Path, tmp_path: Path) -> None:
     over = ["--seed", 4, "--columns", "tags=ner", "--set", "ner.scheme=iob2"]
     ran("train", data, "-o", tmp_path / "two", "--config", config, *over)
     assert log_of(tmp_path / "one") == log_of(tmp_path / "two")
+    config.write_text(config.read_text().replace("[columns]", 'set = ["ner.class_weights=balanced"]\n[columns]'))
+    ran("train", data, "-o", tmp_path / "three", "--config", config, *over)
+    assert log_of(tmp_path / "three")["config"]["class_weights"] == "balanced"  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
@@ -55,6 +58,7 @@ def test_a_file_equals_the_options(backbones: Path, tmp_path: Path) -> None:
     [
         ("epoch = 1\n", "epoch: is no option; did you mean 'epochs'?"),
         ('config = "x"\n', "config: is no option"),
+        ("debug = true\n", "debug: is no option"),
         ("epochs = \n", "cannot be read (Invalid value (at line 1, column 10))"),
         ('epochs = "many"\n', "'many' is not a valid integer"),
         ("[heads]\nner = 1\n", "heads.ner: is 1; write [heads.ner]"),

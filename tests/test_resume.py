@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,8 @@ import nlptasks
 from nlptasks import checkpoint
 from nlptasks.checkpoint import Checkpoint, Checkpoints, newest
 from nlptasks.config import TrainSettings
-from nlptasks.errors import TrainingError, UsageError
+from nlptasks.errors import ModelError, TrainingError, UsageError
+from nlptasks.heads.ner import NerHead
 from nlptasks.types import Silent
 
 
@@ -99,20 +101,36 @@ def test_a_signal_ends_the_step_and_saves(
     assert found.record["progress"]["step"] == 3
 
 
-def test_a_signal_during_the_evaluation_loses_nothing(train: partial, backbones: Path, tmp_path: Path) -> None:
-    chosen = settings(backbones)
+@pytest.mark.parametrize("tune", ["all", "head"])
+def test_a_signal_during_an_evaluation_loses_nothing(
+    train: partial, backbones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tune: str
+) -> None:
+    chosen = settings(backbones, tune=tune)
+    calls = []
+
+    def counted(head: NerHead, *given: object) -> object:
+        calls.append(head.training)
+        if len(calls) in stops:
+            os.kill(os.getpid(), signal.SIGINT)
+        return decode(head, *given)  # type: ignore[arg-type]
+
+    decode, stops = NerHead.decode, set[int]()
+    monkeypatch.setattr(NerHead, "decode", counted)
     train(output=tmp_path / "whole", settings=chosen)
-    steps = len(json.loads((tmp_path / "whole/training.json").read_text())["history"])
-
-    class InEvaluation(Stopping):
-        def evaluated(self, epoch: int, metric: str, value: float, best: bool) -> None:
-            os.kill(os.getpid(), self.number)
-
-    with pytest.raises(KeyboardInterrupt):
-        train(output=tmp_path / "cut", settings=settings(backbones, epochs=2), reporter=InEvaluation(0))
+    third = len(calls) // 3  # two evaluations in training, one of the weights that are kept
+    for stop in (
+        third // 2,
+        third + 3,
+        third + 3,
+    ):  # in the first on dev, in the second, in the last, as each life counts
+        calls.clear()
+        stops = {stop}
+        with pytest.raises(KeyboardInterrupt):
+            train(output=tmp_path / "cut", settings=chosen, resume=True)
+        assert len(calls) < 3 * third
+    stops = set()
     train(output=tmp_path / "cut", settings=chosen, resume=True)
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
-    assert steps == 2
 
 
 def test_the_command_line_exits_with_the_signals_code(
@@ -248,19 +266,19 @@ def test_overwriting_begins_again_and_keeps_the_old_model_until_then(
 def test_two_runs_do_not_write_to_one_place(train: partial, backbones: Path, tmp_path: Path) -> None:
     (tmp_path / "m/checkpoints").mkdir(parents=True)
     with (
-        FileLock(tmp_path / "m/checkpoints/.lock"),
+        FileLock(tmp_path / "m/checkpoints/.nlptasks.lock"),
         pytest.raises(UsageError, match="is being trained by another process"),
     ):
         train(output=tmp_path / "m", settings=settings(backbones), resume=True)
 
 
-@pytest.mark.parametrize("call", ["fsync", "rename"])
+@pytest.mark.parametrize("call", ["disk.os.fsync", "disk.os.rename", "weights.save_file"])
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     one = Checkpoint({"weights": {"a": torch.ones(3)}}, {"progress": 1})
     with Checkpoints(tmp_path / "m", fresh=True, seconds=0) as checkpoints:
         checkpoints.save(one)
         monkeypatch.setattr(
-            f"nlptasks.disk.os.{call}", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+            f"nlptasks.{call}", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device"))
         )
         with pytest.raises(TrainingError, match=r"cannot be written .*No space left on device.*free space"):
             checkpoints.save(Checkpoint(one.tensors, {"progress": 2}))
@@ -284,6 +302,7 @@ def ran(*words: str) -> dict[str, Any]:
 def test_runs_killed_at_random_come_to_the_same_numbers() -> None:
     found = ran("kills", "--kills", "8")
     assert found["kills"] >= 8
+    assert found["inside_a_save"] > 0
     assert found["differences"] == 0
 
 
@@ -300,3 +319,92 @@ def test_two_processes_learn_what_one_learns_from_the_same_batches() -> None:
     assert found["difference"] <= 1e-5
     assert found["stopped"] == [143, 143]
     assert not found["resumed_differs"]
+
+
+def test_a_folder_without_a_run_is_not_resumed(train: partial, trained: Path, backbones: Path, tmp_path: Path) -> None:
+    other = tmp_path / "project"
+    (other / "checkpoints/epoch=3").mkdir(parents=True)
+    (other / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match="is not empty, and no run has begun there; give another -o, or --overwrite"):
+        train(output=other, settings=settings(backbones), resume=True)
+    nlptasks.Model.load(trained).save(tmp_path / "model")  # without the log of its training
+    with pytest.raises(UsageError, match="no run has begun there"):
+        train(output=tmp_path / "model", settings=settings(backbones), resume=True)
+    assert (other / "thesis.txt").read_text() == "mine"
+
+
+def test_files_that_come_while_it_runs_are_not_lost(train: partial, backbones: Path, tmp_path: Path) -> None:
+    class Writing(Silent):
+        def evaluated(self, epoch: int, metric: str, value: float, best: bool) -> None:
+            (tmp_path / "m/notes.txt").write_text("mine")
+
+    with pytest.raises(ModelError, match=r"has notes\.txt, which was not there when training began; move it elsewhere"):
+        train(output=tmp_path / "m", settings=settings(backbones), reporter=Writing())
+    (tmp_path / "m/notes.txt").rename(tmp_path / "notes.txt")
+    assert train(output=tmp_path / "m", settings=settings(backbones), resume=True).metrics
+
+
+def test_a_damaged_log_of_a_finished_run_is_named(
+    train: partial, trained: Path, backbones: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained, tmp_path / "m")
+    (tmp_path / "m/training.json").write_text("[]")
+    with pytest.raises(ModelError, match=r"training\.json: has sha256"):
+        train(output=tmp_path / "m", settings=settings(backbones), resume=True)
+
+
+def test_after_a_fall_back_the_whole_checkpoint_is_kept(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path / "m", fresh=True, seconds=0) as checkpoints:
+        for number in (1, 2, 3):
+            checkpoints.save(Checkpoint({"weights": {"a": torch.ones(3)}}, {"progress": number}))
+    place = tmp_path / "m/checkpoints"
+    (place / "000003/state.json").write_text("{}")
+    with Checkpoints(tmp_path / "m", fresh=False, seconds=0) as checkpoints:
+        found = checkpoints.newest()
+        assert found
+        assert found.record == {"progress": 2}
+        checkpoints.save(Checkpoint(found.tensors, {"progress": 4}))
+        assert sorted(path.name for path in place.glob("0*")) == ["000002", "000004"]
+
+
+def test_a_folder_may_have_any_name(train: partial, backbones: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run[1]"
+    stopped_at(train, output, 3, settings(backbones))
+    output.rename(tmp_path / ".run[1].old-abc")  # as a kill between two renames leaves it
+    (tmp_path / ".run[1].tmp-abc").mkdir()
+    reporter = Stopping(0)
+    train(output=output, settings=settings(backbones), resume=True, reporter=reporter)
+    assert any(note.startswith("goes on after step 3") for note in reporter.notes)
+    assert [path.name for path in tmp_path.iterdir()] == ["run[1]"]
+
+
+def test_the_backbones_path_may_be_written_in_another_way(
+    train: partial, backbones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped_at(train, tmp_path / "m", 3, settings(backbones))
+    monkeypatch.chdir(backbones)
+    assert train(output=tmp_path / "m", settings=settings(backbones, backbone="bert"), resume=True).metrics
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["torch.distributed.run", "--nproc-per-node", "2"],
+        ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"],
+    ],
+)
+def test_launchers_start_several_processes(
+    backbones: Path, conll_data: Path, tmp_path: Path, launcher: list[str]
+) -> None:
+    words = ["train", f"ner={conll_data}", "-o", str(tmp_path / "m"), "--backbone", str(backbones / "bert")]
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, "-m", "nlptasks", *words, "--epochs", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "m/training.json").read_text())["processes"] == 2
+    assert done.stdout.count("model: ") == 1
+    assert done.stderr.count("rows train 36") == 1

@@ -271,3 +271,21 @@ def test_memory_does_not_grow_with_the_steps(backbones: Path, conll_data: Path, 
     options = fast(backbones, epochs=170, patience=170, lr=1e-5)
     nlptasks.train(f"ner={conll_data}", output=tmp_path / "m", settings=options, reporter=Scale())
     assert (pages[1500] - pages[500]) * os.sysconf("SC_PAGE_SIZE") < 2**20
+
+
+def test_memory_that_is_too_small_for_the_optimizer_is_an_error_with_a_fix(
+    backbones: Path, conll_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(optimization.Optimization, "_update", no_memory)
+    with pytest.raises(TrainingError, match=r"after step 0: out of memory .*take fewer --batch-tokens"):
+        nlptasks.train(f"ner={conll_data}", output=tmp_path / "m", settings=fast(backbones))
+
+
+def test_fp16_needs_a_gpu(backbones: Path, conll_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--precision fp16: needs a GPU; take bf16 or fp32"):
+        nlptasks.train(
+            f"ner={conll_data}", output=tmp_path / "m", settings=fast(backbones, precision="fp16", device="cpu")
+        )

@@ -26,7 +26,7 @@ def read_config(context: click.Context, parameter: click.Parameter, path: Path |
     if path is None:
         return
     try:
-        defaults = _defaults(path, context.command, skipped=parameter)
+        defaults = _defaults(path, context.command)
         context.meta[_TABLES] = {name: defaults.pop(name) for name in ("columns", "set") if name in defaults}
     except UsageError as error:
         raise click.UsageError(str(error), context) from error
@@ -41,19 +41,21 @@ def added(context: click.Context, parameter: click.Parameter, value: Any) -> Any
     return (*before, *value) if isinstance(value, tuple) else ",".join(filter(None, (before, value)))
 
 
-def _defaults(path: Path, command: click.Command, *, skipped: click.Parameter) -> dict[str, Any]:
+def _defaults(path: Path, command: click.Command) -> dict[str, Any]:
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"--config {path}", f"cannot be read ({error})", "give a TOML file") from error
     options = {
-        _long_name(item): item for item in command.params if isinstance(item, click.Option) and item is not skipped
+        _long_name(item): item for item in command.params if isinstance(item, click.Option) and item.expose_value
     }
     defaults: dict[str, Any] = {}
     for key, value in given.items():
         name = key.replace("_", "-")
         if key == "heads":
-            defaults["set"] = tuple(_head_options(value, path))
+            defaults["set"] = (*defaults.get("set", ()), *_head_options(value, path))
+        elif name == "set":
+            defaults["set"] = (*defaults.get("set", ()), *(value if isinstance(value, list) else [value]))
         elif name in options:
             defaults[options[name].name or name] = _joined(value)
         else:

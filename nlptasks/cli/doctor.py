@@ -61,7 +61,7 @@ def _torch() -> Iterator[str]:
     from nlptasks.errors import BackendError
     from nlptasks.runtime.pytorch import torch_device
 
-    yield f"PyTorch: {torch.get_num_threads()} threads, training precision {chosen_precision(torch_device('auto'))}"
+    yield f"PyTorch: {torch.get_num_threads()} threads, training precision {chosen_precision('auto', torch_device('auto'))}"
     try:
         yield f"PyTorch: device cuda works ({torch.cuda.get_device_name(torch_device('cuda'))})"
     except BackendError as error:
