@@ -55,7 +55,7 @@ class TrainResult:
         metrics: metrics of the kept weights, by part of the data.
         unseen: rows that it was not trained on, of test, else of dev.
         seconds: of the whole training, evaluation included.
-        speaks: whether this process is the one of all that train which speaks to the user.
+        is_main_process: whether this process, of all that train, is the one that writes and speaks to the user.
     """
 
     folder: Path
@@ -63,7 +63,7 @@ class TrainResult:
     metrics: Mapping[str, Mapping[str, float]]
     unseen: Sequence[Row]
     seconds: float
-    speaks: bool
+    is_main_process: bool
 
 
 def train(
@@ -113,8 +113,8 @@ def train(
             place, lesson, resume=resume, overwrite=overwrite
         )
     unseen = data.parts.get("test") or data.parts["dev"]
-    speaks = lesson.accelerator.is_main_process
-    return TrainResult(place, target.name, log["metrics"], unseen, log["seconds"], speaks)
+    main = lesson.accelerator.is_main_process
+    return TrainResult(place, target.name, log["metrics"], unseen, log["seconds"], main)
 
 
 def _check_place(output: Path, *, overwrite: bool, resume: bool) -> None:
@@ -206,8 +206,8 @@ def _finished(output: Path, lesson: Lesson) -> dict[str, Any] | None:
 def _trained(output: Path, lesson: Lesson, *, resume: bool, overwrite: bool) -> dict[str, Any]:
     """Train and write the model: what its ``training.json`` says."""
     _announce(lesson)
-    speaks = lesson.accelerator.is_main_process
-    own = Checkpoints(output, fresh=not resume, seconds=lesson.settings.checkpoint_seconds) if speaks else nullcontext()
+    main, seconds = lesson.accelerator.is_main_process, lesson.settings.checkpoint_seconds
+    own = Checkpoints(output, fresh=not resume, seconds=seconds) if main else nullcontext()
     with own as checkpoints:
         found = (checkpoints.newest() if checkpoints else newest(output)) if resume else None
         if found:
@@ -221,7 +221,7 @@ def _trained(output: Path, lesson: Lesson, *, resume: bool, overwrite: bool) -> 
             where, fix = f"after step {loop.progress.step}", "take fewer --batch-tokens, or a smaller backbone"
             raise TrainingError(where, f"out of memory ({first_line(error)})", fix) from error
     log = _log_of(lesson, loop.progress, metrics)
-    if speaks:
+    if main:
         _check_untouched(output, overwrite=overwrite)
         _write(output, lesson, log)
     lesson.accelerator.wait_for_everyone()

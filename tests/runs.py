@@ -93,7 +93,7 @@ class Scene:
         result = nlptasks.train(
             f"ner={self.folder / 'data'}", output=output, settings=chosen, resume=True, reporter=reporter
         )
-        if not result.speaks:
+        if not result.is_main_process:
             return
         log = json.loads((output / "training.json").read_text())
         outcome = {

@@ -70,7 +70,7 @@ def command(
     place = output or Path("runs") / wanted.name
     with ProgressBar() as progress:
         result = train(wanted, output=place, settings=chosen, overwrite=overwrite, resume=resume, reporter=progress)
-    if not result.speaks:
+    if not result.is_main_process:
         return
     main = head_class(wanted.task).main_metric
     for part, metrics in result.metrics.items():
