@@ -127,7 +127,7 @@ def test_two_writers_at_once_leave_a_whole_folder(tmp_path: Path) -> None:
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join()
+        writer.join(timeout=120)
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert is_whole(target)
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
@@ -145,7 +145,7 @@ def test_two_processes_save_models_to_one_place(trained: Path, tmp_path: Path) -
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join()
+        writer.join(timeout=120)
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert Model.load(tmp_path / "m")
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
