@@ -408,3 +408,26 @@ def test_launchers_start_several_processes(
     assert json.loads((tmp_path / "m/training.json").read_text())["processes"] == 2
     assert done.stdout.count("model: ") == 1
     assert done.stderr.count("rows train 36") == 1
+
+
+def test_a_launcher_that_is_terminated_leaves_a_checkpoint(backbones: Path, conll_data: Path, tmp_path: Path) -> None:
+    words = ["train", f"ner={conll_data}", "-o", str(tmp_path / "m"), "--backbone", str(backbones / "bert")]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "nlptasks"]
+    with subprocess.Popen(
+        [*launcher, *words, "--epochs", "10000", "--patience", "10000"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ) as process:
+        assert process.stderr
+        notes = []
+        for line in process.stderr:
+            notes.append(line)
+            if line.startswith("epoch 1:"):
+                process.terminate()
+    assert process.returncode != 0
+    assert any("--resume goes on from there" in line for line in notes), "".join(notes)
+    found = newest(tmp_path / "m")
+    assert found
+    assert found.record["progress"]["epoch"] >= 1
