@@ -196,14 +196,14 @@ def _wait_for_a_save(output: Path, before: set[Path]) -> None:
         time.sleep(0.0005)
 
 
-def crash_everywhere(scene: Scene) -> dict[str, Any]:
-    """End a run before each single call that changes the disk, let it go on, and compare: crashes and differences."""
+def crash_everywhere(scene: Scene, *, every: int) -> dict[str, Any]:
+    """End a run before each single call (or each so many) that changes the disk, let it go on, and compare."""
     reference = scene.folder / "whole"
     assert code_of(forked(partial(_crashing, scene, reference, 0), scene.folder / "log")) == 0
     counts, code = {"crashes": 0, "differences": 0}, 137
     while code == 137:
         output = scene.folder / f"crash{counts['crashes']}"
-        code = code_of(forked(partial(_crashing, scene, output, counts["crashes"] + 1), scene.folder / "log"))
+        code = code_of(forked(partial(_crashing, scene, output, counts["crashes"] * every + 1), scene.folder / "log"))
         ended = code_of(forked(partial(_crashing, scene, output, 0), scene.folder / "log"))
         counts["crashes"] += code == 137
         counts["differences"] += ended != 0 or outcome_of(output) != outcome_of(reference)
@@ -279,13 +279,14 @@ def main() -> None:
     parser.add_argument("what", choices=["kills", "crashes", "processes"])
     parser.add_argument("--kills", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--every", type=int, default=1, help="of the calls that change the disk, which are crashed at")
     given = parser.parse_args()
     torch.set_num_threads(1)  # a process that has used several threads cannot be forked
     with tempfile.TemporaryDirectory() as folder:
         scene = Scene.make(Path(folder))
         work = {
             "kills": partial(kill_at_random, scene, kills=given.kills, seed=given.seed),
-            "crashes": partial(crash_everywhere, scene),
+            "crashes": partial(crash_everywhere, scene, every=given.every),
             "processes": partial(two_at_once, scene),
         }
         print(json.dumps(work[given.what]()))
