@@ -84,12 +84,13 @@ def detected(model: Path, backup: Path, name: str) -> dict[str, str]:
         else:
             (model / name).write_bytes(changed)
         noted.warnings.clear()
+        refused = False
         with noted:
             try:
                 ModelFolder.open(model)
-            except ModelError as error:
-                noted.warnings.append(str(error))
-        counts.setdefault(kind, []).append(any(name in warning for warning in noted.warnings))
+            except ModelError:
+                refused = True
+        counts.setdefault(kind, []).append(refused or any(name in warning for warning in noted.warnings))
     (model / name).write_bytes(content)
     return {kind: f"{sum(found)} of {len(found)}" for kind, found in counts.items()}
 
