@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import threading
 from collections.abc import Iterator
@@ -53,7 +54,7 @@ def read_config(content: bytes, *, where: str) -> Any:
     with refusing(where, "has no usable config.json", "restore the folder, or upgrade transformers"):
         values = parsed(content)
         refuse_code(values, where=f"{where}: config.json")
-        _check_counts(values)
+        _check_numbers(values)
         # outputs are read by their names
         return CONFIG_MAPPING[values["model_type"]].from_dict({**values, "return_dict": True})
 
@@ -72,8 +73,10 @@ def refuse_code(values: Any, *, where: str) -> None:
             )
 
 
-def _check_counts(values: Any) -> None:
+def _check_numbers(values: Any) -> None:
     for key, value in _members(values):
+        if isinstance(value, float) and math.isnan(value):  # a dropout of NaN passes every comparison until it is used
+            raise ValueError(f"{key} is no number")
         if _COUNTED.search(key) and isinstance(value, int) and value > MAX_TENSORS:
             raise ValueError(f"{key} is {value}, expected at most {MAX_TENSORS}")
 

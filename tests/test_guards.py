@@ -561,6 +561,7 @@ def test_a_flag_of_old_writers_is_no_code(model: Path) -> None:
 
 
 BOUNDS: list[tuple[dict[str, Any], str]] = [
+    ({"classifier_dropout": float("nan")}, "classifier_dropout is no number"),
     ({"hidden_size": 10**9}, "describes .* weights, the file holds"),
     ({"vocab_size": 10**12}, "describes .* weights, the file holds|gives no model"),
     ({"hidden_size": 2**62}, "gives no model"),
