@@ -156,11 +156,11 @@ def kill_at_random(scene: Scene, *, kills: int, seed: int) -> dict[str, Any]:
     while counts["kills"] < kills:
         output = scene.folder / f"run{counts['runs']}"
         work = partial(_on_a_slow_disk, scene, output)
-        for _ in range(draw.randint(1, 4)):
+        for life in range(draw.randint(1, 4)):
             before = _half_written(output)
             child = forked(work, scene.folder / "log")
-            time.sleep(draw.uniform(0, length))
-            if draw.random() < 0.3:
+            time.sleep(draw.uniform(0, length / 2 if life == 0 else length))
+            if life == 0:
                 _wait_for_a_save(output, before)
             os.kill(child, signal.SIGKILL)
             counts["kills"] += code_of(child) == -signal.SIGKILL
@@ -191,7 +191,7 @@ def _half_written(output: Path) -> set[Path]:
 
 def _wait_for_a_save(output: Path, before: set[Path]) -> None:
     """Until a save is under way, or a while if there is none any more."""
-    end = time.monotonic() + 0.5
+    end = time.monotonic() + 1
     while time.monotonic() < end and not _half_written(output) - before:
         time.sleep(0.0005)
 
