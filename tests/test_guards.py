@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import tiny
 import torch
 
 import nlptasks
@@ -540,11 +541,23 @@ def test_a_config_that_names_code_is_refused(
         load_backbone(str(model / "backbone"))
 
 
-@pytest.mark.parametrize("change", [{"num_attention_heads": -1}, {"hidden_dropout_prob": float("nan")}])
-def test_a_config_that_fits_its_weights_and_does_not_run_is_refused(model: Path, change: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_attention_heads": -1}, "backbone: (does not run|has a config.json that gives no model)"),
+        ({"chunk_size_feed_forward": 3}, "backbone: does not run"),
+        (
+            {"hidden_dropout_prob": float("nan")},
+            "backbone: has no usable config.json .*hidden_dropout_prob is no number",
+        ),
+    ],
+)
+def test_a_config_that_fits_its_weights_and_does_not_run_is_refused(
+    model: Path, change: dict[str, Any], message: str
+) -> None:
     config = json.loads((model / "backbone" / "config.json").read_text())
     replace_file(model, "backbone/config.json", json.dumps({**config, **change}).encode())
-    refused(model, "backbone: (does not run|has a config.json that gives no model)")
+    assert refused(model, message).where == str(model / "backbone")
 
 
 def test_outputs_have_names_whatever_a_config_says(model: Path) -> None:
@@ -682,9 +695,12 @@ def test_heads_record_the_package_that_they_come_from(model: Path) -> None:
 def test_what_we_write_names_no_code(backbones: Path, tmp_path: Path) -> None:
     from nlptasks.architecture import refuse_code
 
-    for folder in backbones.iterdir():
-        for content in load_backbone(str(folder)).assets.values():
-            refuse_code(json.loads(content), where=folder.name)
+    written = {folder.name: load_backbone(str(folder)).assets for folder in backbones.iterdir()}
+    for name, assets in written.items():
+        for content in assets.values():
+            refuse_code(json.loads(content), where=name)
+    assert all({"config.json", "tokenizer.json"} <= assets.keys() for assets in written.values())
+    assert len(written) == len(tiny.ARCHITECTURES)
 
 
 def test_a_backbone_that_is_said_to_read_types_reads_them(backbones: Path, tmp_path: Path) -> None:
