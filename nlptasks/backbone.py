@@ -83,7 +83,7 @@ class Backbone(nn.Module):
         full: the Hugging Face base model; of an encoder-decoder only the encoder is kept, and no pooler.
         info: what heads may know.
         assets: its small files (config and tokenizer), by name, as they are saved.
-        rest: gives the weights of `full` that the backbone does not hold.
+        left_out: gives the weights of `full` that the backbone does not hold, by their names there.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class Backbone(nn.Module):
         *,
         info: BackboneInfo,
         assets: Mapping[str, bytes],
-        rest: Callable[[], dict[str, Tensor]],
+        left_out: Callable[[], dict[str, Tensor]],
     ) -> None:
         super().__init__()
         self.info = info
         self.assets = assets
-        self._rest = rest
+        self.left_out = left_out
         self.trunk = trunk_of(full)
         self.names = names_of(full, self.trunk)
 
@@ -139,7 +139,7 @@ class Backbone(nn.Module):
         for name, content in self.assets.items():
             (folder / name).write_bytes(content)
         held = self.trunk.state_dict()
-        weights.write(folder / WEIGHTS, {**self._rest(), **{full: held[own] for own, full in self.names.items()}})
+        weights.write(folder / WEIGHTS, {**self.left_out(), **{full: held[own] for own, full in self.names.items()}})
 
     @classmethod
     def from_folder(cls, folder: Path, record: Mapping[str, Any]) -> Backbone:
@@ -157,7 +157,7 @@ class Backbone(nn.Module):
             full,
             info=BackboneInfo.from_record(record, config),
             assets={name: read_whole(folder / name) for name in plain_files(folder) if name != WEIGHTS},
-            rest=lambda: weights.read_without(path, set(backbone.names.values())),
+            left_out=lambda: weights.read_without(path, set(backbone.names.values())),
         )
         held = backbone.trunk.state_dict()
         weights.read_into(path, {full: held[own] for own, full in backbone.names.items()})

@@ -28,7 +28,7 @@ class Unit:
     Attributes:
         index: of the example among those given.
         windows: its windows.
-        features: what the loss needs beside the tokens, by window and name [S].
+        features: what the loss needs beside the tokens, by window and name.
     """
 
     index: int
@@ -54,12 +54,13 @@ def make_units(head: Head, tokenizer: Tokenizer, examples: Sequence[Any]) -> lis
 
 
 def collate_units(units: Sequence[Unit], info: BackboneInfo) -> dict[str, Ints]:
-    """The windows of several units and their features, as arrays [B,S]."""
+    """The windows of several units and their features, as arrays [B,S]; ``example`` [B] says whose each window is, from 0."""
     features = [own for unit in units for own in unit.features]
     arrays = collate([window for unit in units for window in unit.windows], info)
-    size = arrays["ids"].shape[1]
     for name in features[0]:
-        arrays[name] = pad([own[name] for own in features], IGNORED, size)
+        values = [own[name] for own in features]
+        arrays[name] = pad(values, IGNORED, max(map(len, values)))
+    arrays["example"] = np.repeat(np.arange(len(units)), [len(unit.windows) for unit in units])
     return arrays
 
 
@@ -108,6 +109,20 @@ def collate(windows: Sequence[Window], info: BackboneInfo, *, multiple: int = 1)
         "mask": pad([np.ones(len(window), dtype=np.int64) for window in windows], 0, size),
         "types": pad([window.types for window in windows], 0, size),
     }
+
+
+def random_batch(info: BackboneInfo, shape: tuple[int, int], seed: int = 0) -> dict[str, Ints]:
+    """Random tokens, some of them padding, to compare two ways to run a model: each of the backbone's inputs [B,S]."""
+    draw = np.random.default_rng(seed)
+    batch, length = shape
+    ids = draw.integers(0, info.config.vocab_size, size=shape)
+    mask = np.ones(shape, dtype=np.int64)
+    for row in range(1, batch):
+        mask[row, max(1, length - row) :] = 0
+    second = np.arange(length) >= length - length // 3
+    types = np.where(second, mask, 0)
+    arrays: dict[str, Ints] = {"ids": np.where(mask == 1, ids, info.pad_id), "mask": mask, "types": types}
+    return {name: arrays[name] for name in info.inputs}
 
 
 def pad(sequences: Sequence[Ints], filler: int, size: int) -> Ints:

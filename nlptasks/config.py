@@ -6,7 +6,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any
 
 from nlptasks.errors import UsageError, did_you_mean, listing, quote
@@ -16,14 +16,36 @@ DEVICES = ("auto", "cpu", "cuda")
 TUNE = ("all", "head")
 
 
-def setting(default: Any, doc: str, *, choices: tuple[str, ...] = ()) -> Any:
-    """A field that the user may set: its default, its meaning with the unit, and the values it may take."""
-    return field(default=default, metadata={"doc": doc, "choices": choices, "given": True})
+def setting(default: Any, doc: str, *, choices: tuple[str, ...] = (), at_run: bool = False) -> Any:
+    """A field that the user may set: its default, its meaning with the unit, and the values it may take.
+
+    Args:
+        default: its default.
+        doc: its meaning, with the unit.
+        choices: the values it may take; empty if any.
+        at_run: whether a trained model may be run with another value.
+    """
+    return field(default=default, metadata={"doc": doc, "choices": choices, "given": True, "at_run": at_run})
 
 
 def decided(default: Any, doc: str) -> Any:
     """A field that the data decide, not the user."""
     return field(default=default, metadata={"doc": doc, "choices": (), "given": False})
+
+
+def changed(config: Any, given: Mapping[str, Any], *, where: str) -> Any:
+    """A trained head's config with other values for options that may be changed when it runs.
+
+    Raises:
+        UsageError: an option is unknown, of the training only, or has a wrong value.
+    """
+    parsed = parse_options(type(config), given, where=where)
+    may_change = [item.name for item in settings_of(type(config)) if item.metadata["at_run"]]
+    for name in parsed:
+        if name not in may_change:
+            fix = f"those that can be changed: {listing(may_change)}"
+            raise UsageError(f"{where}.{name}", "is an option of the training", fix)
+    return replace(config, **parsed)
 
 
 def settings_of(cls: type) -> list[Field[Any]]:

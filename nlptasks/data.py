@@ -13,6 +13,9 @@ from nlptasks.files import PARTS, check_file, part_of, read_file
 from nlptasks.types import Reader, Row
 
 _DEV_SHARE = 0.1
+_CALIBRATION_SHARE, _MOST_CALIBRATION_ROWS = 0.05, 1000
+CALIBRATION = "calibration"
+"""The part that is held out of train, so that temperatures are fitted to rows that nothing was learned from."""
 
 
 @dataclass(frozen=True)
@@ -20,14 +23,21 @@ class DataSet:
     """The rows of a data set.
 
     Attributes:
-        parts: rows of ``train``, ``dev`` and ``test``, as far as there are any.
+        parts: rows of ``train``, ``dev`` and ``test``, as far as there are any, and of what was held out of train.
         files: sha256 of each file that was read.
-        split: how dev was made, empty if it was given.
+        split: what was held out of train, and how, empty if nothing was.
+        held_out: the parts that were held out of train.
     """
 
     parts: Mapping[str, list[Row]]
     files: Mapping[str, str]
     split: str = ""
+    held_out: tuple[str, ...] = ()
+
+    @property
+    def given_train(self) -> list[Row]:
+        """The rows of train as it was given."""
+        return [row for part in ("train", *self.held_out) for row in self.parts[part]]
 
 
 def load_data(place: Path, readers: Mapping[str, Reader], columns: Mapping[str, str]) -> DataSet:
@@ -77,16 +87,29 @@ def with_dev(data: DataSet, seed: int) -> DataSet:
         return data
     if len(train) < 2:
         raise DataError(train[0].where, "is the only row, and there is no dev part", "give at least two rows")
+    return _held_out(data, "dev", max(1, round(_DEV_SHARE * len(train))), seed)
+
+
+def with_calibration(data: DataSet, seed: int) -> DataSet:
+    """The data set with a twentieth of train (at most 1,000 rows) held out to fit temperatures to; none of under 20 rows."""
+    size = min(_MOST_CALIBRATION_ROWS, int(_CALIBRATION_SHARE * len(data.parts["train"])))
+    return _held_out(data, CALIBRATION, size, seed) if size else data
+
+
+def _held_out(data: DataSet, part: str, size: int, seed: int) -> DataSet:
+    """The data set with so many rows of train in a part of their own."""
+    train = data.parts["train"]
     order = list(range(len(train)))
     random.Random(seed).shuffle(order)
-    size = max(1, round(_DEV_SHARE * len(train)))
-    held_out = set(order[:size])
+    drawn = set(order[:size])
     parts = {
         **data.parts,
-        "train": [row for index, row in enumerate(train) if index not in held_out],
-        "dev": [row for index, row in enumerate(train) if index in held_out],
+        "train": [row for index, row in enumerate(train) if index not in drawn],
+        part: [row for index, row in enumerate(train) if index in drawn],
     }
-    return replace(data, parts=parts, split=f"dev is {size} rows of train, drawn with seed {seed}")
+    how = f"{part} is {size} rows of train, drawn with seed {seed}"
+    split = "; ".join(filter(None, (data.split, how)))
+    return replace(data, parts=parts, split=split, held_out=(*data.held_out, part))
 
 
 def load_part(

@@ -24,9 +24,11 @@ def chosen(settings: TrainSettings, *, parameters: int, tokens: Sequence[int], p
     # 3e-4 is measured for 10 million weights (MiniLM); the power leads to the usual 5e-5 for 85 million (BERT base) and
     # 2e-5 for 300 million (BERT large).
     lr = settings.lr or min(1e-3, 3e-4 * (1e7 / max(parameters, 1)) ** 0.8)
-    # About 200 steps an epoch learn well from few rows; beyond 2,048 tokens the speed no longer grows.
+    # About 200 steps an epoch learn well from few rows, with at least some 8 rows in each; beyond 2,048 tokens the speed no
+    # longer grows.
     shared = processes * settings.accumulate
-    budget = settings.batch_tokens or min(2048, max(256, sum(tokens) // (200 * shared)))
+    least = max(256, 8 * sum(tokens) // (len(tokens) * shared))
+    budget = settings.batch_tokens or min(2048, max(least, sum(tokens) // (200 * shared)))
     steps = max(1, sum(tokens) // (budget * shared))
     return replace(
         settings,

@@ -14,7 +14,7 @@ from nlptasks.backbone import BackboneInfo
 from nlptasks.batching import collate, length_batches
 from nlptasks.heads.base import Head
 from nlptasks.tokenizer import Tokenizer
-from nlptasks.types import ENCODE, Floats, Runtime, Source, Window
+from nlptasks.types import ENCODE, Floats, Reading, Runtime, Source, Window
 
 Item = Mapping[str, Any]
 """For one text, the example of each head that can read it, by the head's name."""
@@ -56,6 +56,11 @@ class Engine:
             largest_chunk: items that are taken before their results are given. The first chunks are smaller in any case,
                 so that first answers come soon.
         """
+        for readings in self.readings(items, largest_chunk=largest_chunk):
+            yield {name: result_of(self.heads[name], reading) for name, reading in readings.items()}
+
+    def readings(self, items: Iterable[Item], *, largest_chunk: int = CHUNK_ITEMS) -> Iterator[dict[str, Reading]]:
+        """The same before the heads decode it."""
         size = 1
         chunk: list[tuple[Item, dict[str, list[Source]]]] = []
         chars = 0
@@ -68,28 +73,12 @@ class Engine:
                 chunk, chars, size = [], 0, min(2 * size, largest_chunk)
         yield from self._chunk(chunk)
 
-    def _chunk(self, chunk: Sequence[tuple[Item, dict[str, list[Source]]]]) -> Iterator[dict[str, Any]]:
+    def _chunk(self, chunk: Sequence[tuple[Item, dict[str, list[Source]]]]) -> Iterator[dict[str, Reading]]:
         distinct = list(dict.fromkeys(source for _, sources in chunk for own in sources.values() for source in own))
         windows = dict(zip(distinct, self.tokenizer.windows(distinct), strict=True))
         outputs = self._encode(windows)
         for item, sources in chunk:
-            yield {name: self._decode(name, example, sources[name], windows, outputs) for name, example in item.items()}
-
-    def _decode(
-        self,
-        name: str,
-        example: Any,
-        sources: Sequence[Source],
-        windows: Mapping[Source, list[Window]],
-        outputs: Mapping[Source, list[dict[str, Floats]]],
-    ) -> Any:
-        prefix = name + "."
-        own = [
-            {key.removeprefix(prefix): value for key, value in output.items() if key.startswith(prefix)}
-            for source in sources
-            for output in outputs[source]
-        ]
-        return self.heads[name].decode(example, [window for source in sources for window in windows[source]], own)
+            yield {name: _reading(name, example, sources[name], windows, outputs) for name, example in item.items()}
 
     def _encode(self, windows: Mapping[Source, list[Window]]) -> dict[Source, list[dict[str, Floats]]]:
         """The outputs for each window of each source, padding cut off."""
@@ -108,6 +97,27 @@ class Engine:
                     source, number, window = flat[index]
                     outputs[source][number][name] = row[: len(window)] if name in by_token else row
         return outputs
+
+
+def result_of(head: Head, reading: Reading) -> Any:
+    """What a head makes of what it read."""
+    return head.decode(reading.example, reading.windows, reading.outputs)
+
+
+def _reading(
+    name: str,
+    example: Any,
+    sources: Sequence[Source],
+    windows: Mapping[Source, list[Window]],
+    outputs: Mapping[Source, list[dict[str, Floats]]],
+) -> Reading:
+    prefix = name + "."
+    own = [
+        {key.removeprefix(prefix): value for key, value in output.items() if key.startswith(prefix)}
+        for source in sources
+        for output in outputs[source]
+    ]
+    return Reading(example, [window for source in sources for window in windows[source]], own)
 
 
 def _few_sizes(batch: list[int]) -> list[int]:

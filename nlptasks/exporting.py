@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from nlptasks import __version__
+from nlptasks.batching import random_batch
 from nlptasks.disk import sealed, sha256, written_beside
 from nlptasks.errors import BackendError, ModelError, UsageError, first_line, listing
 from nlptasks.model import EXPORTS, REPORT, Model, ModelFolder
@@ -152,7 +153,7 @@ def _export_checked(model: Model, place: Path) -> tuple[str, float]:
         path = place / _GRAPH_FILES[ENCODE]
         try:
             with _attention(model, attention), _quiet():
-                engine(_Encode(model).eval(), _sample_inputs(model, (2, 8)), path)
+                engine(_Encode(model).eval(), _tensors(random_batch(model.backbone.info, (2, 8))), path)
             runtime = OnnxRuntime({ENCODE: path}, device="cpu", precision="fp32")
             difference = _difference(expected, _outputs_of(runtime, model))
         except Exception as error:  # exporters raise whatever their many parts raise
@@ -194,17 +195,8 @@ _ENGINES: tuple[tuple[str, str | None, Engine], ...] = (
 )
 
 
-def _sample_inputs(model: Model, shape: tuple[int, int], seed: int = 0) -> dict[str, Tensor]:
-    """Random tokens with some padding. Every axis is at least 2 and every input a tensor of its own for tracing."""
-    draw = np.random.default_rng(seed)
-    batch, length = shape
-    info = model.backbone.info
-    ids = draw.integers(0, info.config.vocab_size, size=shape)
-    mask = np.ones(shape, dtype=np.int64)
-    for row in range(1, batch):
-        mask[row, max(1, length - row) :] = 0
-    arrays: dict[str, Ints] = {"ids": np.where(mask == 1, ids, info.pad_id), "mask": mask, "types": np.zeros_like(mask)}
-    return {name: torch.from_numpy(arrays[name]) for name in info.inputs}
+def _tensors(arrays: Mapping[str, Ints]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _outputs_of(runtime: TorchRuntime | OnnxRuntime, model: Model) -> list[dict[str, np.ndarray]]:
@@ -214,7 +206,7 @@ def _outputs_of(runtime: TorchRuntime | OnnxRuntime, model: Model) -> list[dict[
     }
     found = []
     for seed, shape in enumerate(_SHAPES):
-        inputs = {name: tensor.numpy() for name, tensor in _sample_inputs(model, shape, seed).items()}
+        inputs = random_batch(model.backbone.info, shape, seed)
         outputs = {name: runtime.fetch(tensor) for name, tensor in runtime.run(ENCODE, inputs).items()}
         real = inputs["mask"] == 1
         found.append({name: value[real] if name in by_token else value for name, value in outputs.items()})

@@ -17,6 +17,7 @@ from nlptasks.jsontext import parse_json, refuse_twice
 from nlptasks.lines import MAX_LINE_BYTES, read_lines, whole_lines
 from nlptasks.types import OnError, Reader, Row, refuse
 
+_MAX_JSON_BYTES = 2**30
 _QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"')
 _TAG = re.compile(r"O|[BIESLUMW][-_].+")
 _HEADER = (re.compile("tokens?|words?|form"), re.compile(r"(\w+[_-])?(tags?|labels?)"))
@@ -51,6 +52,16 @@ def parse_json_row(line: str, where: str) -> Row:
         fix = "write one object a line, not one array" if isinstance(value, list) else "write one JSON object a line"
         raise DataError(where, f"is a JSON {type(value).__name__}, expected an object", fix)
     return Row(value, where)
+
+
+def read_json_file(path: Path) -> Any:
+    """The value in a JSON file, strictly read; of at most 1 GiB.
+
+    Raises:
+        DataError: it cannot be read, or is not JSON.
+    """
+    text = "".join(line for _, line in whole_lines(path, refuse, limit=_MAX_JSON_BYTES))
+    return parse_json(text, where=str(path), fix="write one JSON value")
 
 
 def read_csv(path: Path, on_error: OnError = refuse) -> Iterator[Row]:
@@ -194,8 +205,8 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 
 
 def part_of(path: Path) -> str | None:
-    """The part a file is by its name: ``dev`` for ``valid.jsonl.gz`` and for ``eng.testa``."""
-    pieces = path.name.lower().split(".")
+    """The part a file is by its name: ``dev`` for ``valid.jsonl.gz``, ``eng.testa`` and ``dev-v1.1.json``."""
+    pieces = re.split("[.-]", path.name.lower())
     return next((part for part, names in PARTS.items() if set(names) & set(pieces)), None)
 
 

@@ -50,40 +50,43 @@ def without_end(line: str) -> str:
     return line.removesuffix("\n").removesuffix("\r")
 
 
-def whole_lines(path: Path, on_error: OnError) -> Iterator[Line]:
+def whole_lines(path: Path, on_error: OnError, *, limit: int = MAX_LINE_BYTES) -> Iterator[Line]:
     """The lines of a text file with the line ends that they have.
 
     Raises:
-        DataError: the file cannot be read, is another kind of file, or has a line of more than 16 MiB.
+        DataError: the file cannot be read, is another kind of file, or has a line of more than `limit` bytes.
     """
     try:
         with open(path, "rb") as file:
             packed = file.read(len(_GZIP)) == _GZIP
         with gzip.open(path, "rb") if packed else open(path, "rb") as file:
-            yield from decoded_lines(file.readline, str(path), on_error)
+            yield from decoded_lines(file.readline, str(path), on_error, limit=limit)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(str(path), f"cannot be read ({error})", "check the path and the file") from error
 
 
-def decoded_lines(readline: Callable[[int], bytes], name: str, on_error: OnError) -> Iterator[Line]:
+def decoded_lines(
+    readline: Callable[[int], bytes], name: str, on_error: OnError, *, limit: int = MAX_LINE_BYTES
+) -> Iterator[Line]:
     """The lines of a stream with their line ends; one that is not UTF-8 goes to `on_error`.
 
     Args:
         readline: the stream's, which gives the next line, at most so many bytes of it.
         name: its name, for messages.
         on_error: what to do with a bad line.
+        limit: bytes that a line may have; of a longer one no more is read.
 
     Raises:
-        DataError: it is no text, or a line has more than 16 MiB; of that one no more than this is read.
+        DataError: it is no text, or a line is too long.
     """
     number = 0
-    while raw := readline(MAX_LINE_BYTES + 1):
+    while raw := readline(limit + 1):
         number += 1
         if number == 1:
             _refuse_other_formats(raw, name)
             raw = raw.removeprefix(_MARK)
-        if len(raw) > MAX_LINE_BYTES:
-            problem = f"has more than {MAX_LINE_BYTES // 2**20} MiB in one line"
+        if len(raw) > limit:
+            problem = f"has more than {limit // 2**20} MiB in one line"
             raise DataError(f"{name}:{number}", problem, "check its line ends, or cut the text into several")
         try:
             line = raw.decode("utf-8")

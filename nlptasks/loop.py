@@ -6,10 +6,12 @@ a function of the weights, the optimizer and that, and nothing else is remembere
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
@@ -20,15 +22,17 @@ from torch import Tensor, nn
 from nlptasks.batching import Unit, collate_units, epoch_batches
 from nlptasks.checkpoint import Checkpoint, Checkpoints
 from nlptasks.config import TrainSettings
-from nlptasks.engine import Engine
+from nlptasks.data import CALIBRATION
+from nlptasks.engine import Engine, result_of
 from nlptasks.errors import BackendError, TrainingError, listing
 from nlptasks.heads.base import Head
 from nlptasks.model import Model
 from nlptasks.optimization import Batch, LossModule, Optimization, Step
+from nlptasks.probabilities import calibration_error
 from nlptasks.runtime.pytorch import TorchRuntime
 from nlptasks.signals import StopRequest
 from nlptasks.tokenizer import Tokenizer
-from nlptasks.types import ENCODE, Reporter, Row
+from nlptasks.types import ENCODE, Reading, Reporter, Row
 
 _EVALUATION_TOKENS = 4096
 _LOWER = "train again with a lower --lr, or --precision fp32"
@@ -95,6 +99,21 @@ class Progress:
     learning_seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        metrics: metrics of the kept weights by part of the data.
+        fitted: what was fitted to the answers of these weights, by its name in the head's config.
+        calibration_error: the expected calibration error on each of these parts, ``before`` that and ``after``.
+    """
+
+    metrics: Mapping[str, Mapping[str, float]]
+    fitted: Mapping[str, Any]
+    calibration_error: Mapping[str, Mapping[str, float | None]]
+
+
 class Loop:
     """One run over a lesson.
 
@@ -123,8 +142,8 @@ class Loop:
             self._restore(found)
         self._started = time.monotonic() - self.progress.seconds
 
-    def run(self) -> dict[str, dict[str, float]]:
-        """Train, keep the best weights, and give the metrics of each part of the data but train.
+    def run(self) -> Outcome:
+        """Train, keep the best weights, fit temperature and thresholds, and evaluate all that was not learned from.
 
         Raises:
             TrainingError: the loss is not finite, or nothing can be learned.
@@ -137,10 +156,10 @@ class Loop:
                 self._judge()
             _put(model, self._best)
             self._check_equal_everywhere()
-            found = {part: self._metrics(part) for part in self.lesson.examples if part != "train"}
+            outcome = self._outcome()
         model.requires_grad_(True)
         self.progress.seconds = time.monotonic() - self._started
-        return found
+        return outcome
 
     def _steps(self, epoch: int) -> list[list[list[int]]]:
         """The batches of each step of an epoch, for all processes."""
@@ -183,7 +202,10 @@ class Loop:
     def _judge(self) -> None:
         """Evaluate on dev, keep the weights if they are the best, and close the epoch."""
         progress, metric = self.progress, self.lesson.head.main_metric
-        value, stop = self._agreed(self._metrics("dev")[metric])
+        head = self.lesson.head
+        with self._evaluating("dev"):
+            results = [result_of(head, reading) for reading in self._read("dev")]
+        value, stop = self._agreed(head.metrics(self.lesson.examples["dev"], results)[metric])
         better = progress.best is None or math.isnan(progress.best) or value > progress.best
         progress.epoch += 1
         progress.history.append(
@@ -206,24 +228,50 @@ class Loop:
             self.lesson.reporter.note(f"stopped: no better {metric} on dev for {patience} epochs")
         return over
 
-    def _metrics(self, part: str) -> dict[str, float]:
+    def _outcome(self) -> Outcome:
+        """Fit what is fitted to the answers of the kept weights, and measure it all."""
+        head, examples = self.lesson.head, self.lesson.examples
+        before = copy.copy(head)  # the same weights, and the config as it is now
+        if CALIBRATION in examples:
+            head.config = head.calibrate(self._read(CALIBRATION))
+        head.config = head.fit_thresholds(self._read("dev"))
+        metrics: dict[str, dict[str, float]] = {}
+        errors: dict[str, dict[str, float | None]] = {}
+        for part in [part for part in examples if part not in ("train", CALIBRATION)]:
+            results: list[Any] = []
+            scored: dict[str, list[tuple[float, bool]]] = {"before": [], "after": []}
+            with self._evaluating(part):
+                for reading in self._read(part):
+                    results.append(result_of(head, reading))
+                    scored["before"] += before.scored(reading.example, result_of(before, reading))
+                    scored["after"] += head.scored(reading.example, results[-1])
+            metrics[part] = head.metrics(examples[part], results)
+            errors[part] = {when: calibration_error(own) for when, own in scored.items()}
+        then, now = asdict(before.config), asdict(head.config)
+        return Outcome(metrics, {name: value for name, value in now.items() if value != then[name]}, errors)
+
+    def _read(self, part: str) -> Iterator[Reading]:
+        """What the passes over a part of the data give, in order."""
         lesson = self.lesson
         runtime = TorchRuntime({ENCODE: lesson.model}, lesson.accelerator.device)
         engine = Engine(
             {lesson.name: lesson.head}, lesson.tokenizer, runtime, lesson.model.backbone.info, _EVALUATION_TOKENS
         )
         alone = lesson.accelerator.num_processes == 1  # if not, the others would wait for one that has left
-        results = []
+        for found in engine.readings({lesson.name: example} for example in lesson.examples[part]):
+            yield found[lesson.name]
+            if self._stop.is_made() and alone:
+                self._leave()
+
+    @contextmanager
+    def _evaluating(self, part: str) -> Iterator[None]:
+        """Turn what is wrong with the answers for a part of the data into an error of the training."""
         try:
-            for found in engine.stream({lesson.name: example} for example in lesson.examples[part]):
-                results.append(found[lesson.name])
-                if self._stop.is_made() and alone:
-                    self._leave()
+            yield
         except BackendError as error:
             raise TrainingError(
                 f"epoch {self.progress.epoch + 1}", f"{error.where} {error.problem} on {part}", _LOWER
             ) from error
-        return lesson.head.metrics(lesson.examples[part], results)
 
     def _leave(self) -> NoReturn:
         if self._checkpoints:

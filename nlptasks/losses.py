@@ -44,6 +44,48 @@ def cross_entropy(
     return total, torch.where(known, scale[flat.clamp(min=0)], 0.0).sum()
 
 
+def binary_cross_entropy(
+    logits: Tensor, targets: Tensor, *, weights: Sequence[float] = (), smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Cross entropy of classes that are independent of each other, as a sum, and the count that it is a sum over.
+
+    Args:
+        logits: scores of the classes [N,C].
+        targets: 1 for the right classes, else 0 [N,C].
+        weights: of each class where it is right [C]; empty if all count alike.
+        smoothing: share of the target that is moved to one half, in 0..1.
+
+    Returns:
+        The sum, and the number of logits: scalars.
+    """
+    soft = targets.to(logits.dtype) * (1 - smoothing) + smoothing / 2  # [N,C]
+    scale = logits.new_tensor(weights) if weights else None  # [C]
+    total = nn.functional.binary_cross_entropy_with_logits(logits, soft, pos_weight=scale, reduction="sum")
+    return total, torch.tensor(logits.numel(), device=logits.device)
+
+
+def example_means(logits: Tensor, example: Tensor) -> Tensor:
+    """The mean over the windows of each example.
+
+    Args:
+        logits: of each window [B,C].
+        example: number of the example of each window, from 0, in order [B].
+
+    Returns:
+        The means [E,C].
+    """
+    counts = torch.bincount(example)  # [E]
+    sums = logits.new_zeros(len(counts), logits.shape[1]).index_add(0, example, logits)  # [E,C]
+    return sums / counts.unsqueeze(1)
+
+
+def of_first_windows(values: Tensor, example: Tensor) -> Tensor:
+    """The values [B,...] of the first window of each example: [E,...]."""
+    first = torch.ones_like(example, dtype=torch.bool)  # [B]
+    first[1:] = example[1:] != example[:-1]
+    return values[first]
+
+
 def class_weights(option: str, counts: Mapping[str, int], *, where: str) -> dict[str, float]:
     """The weight of each class.
 

@@ -186,9 +186,10 @@ class ModelFolder:
         path = Path(folder)
         if not os.path.lexists(path / MANIFEST):
             what = "has no nlptasks.json" if path.is_dir() else "is no folder"
-            raise ModelError(
-                str(path), f"{what}, so it is no model", "give the folder that 'nlptasks train' wrote with -o"
-            )
+            fix = "give the folder that 'nlptasks train' wrote with -o"
+            if (path / CONFIG).is_file():
+                what, fix = "is a Hugging Face checkpoint", f"run: nlptasks import {path} --task TASK -o DIR"
+            raise ModelError(str(path), f"{what}, so it is no model", fix)
         manifest = _read_manifest(path / MANIFEST)
         names = list(plain_files(path))
         reports = {match[1]: match[0] for match in map(_REPORT_NAME.fullmatch, names) if match}

@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nlptasks.config import DEVICES
+from nlptasks import hub
+from nlptasks.backbone import CONFIG
+from nlptasks.config import DEVICES, changed
 from nlptasks.engine import Engine, Item
 from nlptasks.errors import DataError, UsageError, did_you_mean, listing
 from nlptasks.exporting import export_problem, has_export, open_export
 from nlptasks.heads.base import Head
-from nlptasks.model import ModelFolder
+from nlptasks.importing import read_checkpoint
+from nlptasks.model import MANIFEST, Model, ModelFolder
 from nlptasks.registry import tasks
 from nlptasks.runtime.pytorch import TorchRuntime, pack_linears, torch_device
 from nlptasks.types import ENCODE, Row, Runtime
@@ -74,19 +77,21 @@ class Pipeline:
         """The examples of a row, for each head that can read it.
 
         Raises:
-            DataError: a required head cannot read it, or no head can.
+            DataError: a head that was asked for by name cannot read it, or none can and it is no bare text.
         """
         item: dict[str, Any] = {}
-        error: DataError | None = None
+        problems = []
         for name, head in self.heads.items():
             try:
                 item[name] = head.read(row)
             except DataError as problem:
                 if name in self._required:
                     raise
-                error = problem
-        if error and not item:
-            raise error
+                problems.append(problem)
+        if not item and problems:
+            if not _is_bare_text(row):
+                raise problems[0]
+            _log.warning("%s; it is left out, since no head reads bare texts", problems[0])
         return item
 
 
@@ -96,18 +101,21 @@ def pipeline(
     model: str | Path | None = None,
     backend: str = "auto",
     device: str = "auto",
+    options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Pipeline:
     """Open a model for prediction.
 
     Args:
         heads: a head's name, or a task of which the model has one head: results come as they are; a list of such, or None for
             all heads: results come as a dict by head.
-        model: the model's folder.
+        model: the model's folder; or a fine-tuned Hugging Face checkpoint, as a folder or hub name, with `heads` the task that
+            it was fine-tuned for.
         backend: ``auto`` (ONNX Runtime if there is a fresh export, else PyTorch), ``torch``, ``onnx`` or ``onnx:fp32``.
         device: ``auto``, ``cpu`` or ``cuda``.
+        options: options of the heads that may be changed at run, by head's name and option.
 
     Raises:
-        UsageError: no model, unknown head, backend or device.
+        UsageError: no model, unknown head, backend, device or option.
         ModelError: the folder is no model, or has no such export.
         BackendError: the device cannot be had.
     """
@@ -117,14 +125,54 @@ def pipeline(
         raise UsageError("pipeline", "no model was given", f"name the folder of a trained one: {example}")
     if device not in DEVICES:
         raise UsageError(f"device {device!r}", "is unknown", f"take one of {listing(DEVICES)}")
+    names = [heads] if isinstance(heads, str) else None if heads is None else list(heads)
+    open_model = _open_checkpoint if _is_checkpoint(str(model)) else _open_stored
+    engine = open_model(str(model), names, backend, device, options or {})
+    _log.info("%s runs on %s", listing(engine.heads), engine.runtime.name)
+    return Pipeline(engine, single=isinstance(heads, str), required=list(engine.heads) if heads is not None else [])
+
+
+Options = Mapping[str, Mapping[str, Any]]
+
+
+def _is_checkpoint(model: str) -> bool:
+    """Whether this is somebody's checkpoint: a folder without our list, or a name of the hub that is no folder here."""
+    folder = Path(model)
+    if folder.exists():
+        return not (folder / MANIFEST).exists() and (folder / CONFIG).exists()
+    return hub.is_name(model)
+
+
+def _open_checkpoint(model: str, names: list[str] | None, backend: str, device: str, options: Options) -> Engine:
+    """An engine on a checkpoint, which is imported into memory."""
+    if names is None or len(names) != 1:
+        problem = f"is a Hugging Face checkpoint and has one head, not {listing(names or ['all'])}"
+        raise UsageError(model, problem, "name its task: " + listing(tasks()))
+    if backend.partition(":")[0] == "onnx":
+        fix = f"write it as a model first: nlptasks import {model} --task {names[0]} -o DIR"
+        raise UsageError(f"backend {backend!r}", "needs an exported model, not a Hugging Face checkpoint", fix)
+    _check_options(options, names)
+    found = read_checkpoint(model, task=names[0], name=names[0], options=options.get(names[0]))
+    tokenizer, info = found.backbone.tokenizer(), found.backbone.info
+    runtime = _torch_runtime(found, device)
+    return Engine(found.heads, tokenizer, runtime, info, _BATCH_TOKENS[runtime.device])
+
+
+def _open_stored(model: str, names: list[str] | None, backend: str, device: str, options: Options) -> Engine:
+    """An engine on a model folder."""
     stored = ModelFolder.open(model)
-    single = isinstance(heads, str)
-    names = stored.head_names([heads] if isinstance(heads, str) else None if heads is None else list(heads))
-    open_backend = _backend(stored, backend)
-    opened, runtime = open_backend(stored, names, device)
-    engine = Engine(opened, stored.tokenizer(), runtime, stored.backbone_info(), _BATCH_TOKENS[runtime.device])
-    _log.info("%s runs on %s", listing(names), runtime.name)
-    return Pipeline(engine, single=single, required=names if heads is not None else [])
+    found = stored.head_names(names)
+    _check_options(options, found)
+    heads, runtime = _backend(stored, backend)(stored, found, device)
+    for name, given in options.items():
+        heads[name].config = changed(heads[name].config, given, where=name)
+    return Engine(heads, stored.tokenizer(), runtime, stored.backbone_info(), _BATCH_TOKENS[runtime.device])
+
+
+def _check_options(options: Options, names: Sequence[str]) -> None:
+    for name in options:
+        if name not in names:
+            raise UsageError(f"options {name!r}", "are of no head that is opened", did_you_mean(name, names))
 
 
 OpenBackend = Callable[[ModelFolder, list[str], str], tuple[dict[str, Head], Runtime]]
@@ -148,12 +196,15 @@ def _backend(stored: ModelFolder, wanted: str) -> OpenBackend:
 
 
 def _open_torch(stored: ModelFolder, names: list[str], device: str) -> tuple[dict[str, Head], Runtime]:
-    where = torch_device(device)
     model = stored.model().only(names)
+    return model.heads, _torch_runtime(model, device)
+
+
+def _torch_runtime(model: Model, device: str) -> Runtime:
+    where = torch_device(device)
     if where.type == "cpu":
         pack_linears(model)
-    runtime = TorchRuntime({ENCODE: model}, where)
-    return {name: model.heads[name] for name in names}, runtime
+    return TorchRuntime({ENCODE: model}, where)
 
 
 def _open_onnx(precision: str) -> OpenBackend:
@@ -162,6 +213,11 @@ def _open_onnx(precision: str) -> OpenBackend:
         return stored.heads(names, device="meta"), runtime
 
     return opened
+
+
+def _is_bare_text(row: Row) -> bool:
+    """Whether a row is a text and nothing else: heads that read pairs are left out of it."""
+    return row.fields.keys() == {"text"} and isinstance(row.fields["text"], str)
 
 
 def _rows(texts: Iterable[Text]) -> Iterator[Row]:

@@ -54,7 +54,7 @@ def load_backbone(name: str) -> Backbone:
     Raises:
         ModelError: it cannot be found, read or used.
     """
-    folder, revision = _locate(name)
+    folder, revision = locate(name)
     if name != EMBEDDED or revision:
         return from_foreign(folder, source=name, revision=revision)
     with _checked(folder / WEIGHTS):
@@ -96,7 +96,7 @@ def from_foreign(folder: Path, *, source: str, revision: str | None, known: bool
         has_types=reads_types(trunk, config),
     )
     return Backbone(
-        full, info=info, assets=_assets(config, tokenizer), rest=lambda: _foreign_rest(folder, config, source)
+        full, info=info, assets=_assets(config, tokenizer), left_out=lambda: _foreign_rest(folder, config, source)
     )
 
 
@@ -108,8 +108,12 @@ def embedded_folder() -> Path | None:
     return Path(spec.origin).parent / "model"
 
 
-def _locate(name: str) -> tuple[Path, str | None]:
-    """Folder and hub revision of a backbone's name; a folder wins over a hub name."""
+def locate(name: str) -> tuple[Path, str | None]:
+    """Folder and hub revision of a backbone's or checkpoint's name; a folder wins over a hub name.
+
+    Raises:
+        ModelError: there is no such folder, and it cannot be had from the hub.
+    """
     if name == EMBEDDED:
         folder = embedded_folder()
         if folder is None:

@@ -7,10 +7,12 @@ iob1     | I, or B after one | I       | I        | I     | I-A I-A B-A
 iob2     | B                 | I       | I        | B     | B-A I-A B-A
 bioes    | B                 | I       | E        | S     | B-A E-A S-A   (also BILOU, BMES and BMEWO, by other letters)
 io       | I or the label    | I       | I        | I     | cannot be said: one span
+lenient  | B, or I after none| I       | I        | B     | B-A I-A B-A   (what others wrote: nothing is illegal)
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -51,6 +53,7 @@ class Scheme:
         starts: whether a tag opens a span, given the tag before it.
         write: prefixes for a span of n words; `touching` says that a span with the same label ends right before.
         prefixes: the letters that are prefixes of tags declared to be in this scheme, and what they mean.
+        detected: whether tags can be recognized as this scheme's.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Scheme:
     starts: Callable[[Tag | None, Tag], bool]
     write: Callable[[int, bool], list[str]]
     prefixes: Mapping[str, str] = field(default_factory=lambda: _PREFIXES)
+    detected: bool = True
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,10 @@ def _io_follows(before: Tag | None, tag: Tag | None) -> bool:
     return tag is None or tag.prefix in (OUTSIDE, _INSIDE)
 
 
+def _lenient_starts(before: Tag | None, tag: Tag) -> bool:
+    return tag.prefix in (_BEGIN, _SINGLE) or not _same(before, tag) or (before and before.prefix) in (_END, _SINGLE)
+
+
 SCHEMES = {
     scheme.name: scheme
     for scheme in (
@@ -136,6 +144,13 @@ SCHEMES = {
             lambda before, tag: tag.prefix == _BEGIN or not _same(before, tag),
             lambda n, touching: [_BEGIN if touching else _INSIDE] + [_INSIDE] * (n - 1),
         ),
+        Scheme(
+            "lenient",
+            lambda before, tag: True,
+            _lenient_starts,
+            lambda n, touching: [_BEGIN] + [_INSIDE] * (n - 1),
+            detected=False,
+        ),
     )
 }
 """The schemes, the ones to be preferred first where tags fit several (``io`` and ``iob1`` then mean the same spans)."""
@@ -147,7 +162,7 @@ def detect_scheme(sentences: Sequence[Sequence[str]]) -> str:
     Raises:
         TagError: there is none; it names the first word at which the last one that fitted so far failed.
     """
-    possible = list(SCHEMES)
+    possible = [name for name, scheme in SCHEMES.items() if scheme.detected]
     for number, tags in enumerate(sentences):
         parsed = [parse_tag(tag) for tag in tags]
         breaks = {name: _first_break(parsed, name) for name in possible}
@@ -213,6 +228,33 @@ def tags_of(spans: Iterable[LabelledSpan], length: int, scheme: str) -> list[str
         tags[start:end] = [f"{prefix}-{label}" for prefix in SCHEMES[scheme].write(end - start, touching)]
         ended = span
     return tags
+
+
+def in_words(words: Sequence[tuple[int, int]], spans: Iterable[LabelledSpan]) -> list[LabelledSpan]:
+    """Spans in code points as spans in whole words; one that has no word, or only words of the one before, is left out.
+
+    Args:
+        words: code points of each word, in order.
+        spans: code points and labels, in order.
+    """
+    starts, ends = [start for start, _ in words], [end for _, end in words]
+    found: list[LabelledSpan] = []
+    for start, end, label in spans:
+        first, behind = bisect_right(ends, start), bisect_left(starts, end)
+        if first < behind and (not found or found[-1][1] <= first):
+            found.append((first, behind, label))
+    return found
+
+
+def scheme_of_classes(tags: Sequence[str]) -> str:
+    """The scheme in which a foreign tagger's answers are to be read, by its classes alone.
+
+    ``I-A`` after ``O`` is right in iob1 and wrong in iob2, and their classes are the same: so nothing is taken for illegal.
+    """
+    prefixes = {tag.prefix for tag in map(parse_tag, tags) if tag.label}
+    if prefixes & {_END, _SINGLE}:
+        return "bioes"
+    return "lenient" if _BEGIN in prefixes else "io"
 
 
 def tag_set(labels: Iterable[str], scheme: str) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from nlptasks.types import Ints
+from nlptasks.types import FIRST, Ints, Window
 
 Span = tuple[int, int]
 """Start and end, in code points or in words, the end not included."""
@@ -31,6 +31,7 @@ _UNSPACED = (
     "\u0e00-\u0e7f\u0e80-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005\u3007\u3040-\u309f\u30a0-\u30ff"
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
+_UNSPACED_CHARACTER = re.compile(f"[{_UNSPACED}]")
 _PIECES = re.compile(
     rf"[{_UNSPACED}]|\u2014+|\u2015+|\u2026+|\.\.+|--+|(?:(?!\.\.|--)[^{_UNSPACED}\u2014\u2015\u2026])+"
 )
@@ -117,6 +118,40 @@ def first_tokens(spans: Ints, offsets: Ints) -> Ints:
     return np.where(inside, first, -1)
 
 
+def words_in(spans: Ints, window: Window) -> tuple[Ints, Ints]:
+    """The words that have a token in a window of the text that they are words of.
+
+    Args:
+        spans: the words' code points, in order [W,2].
+        window: the window.
+
+    Returns:
+        The words' numbers, and the index of each one's first token in the window [W'].
+    """
+    content = np.flatnonzero(window.parts == FIRST)
+    if not len(content):
+        return content, content
+    offsets = window.offsets[content]
+    first = int(np.searchsorted(spans[:, 1], offsets[:, 0].min(), side="right"))
+    behind = int(np.searchsorted(spans[:, 0], offsets[:, 1].max(), side="left"))
+    tokens = first_tokens(spans[first:behind], offsets)
+    here = np.flatnonzero(tokens >= 0)
+    return first + here, content[tokens[here]]
+
+
+def widened(text: str, start: int, end: int) -> Span:
+    """A span as the least one of whole written characters around it, without white space at its ends."""
+    while start < end and text[start].isspace():
+        start += 1
+    while start < end and text[end - 1].isspace():
+        end -= 1
+    while 0 < start < end and not _may_split(text, start):
+        start -= 1
+    while start < end < len(text) and not _may_split(text, end):
+        end += 1
+    return start, end
+
+
 def split_at(spans: Sequence[Span], cuts: Iterable[int]) -> list[Span]:
     """The spans, each split where a cut falls inside it."""
     ordered = sorted(set(cuts))
@@ -133,8 +168,18 @@ def split_at(spans: Sequence[Span], cuts: Iterable[int]) -> list[Span]:
     return pieces
 
 
+def is_mostly_unspaced(text: str) -> bool:
+    """Whether most letters of a text are of scripts written without spaces."""
+    return 2 * len(_UNSPACED_CHARACTER.findall(text)) > sum(map(str.isalpha, text))
+
+
+def split_unspaced(text: str) -> str:
+    """The text with spaces around every character of a script written without spaces; its punctuation is left out."""
+    return _UNSPACED_CHARACTER.sub(r" \g<0> ", "".join(" " if _is_punctuation(char) else char for char in text))
+
+
 def _is_unspaced(char: str) -> bool:
-    return bool(char) and re.match(f"[{_UNSPACED}]", char) is not None
+    return _UNSPACED_CHARACTER.match(char) is not None
 
 
 def _is_whole(text: str, start: int, end: int) -> bool:

@@ -82,7 +82,7 @@ class Tokenizer:
         """The windows of each source, in order; none for a source without tokens.
 
         Raises:
-            BackendError: the tokenizer fails, or the first text of a pair leaves no room for the second.
+            BackendError: the tokenizer fails.
         """
         first = self._pieces([source.first for source in sources])
         seconds = [source.second for source in sources if source.second is not None]
@@ -115,44 +115,69 @@ class Tokenizer:
 
     def _single_windows(self, piece: _Piece) -> list[Window]:
         room = self.max_tokens - self._single.size
-        return [_assemble(self._single, (part,), opens, closes) for part, opens, closes in _parts(piece, room)]
+        return [_assemble(self._single, part) for part in _parts(piece, room)]
 
     def _pair_windows(self, first: _Piece, second: _Piece) -> list[Window]:
-        room = self.max_tokens - self._pair.size - len(first.ids)
-        if room < _MIN_CUT_TOKENS:
-            raise BackendError(
-                "a pair of texts",
-                f"has a first text of {len(first.ids)} tokens, which leaves {max(room, 0)} of {self.max_tokens} for the second",
-                "shorten the first text",
-            )
-        return [_assemble(self._pair, (first, part), opens, closes) for part, opens, closes in _parts(second, room)]
+        room = self.max_tokens - self._pair.size
+        one, two = len(first.ids), len(second.ids)
+        if not one + two:
+            return []
+        kept = min(one, max(room // 2, room - two))  # of the first text in each window
+        firsts = _parts(first, kept) or [_Part(first)]
+        seconds = _parts(second, room - kept) or [_Part(second)]
+        return [_assemble(self._pair, part, other) for part in firsts for other in seconds]
 
 
-def _parts(piece: _Piece, room: int) -> list[tuple[_Piece, bool, bool]]:
-    """The piece in overlapping parts of at most `room` tokens, each with whether the text begins and ends in it."""
+@dataclass(frozen=True)
+class _Part:
+    """Some of a text's tokens.
+
+    Attributes:
+        piece: the tokens.
+        begin: number of the first among all of the text's.
+        opens: whether the text begins here.
+        closes: whether it ends here.
+    """
+
+    piece: _Piece
+    begin: int = 0
+    opens: bool = True
+    closes: bool = True
+
+
+def _parts(piece: _Piece, room: int) -> list[_Part]:
+    """The piece in overlapping parts of at most `room` tokens."""
     total = len(piece.ids)
     if total <= room:
-        return [(piece, True, True)] if total else []
+        return [_Part(piece)] if total else []
     step = room - room // _OVERLAP_SHARE
     starts = [*range(0, total - room, step), total - room]  # the last part is moved back, so that it is a full one too
-    return [(piece.cut(start, start + room), start == 0, start + room == total) for start in starts]
+    return [_Part(piece.cut(start, start + room), start, start == 0, start + room == total) for start in starts]
 
 
-def _assemble(template: _Template, pieces: tuple[_Piece, ...], opens: bool, closes: bool) -> Window:
+def _assemble(template: _Template, *texts: _Part) -> Window:
     ids, types, parts, offsets = [], [], [], []
     for index, glue in enumerate(template.glue):
         ids.append(glue)
         types.append(template.glue_types[index])
         parts.append(np.full(len(glue), SPECIAL))
         offsets.append(np.zeros((len(glue), 2), dtype=np.int64))
-        if index < len(pieces):
-            n = len(pieces[index].ids)
-            ids.append(pieces[index].ids)
+        if index < len(texts):
+            piece = texts[index].piece
+            n = len(piece.ids)
+            ids.append(piece.ids)
             types.append(np.full(n, template.text_types[index]))
             parts.append(np.full(n, (FIRST, SECOND)[index]))
-            offsets.append(pieces[index].offsets)
+            offsets.append(piece.offsets)
+    last = texts[-1]
     return Window(
-        np.concatenate(ids), np.concatenate(types), np.concatenate(parts), np.concatenate(offsets), opens, closes
+        ids=np.concatenate(ids),
+        types=np.concatenate(types),
+        parts=np.concatenate(parts),
+        offsets=np.concatenate(offsets),
+        opens=last.opens,
+        closes=last.closes,
+        begin=last.begin,
     )
 
 

@@ -26,13 +26,13 @@ from nlptasks.card import model_card
 from nlptasks.checkpoint import Checkpoints, is_begun, newest
 from nlptasks.checks import warnings_of
 from nlptasks.config import Target, TrainSettings, parse_target
-from nlptasks.data import DataSet, load_data, with_dev
+from nlptasks.data import CALIBRATION, DataSet, load_data, with_calibration, with_dev
 from nlptasks.defaults import chosen, chosen_precision
 from nlptasks.disk import restored
 from nlptasks.errors import DataError, ModelError, TrainingError, UsageError, first_line, listing, quote
 from nlptasks.files import check_columns
 from nlptasks.folders import RUNNING
-from nlptasks.loop import Lesson, Loop, Progress, digest_of
+from nlptasks.loop import Lesson, Loop, Outcome, Progress, digest_of
 from nlptasks.model import MANIFEST, HeadRecord, Model, ModelFolder, check_output
 from nlptasks.optimization import make_accelerator
 from nlptasks.pretrained import load_backbone
@@ -52,7 +52,9 @@ class TrainResult:
     Attributes:
         folder: the model's folder.
         head: the head's name.
+        main_metric: the key of the metric that counts most.
         metrics: metrics of the kept weights, by part of the data.
+        example_row: the fields of a row that the head could answer.
         unseen: rows that it was not trained on, of test, else of dev.
         seconds: of the whole training, evaluation included.
         is_main_process: whether this process, of all that train, is the one that writes and speaks to the user.
@@ -60,7 +62,9 @@ class TrainResult:
 
     folder: Path
     head: str
+    main_metric: str
     metrics: Mapping[str, Mapping[str, float]]
+    example_row: Mapping[str, str]
     unseen: Sequence[Row]
     seconds: float
     is_main_process: bool
@@ -102,19 +106,30 @@ def train(
     check_columns(target.columns, cls.fields)
     source = Path(target.data) if target.data else cls.sample_folder()
     data = with_dev(load_data(source, cls.formats, target.columns), settings.seed)
-    config = cls.configure(data.parts["train"], target.options)
+    data = with_calibration(data, settings.seed)
+    config = cls.configure(data.given_train, target.options)
     device = torch_device(settings.device)
     with torch.random.fork_rng(devices=["cuda"] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         backbone = load_backbone(settings.backbone)
-        model = Model(backbone, {target.name: cls(config, backbone=backbone.info)}, {})
+        head = cls(config, backbone=backbone.info)
+        head.adopt(backbone.left_out)
+        model = Model(backbone, {target.name: head}, {})
         lesson = _lesson(target, settings, data, model, device, reporter or Silent())
         log = (_finished(place, lesson) if resume else None) or _trained(
             place, lesson, resume=resume, overwrite=overwrite
         )
     unseen = data.parts.get("test") or data.parts["dev"]
-    main = lesson.accelerator.is_main_process
-    return TrainResult(place, target.name, log["metrics"], unseen, log["seconds"], main)
+    return TrainResult(
+        folder=place,
+        head=target.name,
+        main_metric=head.main_metric,
+        metrics=log["metrics"],
+        example_row=head.example_row(),
+        unseen=unseen,
+        seconds=log["seconds"],
+        is_main_process=lesson.accelerator.is_main_process,
+    )
 
 
 def _check_place(output: Path, *, overwrite: bool, resume: bool) -> None:
@@ -216,11 +231,11 @@ def _trained(output: Path, lesson: Lesson, *, resume: bool, overwrite: bool) -> 
             lesson.reporter.note("there is no checkpoint to go on from: this is the beginning")
         loop = Loop(lesson, checkpoints=checkpoints, found=found)
         try:
-            metrics = loop.run()
+            outcome = loop.run()
         except torch.OutOfMemoryError as error:
             where, fix = f"after step {loop.progress.step}", "take fewer --batch-tokens, or a smaller backbone"
             raise TrainingError(where, f"out of memory ({first_line(error)})", fix) from error
-    log = _log_of(lesson, loop.progress, metrics)
+    log = _log_of(lesson, loop.progress, outcome)
     if main:
         _check_untouched(output, overwrite=overwrite)
         _write(output, lesson, log)
@@ -259,7 +274,7 @@ def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
         yield f"{name} was {quote(before)}, is {quote(now)}"
 
 
-def _log_of(lesson: Lesson, progress: Progress, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+def _log_of(lesson: Lesson, progress: Progress, outcome: Outcome) -> dict[str, Any]:
     """What ``training.json`` says."""
     return {
         "nlptasks": __version__,
@@ -269,7 +284,7 @@ def _log_of(lesson: Lesson, progress: Progress, metrics: Mapping[str, Mapping[st
         "seconds": round(progress.seconds, 1),
         "rows_per_second": round(len(lesson.units) * progress.epoch / progress.learning_seconds, 2),
         "history": progress.history,
-        "metrics": metrics,
+        **asdict(outcome),
     }
 
 
@@ -288,5 +303,6 @@ def _announce(lesson: Lesson) -> None:
         f"backbone {settings.backbone}, {settings.epochs} epochs at most, {settings.batch_tokens} tokens a batch, "
         f"learning rate {settings.lr:.2g} (head {settings.head_lr:.2g}), {settings.precision}, seed {settings.seed}"
     )
-    for warning in warnings_of(lesson.head, lesson.rows, lesson.examples):
+    rows = {part: own for part, own in lesson.rows.items() if part != CALIBRATION}
+    for warning in warnings_of(lesson.head, rows, lesson.examples):
         lesson.reporter.note(f"warning: {warning}")

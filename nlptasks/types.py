@@ -7,7 +7,7 @@ Letters for shapes, everywhere: B batch, S source tokens, H width of the backbon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,7 +65,9 @@ Reader = Callable[[Path, OnError], Iterator[Row]]
 class Source:
     """What the backbone reads for one example: a text, or a pair of texts.
 
-    A source that is too long is cut into overlapping windows; of a pair only `second` is cut, `first` is in every window.
+    A source that is too long is cut into overlapping windows. Of a pair that text is cut which takes more than half of the
+    room, `second` rather than `first`, and the other one is in every window; if both do, every part of one meets every part of
+    the other.
     """
 
     first: str
@@ -90,8 +92,9 @@ class Window:
         types: token type ids [S].
         parts: FIRST, SECOND or SPECIAL for each token [S].
         offsets: start and end of each token in its own text, in code points [S,2]; 0, 0 for special tokens.
-        opens: whether the cut text begins in this window; else tokens before it stand in another one.
-        closes: whether the cut text ends in this window.
+        opens: whether the last text begins in this window; else tokens before it stand in another one.
+        closes: whether the last text ends in this window.
+        begin: the number, among the tokens of the whole last text, of its first one here.
     """
 
     ids: Ints
@@ -100,9 +103,29 @@ class Window:
     offsets: Ints
     opens: bool = True
     closes: bool = True
+    begin: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+Outputs = Mapping[str, Floats]
+"""What a head's `forward` gave for one window, padding cut off [S,...]."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the pass over an example gave for one head.
+
+    Attributes:
+        example: the example.
+        windows: its windows.
+        outputs: the head's outputs for each window.
+    """
+
+    example: Any
+    windows: Sequence[Window]
+    outputs: Sequence[Outputs]
 
 
 class Runtime(Protocol):

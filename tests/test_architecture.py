@@ -14,15 +14,15 @@ from nlptasks.registry import GROUP, tasks
 PACKAGE = Path(nlptasks.__file__).parent
 ROWS = [
     {f"nlptasks{name}" for name in ("", ".errors", ".types")},
-    {f"nlptasks.{name}" for name in ("registry", "config", "text", "tags", "scores", "tokenizer")}
+    {f"nlptasks.{name}" for name in ("registry", "config", "text", "tags", "scores", "probabilities", "tokenizer")}
     | {f"nlptasks.{name}" for name in ("lines", "jsontext", "files", "fields")}
     | {f"nlptasks.{name}" for name in ("disk", "folders", "weights", "hub", "architecture", "signals")},
-    {f"nlptasks.{name}" for name in ("backbone", "pretrained", "heads", "heads.base", "losses")},
+    {f"nlptasks.{name}" for name in ("backbone", "pretrained", "layers", "heads", "heads.base", "losses")},
     set(),  # the heads, which nobody imports by name
     {f"nlptasks.{name}" for name in ("data", "checks", "batching", "model", "engine")}
     | {f"nlptasks.{name}" for name in ("defaults", "optimization", "checkpoint", "loop")}
     | {f"nlptasks.{name}" for name in ("runtime", "runtime.pytorch", "runtime.onnx")},
-    {f"nlptasks.{name}" for name in ("card", "exporting", "pipeline", "training", "evaluation")},
+    {f"nlptasks.{name}" for name in ("card", "exporting", "importing", "pipeline", "training", "evaluation")},
     {"nlptasks.spacy_component"},
 ]
 HEADS, TOP = 3, 7

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import tokenizers
 
-from nlptasks.errors import BackendError, ModelError
+from nlptasks.errors import ModelError
 from nlptasks.tokenizer import Tokenizer
 from nlptasks.types import FIRST, SECOND, SPECIAL, Source
 
@@ -63,9 +63,26 @@ def test_only_the_second_text_of_a_pair_is_cut(backend: tokenizers.Tokenizer) ->
     assert all(np.array_equal(window.ids[window.parts == FIRST], question) for window in windows)
 
 
-def test_a_first_text_that_leaves_no_room_is_refused(backend: tokenizers.Tokenizer) -> None:
-    with pytest.raises(BackendError, match="shorten the first text"):
-        Tokenizer(backend, max_tokens=32).windows([Source("b " * 100, "b")])
+@pytest.mark.parametrize(("first", "second"), [(3, 200), (200, 3), (200, 200), (13, 13), (15, 14), (0, 5), (5, 0)])
+def test_every_token_of_one_text_meets_every_token_of_the_other(
+    backend: tokenizers.Tokenizer, first: int, second: int
+) -> None:
+    tokenizer = Tokenizer(backend, max_tokens=32)
+    [windows] = tokenizer.windows([Source(" ".join(["b"] * first), " ".join(["c"] * second))])
+    met = {
+        (tuple(one), tuple(two))
+        for window in windows
+        for one in window.offsets[window.parts == FIRST]
+        for two in window.offsets[window.parts == SECOND]
+    }
+    assert len(met) == first * second
+    assert all(len(window) <= 32 for window in windows)
+    numbered = {
+        (window.begin + place, *offsets)
+        for window in windows
+        for place, offsets in enumerate(window.offsets[window.parts == SECOND].tolist())
+    }
+    assert len(numbered) == second  # each token of the second text has one number, whichever window it is in
 
 
 def test_texts_without_tokens_have_no_window(backend: tokenizers.Tokenizer) -> None:

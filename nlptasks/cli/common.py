@@ -9,6 +9,7 @@ import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -29,6 +30,14 @@ backend_option = click.option(
     default="auto",
     show_default=True,
     help="auto (ONNX Runtime if there is a fresh export), torch, onnx or onnx:fp32",
+)
+set_option = click.option(
+    "--set",
+    "options",
+    multiple=True,
+    callback=added,
+    metavar="HEAD.OPTION=VALUE",
+    help="an option of the head; see 'nlptasks tasks TASK'",
 )
 columns_option = click.option(
     "--columns",
@@ -132,18 +141,29 @@ def make_target(text: str, *, columns: str, options: Iterable[str] = ()) -> Targ
         UsageError: one of them is not written as it must be.
     """
     target = parse_target(text)
-    given = {}
+    given = options_of(options, [target.name])[target.name]
+    return Target(target.task, target.name, target.data, parse_pairs(columns, where="--columns"), given)
+
+
+def options_of(options: Iterable[str], heads: Sequence[str]) -> dict[str, dict[str, str]]:
+    """``HEAD.OPTION=VALUE`` of each of these heads, by head and option.
+
+    Raises:
+        UsageError: one is not written so, or names another head.
+    """
+    given: dict[str, dict[str, str]] = {head: {} for head in heads}
     for option in options:
         name, equals, value = option.partition("=")
         head, dot, key = name.partition(".")
         if not (head and dot and key and equals):
             raise UsageError(
-                f"--set {option}", "is not HEAD.OPTION=VALUE", f"write for example --set {target.name}.OPTION=VALUE"
+                f"--set {option}", "is not HEAD.OPTION=VALUE", f"write for example --set {heads[0]}.OPTION=VALUE"
             )
-        if head != target.name:
-            raise UsageError(f"--set {option}", f"names the head {head!r}", f"the head here is {target.name!r}")
-        given[key] = value
-    return Target(target.task, target.name, target.data, parse_pairs(columns, where="--columns"), given)
+        if head not in given:
+            known = " or ".join(map(repr, heads))
+            raise UsageError(f"--set {option}", f"names the head {head!r}", f"the head here is {known}")
+        given[head][key] = value
+    return given
 
 
 def printable(text: str) -> str:
@@ -180,6 +200,12 @@ def highlighted(pieces: Iterable[tuple[str, str]], *, color: bool) -> str:
         else:
             parts.append(f"[{printable(text)} {printable(label)}]")
     return "".join(parts)
+
+
+def next_steps(folder: Path, row: Mapping[str, str]) -> str:
+    """What can be done with a new model whose head reads such rows."""
+    given = '"..."' if row.keys() == {"text"} else f"--input FILE.jsonl (rows with {', '.join(row)})"
+    return f"next:  nlptasks predict {folder} {given}    nlptasks export {folder}"
 
 
 def metric_lines(metrics: Mapping[str, float], main: str) -> list[str]:

@@ -8,11 +8,22 @@ import click
 
 from nlptasks import __version__
 
-_COMMANDS = ("train", "evaluate", "predict", "export", "show", "tasks", "doctor")
+_COMMANDS = {
+    "train": "train",
+    "evaluate": "evaluate",
+    "predict": "predict",
+    "export": "export",
+    "import": "importing",
+    "to-hf": "to_hf",
+    "show": "show",
+    "tasks": "tasks",
+    "doctor": "doctor",
+}
+"""The commands and their modules."""
 
 
 class _Commands(click.Group):
-    """Subcommands, each in the module of its name, imported when it is asked for."""
+    """Subcommands, each in a module of its own, imported when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -20,7 +31,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"nlptasks.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"nlptasks.cli.{_COMMANDS[cmd_name]}").command
         return command
 
 

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nlptasks.cli.common import Command, backend_option, columns_option, device_option, highlighted, parse_pairs
+from nlptasks.cli.common import (
+    Command,
+    backend_option,
+    columns_option,
+    device_option,
+    highlighted,
+    options_of,
+    parse_pairs,
+    set_option,
+)
 from nlptasks.errors import DataError
 
 if TYPE_CHECKING:
@@ -39,6 +48,7 @@ Write = Callable[[str], object]
 @backend_option
 @device_option
 @columns_option
+@set_option
 @click.option("--skip-bad-rows", is_flag=True, help="leave rows out that cannot be read, and say how many")
 @click.option("--json", "as_json", is_flag=True, help="JSON Lines on stdout")
 def command(
@@ -50,6 +60,7 @@ def command(
     backend: str,
     device: str,
     columns: str,
+    options: tuple[str, ...],
     skip_bad_rows: bool,
     as_json: bool,
 ) -> None:
@@ -67,13 +78,15 @@ def command(
     skipped = _Skipped()
     on_error = skipped.add if skip_bad_rows else refuse
 
-    pipe = pipeline(heads.split(",") if heads else None, model=model, backend=backend, device=device)
+    names = heads.split(",") if heads else None
+    given = options_of(options, sorted({option.partition(".")[0] for option in options}))
+    pipe = pipeline(names, model=model, backend=backend, device=device, options=given)
     renames = parse_pairs(columns, where="--columns")
     check_columns(renames, {field for head in pipe.heads.values() for field in head.fields})
     rows = _rows(texts, source, renames, on_error)
     with _writer(output) as write:
         for row, item, results in _predictions(pipe, rows, on_error, largest_chunk):
-            write(_as_json(row, results) if as_json or output else _for_people(pipe, item, results))
+            write(_as_json(pipe, row, item, results) if as_json or output else _for_people(pipe, item, results))
     if skipped.count:
         _log.warning("%d rows were left out; the first: %s", skipped.count, skipped.first)
 
@@ -147,8 +160,10 @@ def _writer(output: Path | None) -> Iterator[Write]:
             place.unlink(missing_ok=True)
 
 
-def _as_json(row: Row, results: dict[str, Any]) -> str:
-    own = {"text": row.fields["text"]} if "text" in row.fields else dict(row.fields)
+def _as_json(pipe: Pipeline, row: Row, item: Item, results: dict[str, Any]) -> str:
+    sources = (source for name, example in item.items() for source in pipe.heads[name].sources(example))
+    is_text = "text" in row.fields and all(source.second is None for source in sources)
+    own = {"text": row.fields["text"]} if is_text else dict(row.fields)
     line = json.dumps({**own, "results": results}, default=_plain, ensure_ascii=False)
     return line.encode("utf-8", "backslashreplace").decode("utf-8")  # a lone surrogate as JSON escapes it
 
@@ -163,5 +178,5 @@ def _for_people(pipe: Pipeline, item: Item, results: dict[str, Any]) -> str:
     color = sys.stdout.isatty()
     lines = [highlighted(pipe.heads[name].show(example, results[name]), color=color) for name, example in item.items()]
     if len(pipe.heads) == 1:
-        return lines[0]
+        return "".join(lines)
     return "\n".join(f"{name}: {line}" for name, line in zip(item, lines, strict=True))

@@ -15,9 +15,11 @@ from nlptasks.cli.common import (
     highlighted,
     make_target,
     metric_lines,
+    next_steps,
+    set_option,
     settings_options,
 )
-from nlptasks.cli.configfile import added, read_config
+from nlptasks.cli.configfile import read_config
 from nlptasks.config import TrainSettings
 
 _SHOWN = 3
@@ -28,14 +30,7 @@ _SHOWN = 3
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="the new model's folder  [default: runs/HEAD]")
 @settings_options(TrainSettings)
 @columns_option
-@click.option(
-    "--set",
-    "options",
-    multiple=True,
-    callback=added,
-    metavar="HEAD.OPTION=VALUE",
-    help="an option of the head; see 'nlptasks tasks TASK'",
-)
+@set_option
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
@@ -64,7 +59,6 @@ def command(
     chosen = given_settings(TrainSettings, settings)
 
     from nlptasks.cli.progress import ProgressBar
-    from nlptasks.registry import head_class
     from nlptasks.training import train
 
     place = output or Path("runs") / wanted.name
@@ -72,13 +66,12 @@ def command(
         result = train(wanted, output=place, settings=chosen, overwrite=overwrite, resume=resume, reporter=progress)
     if not result.is_main_process:
         return
-    main = head_class(wanted.task).main_metric
     for part, metrics in result.metrics.items():
         click.echo(f"{result.head} on {part}:")
-        click.echo("\n".join(metric_lines(metrics, main)))
+        click.echo("\n".join(metric_lines(metrics, result.main_metric)))
     _show_predictions(result.folder, result.head, list(result.unseen[:_SHOWN]))
     click.echo(f"\nmodel: {result.folder}   ({result.seconds:.0f} s)")
-    click.echo(f'next:  nlptasks predict {result.folder} "..."    nlptasks export {result.folder}')
+    click.echo(next_steps(result.folder, result.example_row))
 
 
 def _show_predictions(folder: Path, name: str, rows: list[Any]) -> None:

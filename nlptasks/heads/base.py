@@ -8,27 +8,21 @@ Notation of shapes: B batch, S tokens, H width of the backbone.
 
 from __future__ import annotations
 
-import copy
 import importlib.resources
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-import transformers
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutput, TokenClassifierOutput
 
 from nlptasks.backbone import BackboneInfo
-from nlptasks.errors import DataError, each, listing
+from nlptasks.errors import DataError, UsageError, each, listing
 from nlptasks.files import TABLES
-from nlptasks.types import Floats, Ints, Reader, Row, Source, Window
+from nlptasks.types import Ints, Outputs, Reader, Reading, Row, Source, Window
 
 IGNORED = -100
 """The label of a token that the loss leaves out."""
-
-_INITIAL_STD = 0.02
 
 
 class Head(nn.Module, ABC):
@@ -44,8 +38,8 @@ class Head(nn.Module, ABC):
 
     Config: ClassVar[type]
     """Frozen dataclass: the head's options and what the data decided, each field with its unit."""
-    main_metric: ClassVar[str]
-    """The key of `metrics` by which training chooses; larger is better."""
+    main_metric: str
+    """The key of `metrics` by which training chooses; larger is better. A head whose data decide it sets it in `__init__`."""
     fields: ClassVar[tuple[str, ...]]
     """The names of a row's fields that `read` knows; ``--columns`` gives other columns these names."""
     sample: ClassVar[str]
@@ -55,7 +49,8 @@ class Head(nn.Module, ABC):
     outputs: ClassVar[Mapping[str, str]]
     """The outputs of `forward` and their shapes in letters, ``BSC`` for one row of scores a token, ``BC`` for one a window."""
     hf_auto: ClassVar[str | None] = None
-    """The Hugging Face auto class whose layers the head has, such as ``AutoModelForTokenClassification``."""
+    """The Hugging Face auto class whose layers the head keeps as `layers`, such as ``AutoModelForTokenClassification``. A
+    head that has one can be imported from its checkpoints and written as one; see `from_hugging_face`."""
 
     def __init__(self, config: Any, *, backbone: BackboneInfo) -> None:
         super().__init__()
@@ -98,9 +93,14 @@ class Head(nn.Module, ABC):
         Raises:
             DataError: a row is wrong, or has none; what is wrong with several is told together (`DataErrors`).
         """
-        return each(self._read_gold, rows)
+        return each(self.read_gold_row, rows)
 
-    def _read_gold(self, row: Row) -> Any:
+    def read_gold_row(self, row: Row) -> Any:
+        """The example of a row to learn from or to be measured by.
+
+        Raises:
+            DataError: it is wrong, or has no gold answer.
+        """
         example = self.read(row)
         if self.gold(example) is None:
             fix = "label it, or name the column: --columns WANTED=FOUND"
@@ -113,7 +113,10 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def features(self, example: Any, window: Window) -> dict[str, Ints]:
-        """What `loss` needs beside the tokens, one number per token [S], such as ``labels`` (padded with `IGNORED`)."""
+        """What `loss` needs beside the tokens, such as ``labels``, padded with `IGNORED` in a batch.
+
+        Each is one number for each token [S], or the same count of numbers in every window.
+        """
 
     @abstractmethod
     def forward(self, states: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -121,15 +124,42 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, states: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The loss, as a sum, and the count that it is a sum over: scalars."""
+        """The loss, as a sum, and the count that it is a sum over: scalars.
+
+        The batch has the features, and ``example`` [B]: the number of the example, from 0, whose window a row is. All windows
+        of an example are in one batch, side by side.
+        """
+
+    def adopt(self, left_out: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Take over pretrained weights before training begins.
+
+        Args:
+            left_out: gives those that the backbone does not hold, by their names in the base model, such as a pooler's.
+        """
+
+    def calibrate(self, readings: Iterable[Reading]) -> Any:
+        """The config with a temperature fitted to gold answers that were held out of training; the passes are made on demand."""
+        return self.config
+
+    def fit_thresholds(self, readings: Iterable[Reading]) -> Any:
+        """The config with the thresholds by which it answers best on dev, after `calibrate`; the passes are made on demand."""
+        return self.config
+
+    def scored(self, example: Any, result: Any) -> list[tuple[float, bool]]:
+        """The scores in a result and whether what they stand for is right by the gold answer: for the calibration error."""
+        return []
 
     @abstractmethod
-    def decode(self, example: Any, windows: Sequence[Window], outputs: Sequence[Mapping[str, Floats]]) -> Any:
+    def decode(self, example: Any, windows: Sequence[Window], outputs: Sequence[Outputs]) -> Any:
         """The result for an example, from its windows and the outputs for each, padding cut off [S,...]."""
 
     @abstractmethod
     def metrics(self, examples: Sequence[Any], results: Sequence[Any]) -> dict[str, float]:
         """The metrics of results against the examples' gold answers."""
+
+    def example_row(self) -> dict[str, str]:
+        """The fields of a row that it could answer, for people."""
+        return {"text": "A text."}
 
     def show(self, example: Any, result: Any) -> list[tuple[str, str]]:
         """The result for people: pieces of text, each with a style (a label, or empty for plain text)."""
@@ -139,73 +169,25 @@ class Head(nn.Module, ABC):
         """Write a result where spaCy has a place for it; `result` itself already stands in ``doc._.nlptasks[name]``."""
 
     @classmethod
+    def from_hugging_face(cls, config: Any, given: Mapping[str, Any]) -> Any:
+        """The head's config for a checkpoint of `hf_auto`.
+
+        Args:
+            config: the checkpoint's config.
+            given: the head's options.
+
+        Raises:
+            UsageError: this head cannot be had from a checkpoint, or an option is wrong.
+            ModelError: what the checkpoint answers is not what this head answers.
+        """
+        raise UsageError(cls.__name__, "cannot be imported from a checkpoint", "train it")
+
+    def to_hugging_face(self) -> tuple[dict[str, Any], list[str]]:
+        """What a checkpoint of `hf_auto` says of this head in its config, and what it cannot say, in words for people."""
+        raise UsageError(type(self).__name__, "cannot be written as a checkpoint", "export it to ONNX instead")
+
+    @classmethod
     def sample_folder(cls) -> Path:
         """Where the task's sample data are."""
         package = importlib.resources.files(cls.__module__.partition(".")[0])
         return Path(str(package.joinpath(cls.sample)))
-
-
-class HuggingFaceLayers(nn.Module):
-    """The layers that a Hugging Face auto class puts on this backbone, without the backbone.
-
-    The auto class builds the whole model (without memory), its base model is replaced by a stub that hands the states through,
-    and what remains is the head. So no table of architectures is needed, and checkpoints can go either way. Where the
-    architecture has no such class, the layers are the usual ones: dropout and a linear layer.
-
-    Args:
-        hf_auto: name of the auto class.
-        info: the backbone's info.
-        classes: number of classes C.
-    """
-
-    def __init__(self, hf_auto: str, info: BackboneInfo, *, classes: int) -> None:
-        super().__init__()
-        config = copy.deepcopy(info.config)
-        config.num_labels = classes
-        auto = getattr(transformers, hf_auto)
-        if type(config) in auto._model_mapping:
-            self.model: nn.Module = _headless(auto, config)
-        else:
-            self.model = _Usual(getattr(config, "dropout", 0.1), info.width, classes)
-        _initialize(self.model)
-
-    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Logits [B,S,C] (or [B,C], as the auto class has it) for states [B,S,H] and mask [B,S]."""
-        logits: Tensor = self.model(inputs_embeds=states, attention_mask=mask).logits
-        return logits
-
-
-class _Stub(nn.Module):
-    """Stands where the base model stood: the states come in as embeddings and go out as its last hidden state."""
-
-    def forward(self, *_: object, inputs_embeds: Tensor, **__: object) -> BaseModelOutput:
-        return BaseModelOutput(last_hidden_state=inputs_embeds)
-
-
-class _Usual(nn.Module):
-    def __init__(self, dropout: float, width: int, classes: int) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(width, classes)
-
-    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> TokenClassifierOutput:
-        return TokenClassifierOutput(logits=self.classifier(self.dropout(inputs_embeds)))
-
-
-def _headless(auto: Any, config: Any) -> nn.Module:
-    with torch.device("meta"):
-        model: Any = auto.from_config(config)
-    setattr(model, model.base_model_prefix, _Stub())
-    own: nn.Module = model.to_empty(device=torch.get_default_device())
-    return own
-
-
-def _initialize(module: nn.Module) -> None:
-    for part in module.modules():
-        reset = getattr(part, "reset_parameters", None)
-        if callable(reset):
-            reset()
-        if isinstance(part, nn.Linear):
-            nn.init.normal_(part.weight, std=_INITIAL_STD)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)

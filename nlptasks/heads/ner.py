@@ -8,7 +8,6 @@ farthest from a cut. The best legal tag sequence is found over the whole text (V
 from __future__ import annotations
 
 import logging
-from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,11 +18,13 @@ from torch import Tensor
 
 from nlptasks.backbone import BackboneInfo
 from nlptasks.config import decided, parse_options, setting
-from nlptasks.errors import BackendError, DataError, did_you_mean, each, listing, quote
+from nlptasks.errors import DataError, ModelError, did_you_mean, each, listing, quote
 from nlptasks.fields import list_field, spans_field, text_field
 from nlptasks.files import TABLES, read_conll
-from nlptasks.heads.base import IGNORED, Head, HuggingFaceLayers
+from nlptasks.heads.base import IGNORED, Head
+from nlptasks.layers import HuggingFaceLayers, checkpoint_labels
 from nlptasks.losses import NO_WEIGHTS, SMOOTHING_DOC, WEIGHTS_DOC, check_smoothing, class_weights, cross_entropy
+from nlptasks.probabilities import TEMPERATURE_DOC, checked, fit_temperature, log_softmax
 from nlptasks.scores import span_scores
 from nlptasks.tags import (
     OUTSIDE,
@@ -32,14 +33,16 @@ from nlptasks.tags import (
     LabelledSpan,
     TagError,
     detect_scheme,
+    in_words,
     labels_of,
     parse_tags,
+    scheme_of_classes,
     spans_of,
     tag_set,
     tags_of,
 )
-from nlptasks.text import Span, close_unspaced, first_tokens, join_words, split_at, words
-from nlptasks.types import FIRST, Floats, Ints, Row, Source, Window
+from nlptasks.text import Span, close_unspaced, join_words, split_at, words, words_in
+from nlptasks.types import Floats, Ints, Outputs, Reading, Row, Source, Window
 
 _log = logging.getLogger("nlptasks")
 
@@ -62,7 +65,7 @@ class Entity:
     label: str
     start: int
     end: int
-    score: float | None
+    score: float
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class NerConfig:
     tags: tuple[str, ...] = decided((), "the classes, in order")
     tags_scheme: str = decided("iob2", "the scheme of the classes")
     weights: tuple[float, ...] = decided((), "the weight of each class in the loss, empty if all count alike")
+    temperature: float = decided(1.0, TEMPERATURE_DOC)
 
     def __post_init__(self) -> None:
         check_smoothing(self.label_smoothing, where="ner.label_smoothing")
@@ -105,6 +109,7 @@ class NerHead(Head):
     """Tags words and joins them to entities."""
 
     Config = NerConfig
+    config: NerConfig
     main_metric = "f1"
     fields: ClassVar = ("tokens", "tags", "text", "spans")
     sample = "samples/ner"
@@ -114,7 +119,7 @@ class NerHead(Head):
 
     def __init__(self, config: NerConfig, *, backbone: BackboneInfo) -> None:
         super().__init__(config, backbone=backbone)
-        self.layers = HuggingFaceLayers(self.hf_auto, backbone, classes=len(config.tags))
+        self.layers = HuggingFaceLayers(self.hf_auto, backbone, classes=len(config.tags), shapes=self.outputs)
         self._decoder = Decoder(config.tags, config.tags_scheme)
         self._labels = labels_of(config.tags, config.tags_scheme)
         self._class_of = {tag: index for index, tag in enumerate(config.tags)}
@@ -171,8 +176,8 @@ class NerHead(Head):
     def _example(
         self, text: str, spans: list[Span], source: str, source_words: list[Span], gold: list[LabelledSpan] | None
     ) -> NerExample:
-        tags = tags_of(_word_spans(spans, gold), len(spans), self.config.tags_scheme) if gold is not None else []
-        classes = np.array([self._class_of[tag] for tag in tags], dtype=np.int64)  # [W]
+        tags = tags_of(in_words(spans, gold), len(spans), self.config.tags_scheme) if gold is not None else []
+        classes = np.array([self._class_of.get(tag, IGNORED) for tag in tags], dtype=np.int64)  # [W]
         places = np.array(source_words, dtype=np.int64).reshape(-1, 2)  # [W,2]
         return NerExample(text, spans, source, places, gold, classes)
 
@@ -195,12 +200,13 @@ class NerHead(Head):
 
     def features(self, example: NerExample, window: Window) -> dict[str, Ints]:
         labels = np.full(len(window), IGNORED, dtype=np.int64)  # [S]
-        words_here, tokens = _words_in(example, window)
+        words_here, tokens = words_in(example.source_words, window)
         labels[tokens] = example.classes[words_here]
         return {"labels": labels}
 
     def forward(self, states: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {"logits": self.layers(states, batch["mask"])}  # [B,S,C]
+        outputs: dict[str, Tensor] = self.layers(states, batch["mask"])  # [B,S,C]
+        return outputs
 
     def loss(self, states: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         logits = self.forward(states, batch)["logits"].float()  # [B,S,C]
@@ -208,16 +214,27 @@ class NerHead(Head):
             logits, batch["labels"], weights=self.config.weights, smoothing=self.config.label_smoothing
         )
 
-    def decode(
-        self, example: NerExample, windows: Sequence[Window], outputs: Sequence[Mapping[str, Floats]]
-    ) -> list[Entity]:
-        kept, logits = _word_logits(example, windows, [output["logits"] for output in outputs])  # [W'], [W',C]
-        if not np.isfinite(logits).all():
-            raise BackendError(
-                "the model", "gave logits that are not finite", "train again with a lower --lr, or in fp32"
-            )
-        shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
-        log_probs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))  # [W',C]
+    def calibrate(self, readings: Iterable[Reading]) -> NerConfig:
+        all_classes, all_logits = [np.zeros(0, np.int64)], [np.zeros((0, len(self.config.tags)), np.float32)]
+        for reading in readings:
+            kept, own = _word_logits(reading.example, reading.windows, reading.outputs)  # [W'], [W',C]
+            if len(kept):
+                all_classes.append(reading.example.classes[kept])
+                all_logits.append(own)
+        classes, logits = np.concatenate(all_classes), np.concatenate(all_logits)  # of all words
+
+        def surprise(temperature: float) -> float:
+            return -float(log_softmax(logits, temperature)[np.arange(len(classes)), classes].sum())
+
+        return replace(self.config, temperature=fit_temperature(surprise))
+
+    def scored(self, example: NerExample, result: list[Entity]) -> list[tuple[float, bool]]:
+        gold = set(example.gold or ())
+        return [(entity.score, (entity.start, entity.end, entity.label) in gold) for entity in result]
+
+    def decode(self, example: NerExample, windows: Sequence[Window], outputs: Sequence[Outputs]) -> list[Entity]:
+        kept, logits = _word_logits(example, windows, outputs)  # [W'], [W',C]
+        log_probs = log_softmax(checked(logits), self.config.temperature)  # [W',C]
         path = self._decoder.best(log_probs)  # [W']
         tags = [self.config.tags[index] for index in path]
         sure = np.exp(log_probs[np.arange(len(path)), path])  # [W']
@@ -235,8 +252,8 @@ class NerHead(Head):
             answer = [(entity.start, entity.end, entity.label) for entity in result]
             # Words are split wherever an edge falls inside one: so no entity is taken for a longer one.
             units = split_at(example.words, [edge for start, end, _ in right + answer for edge in (start, end)])
-            gold.append(_word_spans(units, right))
-            found.append(_word_spans(units, answer))
+            gold.append(in_words(units, right))
+            found.append(in_words(units, answer))
             lengths.append(len(units))
         return span_scores(gold, found, lengths)
 
@@ -260,48 +277,35 @@ class NerHead(Head):
                 free.append(span)
         doc.ents = [*doc.ents, *free]
 
+    @classmethod
+    def from_hugging_face(cls, config: Any, given: Mapping[str, Any]) -> NerConfig:
+        options = NerConfig(**parse_options(NerConfig, given, where="ner"))
+        tags = checkpoint_labels(config)
+        if any(tag.startswith("LABEL_") for tag in tags):
+            raise ModelError("config.json", f"names its classes {listing(tags)}", "write the tags into its id2label")
+        scheme = scheme_of_classes(tags) if options.scheme == "auto" else options.scheme
+        return replace(options, tags=tags, tags_scheme=scheme, scheme="lenient")
 
-def _words_in(example: NerExample, window: Window) -> tuple[Ints, Ints]:
-    """The words that have a token in this window, and the index of each one's first token there."""
-    content = np.flatnonzero(window.parts == FIRST)
-    if not len(content):
-        return content, content
-    offsets = window.offsets[content]
-    starts, ends = example.source_words[:, 0], example.source_words[:, 1]
-    first = int(np.searchsorted(ends, offsets[:, 0].min(), side="right"))
-    behind = int(np.searchsorted(starts, offsets[:, 1].max(), side="left"))
-    tokens = first_tokens(example.source_words[first:behind], offsets)
-    here = np.flatnonzero(tokens >= 0)
-    return first + here, content[tokens[here]]
+    def to_hugging_face(self) -> tuple[dict[str, Any], list[str]]:
+        return {"id2label": dict(enumerate(self.config.tags))}, []
 
 
-def _word_logits(example: NerExample, windows: Sequence[Window], logits: Sequence[Floats]) -> tuple[Ints, Floats]:
+def _word_logits(example: NerExample, windows: Sequence[Window], outputs: Sequence[Outputs]) -> tuple[Ints, Floats]:
     """The words that have a token, and their logits [W',C] from the window in which each is farthest from a cut."""
     if not windows:
         return np.zeros(0, dtype=np.int64), np.zeros((0, 1), dtype=np.float32)
     count = len(example.words)
-    chosen = np.zeros((count, logits[0].shape[-1]), dtype=np.float32)  # [W,C]
+    chosen = np.zeros((count, outputs[0]["logits"].shape[-1]), dtype=np.float32)  # [W,C]
     distance = np.full(count, -1, dtype=np.int64)
-    for window, scores in zip(windows, logits, strict=True):
-        words_here, tokens = _words_in(example, window)
+    for window, output in zip(windows, outputs, strict=True):
+        words_here, tokens = words_in(example.source_words, window)
         far = len(window)
         here = np.minimum(tokens + far * window.opens, far - 1 - tokens + far * window.closes)
         better = here > distance[words_here]
         distance[words_here[better]] = here[better]
-        chosen[words_here[better]] = scores[tokens[better]]
+        chosen[words_here[better]] = output["logits"][tokens[better]]
     kept = np.flatnonzero(distance >= 0)
     return kept, chosen[kept]
-
-
-def _word_spans(words_: Sequence[Span], entities: Sequence[LabelledSpan]) -> list[LabelledSpan]:
-    """Entities in code points as entities in whole words; one that has no word, or only words of the one before, is left out."""
-    starts, ends = [start for start, _ in words_], [end for _, end in words_]
-    spans: list[LabelledSpan] = []
-    for start, end, label in entities:
-        first, behind = bisect_right(ends, start), bisect_left(starts, end)
-        if first < behind and (not spans or spans[-1][1] <= first):
-            spans.append((first, behind, label))
-    return spans
 
 
 @dataclass(frozen=True)
@@ -321,7 +325,7 @@ class _Gold:
         if self.tags is not None:
             return [tag.label or OUTSIDE for tag in parse_tags(self.tags, scheme)]
         labels = [OUTSIDE] * len(self.words)
-        for first, behind, label in _word_spans(self.words, self.spans):
+        for first, behind, label in in_words(self.words, self.spans):
             labels[first:behind] = [label] * (behind - first)
         return labels
 

@@ -1,0 +1,372 @@
+"""Extractive question answering: the span of a context that answers a question, or that there is none.
+
+Rows are ``question`` and ``context`` with ``answers``, as in SQuAD, nested (JSON) or flat (JSON Lines, CSV). A context that is
+too long is read in overlapping windows, and each of its tokens takes the scores of the window in which it stands farthest from a
+cut. All scores are relative to those of the first special token, which stands for "no answer here": so windows can be compared,
+and the spans of all windows share one distribution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from torch import Tensor, nn
+
+from nlptasks.backbone import BackboneInfo
+from nlptasks.config import decided, parse_options, setting
+from nlptasks.errors import DataError, UsageError, each, quote
+from nlptasks.fields import answers_field, text_field
+from nlptasks.files import TABLES, read_json_file
+from nlptasks.heads.base import IGNORED, Head
+from nlptasks.layers import HuggingFaceLayers
+from nlptasks.probabilities import TEMPERATURE_DOC, checked, fit_temperature
+from nlptasks.scores import answer_scores, exact_match
+from nlptasks.text import Span, widened
+from nlptasks.types import SECOND, SPECIAL, Floats, Ints, OnError, Outputs, Reading, Row, Source, Window, refuse
+
+_START, _END = "start_logits", "end_logits"
+_POSSIBLE, _GOLD = 0, 1
+"""In the features: a token at which an answer may start or end, and the one at which it does."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer: ``context[start:end]``.
+
+    Attributes:
+        text: its characters; empty if the context has no answer.
+        start: first code point; 0 if there is no answer.
+        end: code point behind the last; 0 if there is no answer.
+        score: probability that this is the answer, in 0..1; None for a context without tokens.
+    """
+
+    text: str
+    start: int
+    end: int
+    score: float | None
+
+
+@dataclass(frozen=True)
+class QaConfig:
+    """Options of a head, and what its training data decided."""
+
+    no_answer: str = setting(
+        "auto",
+        "whether it may answer that there is no answer: auto if training rows had none",
+        choices=("auto", "true", "false"),
+        at_run=True,
+    )
+    top_k: int = setting(1, "answers to give, the best ones that do not overlap; above 1 as a list", at_run=True)
+    max_answer_tokens: int = setting(30, "longest answer, in tokens of the backbone", at_run=True)
+    unanswerable: bool = decided(False, "whether training rows had no answer")
+    temperature: float = decided(1.0, TEMPERATURE_DOC)
+    null_threshold: float = decided(
+        0.0, "log-odds of no answer against the best one above which there is said to be none"
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("top_k", "max_answer_tokens"):
+            if getattr(self, name) < 1:
+                raise UsageError(name, f"is {getattr(self, name)}", "give 1 or more")
+
+    @property
+    def may_be_none(self) -> bool:
+        """Whether it may answer that there is no answer."""
+        return self.unanswerable if self.no_answer == "auto" else self.no_answer == "true"
+
+
+@dataclass(frozen=True)
+class QaExample:
+    """A question, a context, and where the gold answers stand in it: none if there is no answer, None without gold."""
+
+    question: str
+    context: str
+    gold: tuple[Span, ...] | None
+
+    @property
+    def answers(self) -> list[str]:
+        """The gold answers' texts."""
+        return [self.context[start:end] for start, end in self.gold or ()]
+
+
+def read_squad(path: Path, on_error: OnError = refuse) -> Iterator[Row]:
+    """A SQuAD file (v1.1, v2.0), or one array of flat rows."""
+    content = read_json_file(path)
+    articles = content.get("data") if isinstance(content, dict) else content
+    if not isinstance(articles, list):
+        raise DataError(
+            str(path), f"has {quote(articles)} as data, expected a list", "give a SQuAD file, or JSON Lines"
+        )
+    for number, article in enumerate(articles):
+        yield from _rows_of(article, f"{path}: data[{number}]", on_error)
+
+
+def _rows_of(article: Any, where: str, on_error: OnError) -> Iterator[Row]:
+    if isinstance(article, dict) and "question" in article:
+        yield Row(article, where)
+        return
+    try:
+        for at, paragraph in _members(article, "paragraphs", where):
+            for place, question in _members(paragraph, "qas", at):
+                yield Row({"context": paragraph.get("context"), **question}, place)
+    except DataError as error:
+        on_error(error)
+
+
+def _members(record: Any, name: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects in a list of a record, each with its place."""
+    items = record.get(name) if isinstance(record, dict) else None
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise DataError(where, f"has {quote(items)} as {name}, expected a list of objects", "give a SQuAD file")
+    yield from ((f"{where}.{name}[{index}]", item) for index, item in enumerate(items))
+
+
+class QaHead(Head):
+    """Finds the span of a context that answers a question."""
+
+    Config = QaConfig
+    config: QaConfig
+    main_metric = "f1"
+    fields: ClassVar = ("question", "context", "answers", "answer", "answer_start", "is_impossible")
+    sample = "samples/qa"
+    formats: ClassVar = {**TABLES, ".json": read_squad}
+    outputs: ClassVar = {_START: "BS", _END: "BS"}
+    hf_auto = "AutoModelForQuestionAnswering"
+
+    def __init__(self, config: QaConfig, *, backbone: BackboneInfo) -> None:
+        super().__init__(config, backbone=backbone)
+        self.layers = HuggingFaceLayers(self.hf_auto, backbone, classes=2, shapes=self.outputs)
+
+    @classmethod
+    def configure(cls, rows: Sequence[Row], given: Mapping[str, Any]) -> QaConfig:
+        options = QaConfig(**parse_options(QaConfig, given, where="qa"))
+        gold = each(lambda row: answers_field(row, text_field(row, "context")), rows)
+        if not any(gold):
+            raise DataError(rows[0].where, "and the rows after it have no answer at all", "check --columns")
+        return replace(options, unanswerable=not all(spans is None or spans for spans in gold))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return ()
+
+    def read(self, row: Row) -> QaExample:
+        question, context = text_field(row, "question"), text_field(row, "context")
+        if not question.strip():
+            raise DataError(row.where, "has an empty question", "write one, or remove the row")
+        return QaExample(question, context, answers_field(row, context))
+
+    def read_gold_row(self, row: Row) -> QaExample:
+        example: QaExample = super().read_gold_row(row)
+        if not example.context.strip():
+            raise DataError(row.where, "has an empty context", "remove the row")
+        return example
+
+    def gold(self, example: QaExample) -> tuple[Span, ...] | None:
+        return example.gold
+
+    def sources(self, example: QaExample) -> list[Source]:
+        return [Source(example.question, example.context)]
+
+    def features(self, example: QaExample, window: Window) -> dict[str, Ints]:
+        content, null = _places(window)
+        possible = np.full(len(window), IGNORED, dtype=np.int64)  # [S]
+        possible[content] = possible[null] = _POSSIBLE
+        start, end = possible.copy(), possible
+        first, last = null, null
+        if example.gold:  # of several answers the first is learned
+            tokens = _tokens_of(example.gold[0], window.offsets[content])
+            if tokens and _is_whole(example.gold[0], window, content):
+                first, last = content[tokens[0]], content[tokens[1]]
+        start[first] = end[last] = _GOLD
+        return {"start": start, "end": end}
+
+    def forward(self, states: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        outputs: dict[str, Tensor] = self.layers(states, batch["mask"])  # [B,S] each
+        return outputs
+
+    def loss(self, states: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        outputs = self.forward(states, batch)
+        losses = []
+        for name, target in ((_START, batch["start"]), (_END, batch["end"])):  # [B,S]
+            logits = outputs[name].float().masked_fill(target == IGNORED, -float("inf"))  # [B,S]
+            losses.append(nn.functional.cross_entropy(logits, target.argmax(dim=1), reduction="sum"))
+        return losses[0] + losses[1], 2 * batch["mask"][:, 0].sum()
+
+    def calibrate(self, readings: Iterable[Reading]) -> QaConfig:
+        known = []
+        for reading in readings:
+            tokens, gold = _Tokens.merged(reading.windows, reading.outputs), reading.example.gold
+            spans = {tokens.span_of(span) for span in gold} - {None}
+            if spans or (self.config.may_be_none and not gold):
+                known.append((tokens, spans))
+
+        def surprise(temperature: float) -> float:
+            return -sum(self._log_likelihood(tokens, spans, temperature) for tokens, spans in known)
+
+        return replace(self.config, temperature=fit_temperature(surprise))
+
+    def _log_likelihood(self, tokens: _Tokens, spans: set[Any], temperature: float) -> float:
+        grid = tokens.grid(self.config.max_answer_tokens, temperature)  # [n,L]
+        right = [grid[first, last - first] for first, last in spans if last - first < grid.shape[1]]
+        if spans and not right:
+            return 0.0  # longer than any answer it gives
+        return _log_sum(np.array(right or [0.0], np.float32)) - self._log_total(grid)
+
+    def _log_total(self, grid: Floats) -> float:
+        """The logarithm of what all answers add up to: no answer counts 1, if it may be given."""
+        total = _log_sum(grid)
+        return float(np.logaddexp(total, 0.0)) if self.config.may_be_none else total
+
+    def fit_thresholds(self, readings: Iterable[Reading]) -> QaConfig:
+        if not self.config.may_be_none:
+            return self.config
+        odds, gain = [], []
+        given = replace(self.config, no_answer="false", top_k=1)
+        for reading in readings:
+            tokens = _Tokens.merged(reading.windows, reading.outputs)
+            grid = tokens.grid(given.max_answer_tokens, given.temperature)
+            [answer] = self._answers(reading.example, tokens, grid, given)
+            odds.append(-float(grid.max(initial=-np.inf)))
+            f1 = answer_scores([reading.example.answers], [answer.text], [reading.example.context])["f1"]
+            gain.append(f1 - (not reading.example.gold))  # by giving the answer instead of none
+        order = np.argsort(odds, kind="stable")  # the surest answers first
+        kept = int(np.argmax(np.concatenate([[0.0], np.cumsum(np.array(gain)[order])])))
+        ranked = np.array(odds)[order]
+        edges = [ranked[0] - 1, *((ranked[1:] + ranked[:-1]) / 2), ranked[-1] + 1]
+        return replace(self.config, null_threshold=float(edges[kept]))
+
+    def decode(
+        self, example: QaExample, windows: Sequence[Window], outputs: Sequence[Outputs]
+    ) -> Answer | list[Answer]:
+        tokens = _Tokens.merged(windows, outputs)
+        grid = tokens.grid(self.config.max_answer_tokens, self.config.temperature)
+        answers = self._answers(example, tokens, grid, self.config)
+        return answers if self.config.top_k > 1 else answers[0]
+
+    def _answers(self, example: QaExample, tokens: _Tokens, grid: Floats, config: QaConfig) -> list[Answer]:
+        """The best answers, the best one first."""
+        if not grid.size:
+            return [Answer("", 0, 0, None)]
+        total = self._log_total(grid)
+        answers: list[Answer] = []
+        null = Answer("", 0, 0, float(np.exp(-total)))
+        left = grid.copy() if config.top_k > 1 else grid
+        while len(answers) < config.top_k:
+            first, length = np.unravel_index(int(left.argmax()), left.shape)
+            score = float(left[first, length])
+            if config.may_be_none and null not in answers and -score > config.null_threshold:
+                answers.append(null)
+                continue
+            if score == -np.inf:
+                break
+            last = int(first + length)
+            start, end = widened(example.context, int(tokens.offsets[first, 0]), int(tokens.offsets[last, 1]))
+            answers.append(Answer(example.context[start:end], start, end, float(np.exp(score - total))))
+            if len(answers) < config.top_k:
+                _leave_out(left, int(first), last)
+        return answers
+
+    def scored(self, example: QaExample, result: Answer | list[Answer]) -> list[tuple[float, bool]]:
+        best = _best(result)
+        return [] if best.score is None else [(best.score, exact_match(example.answers, best.text, example.context))]
+
+    def metrics(self, examples: Sequence[QaExample], results: Sequence[Answer | list[Answer]]) -> dict[str, float]:
+        contexts = [example.context for example in examples]
+        return answer_scores([one.answers for one in examples], [_best(result).text for result in results], contexts)
+
+    def example_row(self) -> dict[str, str]:
+        return {"question": "Who wrote it?", "context": "Ada wrote it."}
+
+    def show(self, example: QaExample, result: Answer | list[Answer]) -> list[tuple[str, str]]:
+        answers = result if isinstance(result, list) else [result]
+        pieces = [(f" {one.text or 'no answer'}", f"{one.score or 0:.2f}") for one in answers]
+        return [(example.question, ""), *pieces]
+
+    @classmethod
+    def from_hugging_face(cls, config: Any, given: Mapping[str, Any]) -> QaConfig:
+        return QaConfig(**parse_options(QaConfig, given, where="qa"))
+
+    def to_hugging_face(self) -> tuple[dict[str, Any], list[str]]:
+        lost = ["the threshold of no answer: others compare it with the best one"] if self.config.may_be_none else []
+        return {}, lost
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """The tokens of a context with their scores relative to no answer, each from the window where it is farthest from a cut.
+
+    Attributes:
+        start: of the answer's start [n].
+        end: of its end [n].
+        offsets: code points of each token [n,2].
+    """
+
+    start: Floats
+    end: Floats
+    offsets: Ints
+
+    @classmethod
+    def merged(cls, windows: Sequence[Window], outputs: Sequence[Outputs]) -> _Tokens:
+        parts = [_places(window) for window in windows]
+        size = max((window.begin + len(own) for window, (own, _) in zip(windows, parts, strict=True)), default=0)
+        start, end = np.full(size, -np.inf, np.float32), np.full(size, -np.inf, np.float32)  # [n]
+        offsets, distance = np.zeros((size, 2), np.int64), np.full(size, -1)
+        for window, (content, null), output in zip(windows, parts, outputs, strict=True):
+            here = np.arange(len(content))
+            far = np.minimum(here + size * window.opens, len(content) - 1 - here + size * window.closes)
+            better = far > distance[window.begin + here]
+            tokens, places = window.begin + here[better], content[better]
+            distance[tokens], offsets[tokens] = far[better], window.offsets[places]
+            for merged, logits in ((start, checked(output[_START])), (end, checked(output[_END]))):
+                merged[tokens] = logits[places] - logits[null]
+        return cls(start, end, offsets)
+
+    def span_of(self, gold: Span) -> Span | None:
+        """The first and the last token of a span in code points; None if it has none."""
+        return _tokens_of(gold, self.offsets)
+
+    def grid(self, longest: int, temperature: float) -> Floats:
+        """The logits of all answers: from token i, k tokens further, at [i,k]."""
+        if not len(self.start):
+            return np.zeros((0, 1), np.float32)
+        padded = np.append(self.end, np.full(longest - 1, -np.inf, np.float32))
+        sums: Floats = (self.start[:, None] + sliding_window_view(padded, longest)) / temperature
+        return sums
+
+
+def _places(window: Window) -> tuple[Ints, int]:
+    """Where the context's tokens stand, and the token for no answer."""
+    return np.flatnonzero(window.parts == SECOND), int(np.flatnonzero(window.parts == SPECIAL)[0])
+
+
+def _tokens_of(span: Span, offsets: Ints) -> Span | None:
+    """The first and the last of these tokens that have a part of a span; None if none has."""
+    inside = np.flatnonzero((offsets[:, 1] > span[0]) & (offsets[:, 0] < span[1]))
+    return (int(inside[0]), int(inside[-1])) if len(inside) else None
+
+
+def _is_whole(span: Span, window: Window, content: Ints) -> bool:
+    """Whether nothing of a span is in another window alone."""
+    begins = window.opens or window.offsets[content[0], 0] <= span[0]
+    return bool(begins and (window.closes or window.offsets[content[-1], 1] >= span[1]))
+
+
+def _leave_out(grid: Floats, first: int, last: int) -> None:
+    """Take all answers that share a token with these out of the grid."""
+    starts, lengths = np.ogrid[: grid.shape[0], : grid.shape[1]]
+    grid[(starts <= last) & (starts + lengths >= first)] = -np.inf
+
+
+def _log_sum(values: Floats) -> float:
+    """The logarithm of the sum of exponentials."""
+    highest = values.max(initial=-np.inf)
+    return float(highest + np.log(np.exp(values - highest).sum())) if np.isfinite(highest) else -np.inf
+
+
+def _best(result: Answer | list[Answer]) -> Answer:
+    return result[0] if isinstance(result, list) else result

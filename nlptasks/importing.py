@@ -1,0 +1,218 @@
+"""Fine-tuned Hugging Face checkpoints in, and heads out as such checkpoints, with the same logits.
+
+A head with `hf_auto` has the very layers that the auto class puts on the backbone, so weights are copied by name, for whatever
+the architecture is. Every import and every checkpoint is compared with its origin as numbers, and refused if they differ: that
+is how architectures are found out that answer by more than the states of their tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from nlptasks.architecture import read_config, refusing
+from nlptasks.backbone import CONFIG, WEIGHTS, Backbone
+from nlptasks.batching import random_batch
+from nlptasks.card import imported_card
+from nlptasks.config import check_head_name
+from nlptasks.disk import written_beside
+from nlptasks.errors import ModelError, UsageError, listing
+from nlptasks.folders import CARD, read_whole
+from nlptasks.heads.base import Head
+from nlptasks.layers import HuggingFaceLayers
+from nlptasks.model import HeadRecord, Model, ModelFolder, check_output
+from nlptasks.pretrained import from_foreign, locate
+from nlptasks.registry import head_class
+from nlptasks.weights import check_finite
+
+TOLERANCE = 1e-5
+"""Largest difference of any logit from the original's."""
+
+_SHAPES = ((1, 2), (2, 9), (3, 17))
+"""Batch and length of the random inputs that are compared."""
+
+
+def import_checkpoint(
+    source: str | Path,
+    *,
+    task: str,
+    output: str | Path,
+    name: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Model:
+    """Write a fine-tuned Hugging Face checkpoint as a model with one head.
+
+    Args:
+        source: its folder, or its name on the hub (``owner/name@revision``).
+        task: the task that it was fine-tuned for.
+        output: the new model's folder.
+        name: the head's; the task unless given.
+        options: of the head.
+        overwrite: whether `output` may be replaced.
+
+    Raises:
+        UsageError: the task has no such checkpoints, an option is wrong, or the output folder is not empty.
+        ModelError: the checkpoint cannot be read, is not one for this task, or would not have the same logits.
+    """
+    check_output(Path(output), overwrite=overwrite)
+    name = name or task
+    model = read_checkpoint(source, task=task, name=name, options=options)
+    model.save(output, overwrite=overwrite, extra={CARD: imported_card(model, name)})
+    return model
+
+
+def read_checkpoint(source: str | Path, *, task: str, name: str, options: Mapping[str, Any] | None = None) -> Model:
+    """A fine-tuned Hugging Face checkpoint as a model with one head, in memory; see `import_checkpoint`."""
+    check_head_name(name)
+    cls = head_class(task)
+    if cls.hf_auto is None:
+        raise UsageError(f"task {task!r}", "has no checkpoints of others", "train it")
+    folder, revision = locate(str(source))
+    backbone = from_foreign(folder, source=str(source), revision=revision)
+    config = read_config(read_whole(folder / CONFIG, links=True), where=str(source))
+    head = cls(cls.from_hugging_face(config, options or {}), backbone=backbone.info)
+    original = _original(folder, cls.hf_auto, config, str(source))
+    _take_over(_layers(head, str(source)), original, str(source))
+    model = Model(backbone, {name: head}, {name: HeadRecord(task, asdict(head.config))}).eval()
+    _check_same(backbone, head, original.eval(), where=str(source))
+    return model
+
+
+def to_hugging_face(
+    folder: str | Path, head: str, *, output: str | Path, overwrite: bool = False
+) -> tuple[str, list[str]]:
+    """Write one head of a model as a Hugging Face checkpoint with the same logits, at the head's temperature.
+
+    Args:
+        folder: the model's.
+        head: the head's name.
+        output: the checkpoint's folder.
+        overwrite: whether `output` may be replaced.
+
+    Returns:
+        The auto class that loads it, and what such a checkpoint cannot say of the head, in words.
+
+    Raises:
+        UsageError: there is no such head, or the output folder is not empty.
+        ModelError: the folder is no model, or Hugging Face has no such class for this backbone.
+    """
+    check_output(Path(output), overwrite=overwrite)
+    stored = ModelFolder.open(folder)
+    name = stored.head_name(head)
+    model = stored.model()
+    own = model.heads[name]
+    said, lost = own.to_hugging_face()
+    full = _assembled(model.backbone, own, said, where=f"{folder}: {name}")
+    assets = {key: content for key, content in model.backbone.assets.items() if key not in (CONFIG, WEIGHTS)}
+    with written_beside(Path(output), ModelError) as place:
+        for key, content in assets.items():
+            (place / key).write_bytes(content)
+        full.save_pretrained(place)
+    return str(own.hf_auto), lost
+
+
+def _layers(head: Head, where: str) -> HuggingFaceLayers:
+    layers = getattr(head, "layers", None)
+    if not isinstance(layers, HuggingFaceLayers) or not layers.borrowed:
+        kind = head.backbone_info.config.model_type
+        problem = f"has the architecture {kind}, for which {head.hf_auto} has nothing that works on the states alone"
+        raise ModelError(where, problem, "take an encoder, such as BERT or ModernBERT")
+    return layers
+
+
+def _original(folder: Path, hf_auto: str, config: Any, where: str) -> Any:
+    """The checkpoint as Hugging Face has it."""
+    auto = getattr(transformers, hf_auto)
+    if type(config) not in auto._model_mapping:
+        raise ModelError(
+            where, f"has the architecture {config.model_type}, for which there is no {hf_auto}", "train one"
+        )
+    with refusing(where, f"is no checkpoint of {hf_auto}", "take a complete one with model.safetensors"):
+        model, report = auto.from_pretrained(
+            folder,
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    if report["missing_keys"] or report["mismatched_keys"]:
+        lacks = listing(sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])))
+        fix = f"take one that was fine-tuned for this task, or train on it: --backbone {where}"
+        raise ModelError(where, f"is no checkpoint of {hf_auto}: it lacks {lacks}", fix)
+    return model
+
+
+def _take_over(layers: HuggingFaceLayers, original: nn.Module, where: str) -> None:
+    own, theirs = layers.model.state_dict(), original.state_dict()
+    lacks = sorted(name for name in own if name not in theirs or theirs[name].shape != own[name].shape)
+    if lacks:
+        raise ModelError(where, f"has no {listing(lacks)}", "take another checkpoint")
+    layers.model.load_state_dict({name: theirs[name] for name in own})
+    check_finite(own, where=where)
+
+
+def _assembled(backbone: Backbone, head: Head, said: Mapping[str, Any], *, where: str) -> Any:
+    """Hugging Face's model with the weights of the backbone and of the head, whose temperature is in its last layer."""
+    layers, temperature = _layers(head, where), getattr(head.config, "temperature", 1.0)
+    config = copy.deepcopy(backbone.info.config)
+    for key, value in said.items():
+        setattr(config, key, value)
+    config.label2id = {label: index for index, label in config.id2label.items()}
+    full = getattr(transformers, str(head.hf_auto)).from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for weight in full.parameters():
+            weight.fill_(math.nan)  # what is not set below shows
+    base = getattr(full, full.base_model_prefix)
+    trunk = base.get_encoder() if config.is_encoder_decoder else base
+    unknown = trunk.load_state_dict(backbone.trunk.state_dict(), strict=False).unexpected_keys
+    unknown += full.load_state_dict(_cooled(layers.model, temperature), strict=False).unexpected_keys
+    if unknown:
+        raise ModelError(where, f"has {listing(unknown)}, unknown to {head.hf_auto}", "report this with your versions")
+    full.tie_weights()
+    check_finite(dict(full.named_parameters()), where=where)
+    _check_same(backbone, head, full.eval(), where=where, temperature=temperature)
+    return full
+
+
+def _cooled(layers: nn.Module, temperature: float) -> dict[str, Tensor]:
+    """The layers' weights, those of the last linear layer divided by the temperature."""
+    last = [name for name, module in layers.named_modules() if isinstance(module, nn.Linear)][-1]
+    return {
+        name: tensor / temperature if name.rpartition(".")[0] == last else tensor
+        for name, tensor in layers.state_dict().items()
+    }
+
+
+def _check_same(backbone: Backbone, head: Head, other: Any, *, where: str, temperature: float = 1.0) -> None:
+    """Compare the logits of a head, divided by a temperature, with those of Hugging Face's model.
+
+    Raises:
+        ModelError: they differ by more than the tolerance.
+    """
+    backbone.eval()
+    head.eval()
+    worst = 0.0
+    for seed, shape in enumerate(_SHAPES):
+        batch = {name: torch.from_numpy(array) for name, array in random_batch(backbone.info, shape, seed).items()}
+        given = {"input_ids": batch["ids"], "attention_mask": batch["mask"]}
+        if backbone.info.has_types:
+            given["token_type_ids"] = batch["types"]
+        kind = backbone.info.config.model_type
+        with refusing(where, f"does not run as {kind}", "take another checkpoint"), torch.no_grad():
+            ours, theirs = head.forward(backbone(batch), batch), other(**given)
+        for name, axes in head.outputs.items():
+            real = batch["mask"] == 1 if "S" in axes else slice(None)
+            worst = max(worst, float((ours[name] / temperature - theirs[name])[real].abs().max()))
+    if not worst <= TOLERANCE:
+        problem = f"has the architecture {kind}, whose logits differ from the original's by {worst:.1e}"
+        raise ModelError(where, problem, "it needs more than the states of its tokens: take another architecture")
