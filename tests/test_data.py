@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nlptasks.data import load_data, load_part, with_dev
+from nlptasks.data import CALIBRATION, load_data, load_part, with_calibration, with_dev
 from nlptasks.errors import DataError
 from nlptasks.files import TABLES
 
@@ -68,3 +68,24 @@ def test_the_part_to_evaluate(tmp_path: Path) -> None:
     assert load_part(single, None, TABLES, {})[0] == "all"
     with pytest.raises(DataError, match="is one file and has no part 'test'"):
         load_part(single, "test", TABLES, {})
+
+
+def test_a_twentieth_of_train_is_held_out_to_fit_temperatures(tmp_path: Path) -> None:
+    data = with_dev(load_data(folder_of(tmp_path, train__jsonl=ROWS), TABLES, {}), 0)
+    held = with_calibration(data, 0)
+    assert {part: len(rows) for part, rows in held.parts.items()} == {"train": 35, "dev": 4, CALIBRATION: 1}
+    texts = {part: {row.fields["text"] for row in rows} for part, rows in held.parts.items()}
+    assert not texts["train"] & texts[CALIBRATION]
+    assert {row.fields["text"] for row in held.given_train} == set.union(*texts.values())
+    assert held.split == (
+        "dev is 4 rows of train, drawn with seed 0; calibration is 1 rows of train, drawn with seed 0"
+    )
+
+
+def test_nothing_is_held_out_of_few_rows(tmp_path: Path) -> None:
+    few = "".join(f'{{"text": "{number}"}}\n' for number in range(19))
+    data = load_data(folder_of(tmp_path, train__jsonl=few, dev__jsonl=few), TABLES, {})
+    assert with_calibration(data, 0) is data
+    many = "".join(f'{{"text": "{number}"}}\n' for number in range(30000))
+    data = load_data(folder_of(tmp_path, train__jsonl=many, dev__jsonl=few), TABLES, {})
+    assert len(with_calibration(data, 0).parts[CALIBRATION]) == 1000

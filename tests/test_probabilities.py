@@ -50,18 +50,18 @@ def test_it_is_the_one_that_gradient_descent_finds() -> None:
     draw = np.random.default_rng(1)
     logits = draw.normal(size=(5000, 4), scale=4).astype(np.float32)
     gold = np.where(draw.random(5000) < 0.7, logits.argmax(axis=1), draw.integers(0, 4, 5000))
-    log = torch.zeros(1, requires_grad=True)
-    optimizer = torch.optim.LBFGS([log], lr=0.1, max_iter=200)
+    log = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([log], max_iter=200, tolerance_change=1e-12)
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        scaled = torch.from_numpy(logits) / log.exp()
+        scaled = torch.from_numpy(logits).double() / log.exp()
         value = torch.nn.functional.cross_entropy(scaled, torch.from_numpy(gold), reduction="sum") + 10 * log.sum() ** 2
         value.backward()
         return value
 
     optimizer.step(loss)
-    found = fit_temperature(lambda t: -float(log_softmax(logits, t)[np.arange(5000), gold].sum()))
+    found = fit_temperature(lambda t: -float(log_softmax(logits, t)[np.arange(5000), gold].sum(dtype=np.float64)))
     assert found == pytest.approx(log.exp().item(), abs=1e-3)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nlptasks.text import close_unspaced, first_tokens, join_words, readable, split_at, words
+from nlptasks.text import close_unspaced, first_tokens, join_words, readable, split_at, widened, words
 
 GOLDEN = [
     ("Ada Lovelace lived in London.", "Ada|Lovelace|lived|in|London|."),
@@ -97,3 +97,21 @@ def test_spans_are_split_at_cuts_inside_them() -> None:
 def test_words_of_a_long_text_are_complete(before: str, unit: str) -> None:
     text = before + unit * 100_000
     assert sum(end - start for start, end in words(text)) == len(text.replace(" ", ""))
+
+
+@pytest.mark.parametrize(
+    ("text", "span", "wide"),
+    [
+        ("ab cd", (0, 2), "ab"),
+        ("ab cd", (1, 4), "b c"),
+        ("ab cd ", (2, 6), "cd"),
+        ("cafe\u0301 x", (0, 4), "cafe\u0301"),
+        ("cafe\u0301 x", (4, 5), "e\u0301"),
+        ("\U0001f44d\U0001f3fd ok", (0, 1), "\U0001f44d\U0001f3fd"),
+        ("\U0001f469\u200d\U0001f52c!", (2, 3), "\U0001f469\u200d\U0001f52c"),
+        ("ab", (1, 1), ""),
+    ],
+)
+def test_a_span_is_widened_to_whole_characters(text: str, span: tuple[int, int], wide: str) -> None:
+    start, end = widened(text, *span)
+    assert text[start:end] == wide

@@ -194,7 +194,7 @@ class ClassificationHead(Head):
         logits, right = self._logits_and_gold(readings)  # [N,C], [N,C]
 
         def surprise(temperature: float) -> float:
-            return -float(self._kind.log_likelihood(logits, right, temperature).sum())
+            return -float(self._kind.log_likelihood(logits, right, temperature).sum(dtype=np.float64))
 
         return replace(self.config, temperature=fit_temperature(surprise))
 

@@ -224,7 +224,7 @@ class NerHead(Head):
         classes, logits = np.concatenate(all_classes), np.concatenate(all_logits)  # of all words
 
         def surprise(temperature: float) -> float:
-            return -float(log_softmax(logits, temperature)[np.arange(len(classes)), classes].sum())
+            return -float(log_softmax(logits, temperature)[np.arange(len(classes)), classes].sum(dtype=np.float64))
 
         return replace(self.config, temperature=fit_temperature(surprise))
 

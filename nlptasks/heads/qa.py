@@ -1,9 +1,9 @@
 """Extractive question answering: the span of a context that answers a question, or that there is none.
 
 Rows are ``question`` and ``context`` with ``answers``, as in SQuAD, nested (JSON) or flat (JSON Lines, CSV). A context that is
-too long is read in overlapping windows, and each of its tokens takes the scores of the window in which it stands farthest from a
-cut. All scores are relative to those of the first special token, which stands for "no answer here": so windows can be compared,
-and the spans of all windows share one distribution.
+too long is read in overlapping windows, and each possible answer takes its score from the window in which it stands farthest from
+a cut. All scores are relative to those of the first special token, which stands for "no answer here": so windows can be compared,
+and the answers of all windows share one distribution.
 """
 
 from __future__ import annotations
@@ -200,26 +200,22 @@ class QaHead(Head):
     def calibrate(self, readings: Iterable[Reading]) -> QaConfig:
         known = []
         for reading in readings:
-            tokens, gold = _Tokens.merged(reading.windows, reading.outputs), reading.example.gold
-            spans = {tokens.span_of(span) for span in gold} - {None}
-            if spans or (self.config.may_be_none and not gold):
-                known.append((tokens, spans))
+            spans, gold = self._spans(reading.windows, reading.outputs), reading.example.gold
+            places = [place for place in map(spans.place, gold) if place]
+            if places or (self.config.may_be_none and not gold):
+                known.append((spans.logits, np.array([spans.logits[place] for place in places] or [0.0], np.float32)))
 
         def surprise(temperature: float) -> float:
-            return -sum(self._log_likelihood(tokens, spans, temperature) for tokens, spans in known)
+            return sum(self._log_total(all_ / temperature) - _log_sum(right / temperature) for all_, right in known)
 
         return replace(self.config, temperature=fit_temperature(surprise))
 
-    def _log_likelihood(self, tokens: _Tokens, spans: set[Any], temperature: float) -> float:
-        grid = tokens.grid(self.config.max_answer_tokens, temperature)  # [n,L]
-        right = [grid[first, last - first] for first, last in spans if last - first < grid.shape[1]]
-        if spans and not right:
-            return 0.0  # longer than any answer it gives
-        return _log_sum(np.array(right or [0.0], np.float32)) - self._log_total(grid)
+    def _spans(self, windows: Sequence[Window], outputs: Sequence[Outputs]) -> _Spans:
+        return _Spans.merged(windows, outputs, self.config.max_answer_tokens)
 
-    def _log_total(self, grid: Floats) -> float:
+    def _log_total(self, logits: Floats) -> float:
         """The logarithm of what all answers add up to: no answer counts 1, if it may be given."""
-        total = _log_sum(grid)
+        total = _log_sum(logits)
         return float(np.logaddexp(total, 0.0)) if self.config.may_be_none else total
 
     def fit_thresholds(self, readings: Iterable[Reading]) -> QaConfig:
@@ -228,12 +224,11 @@ class QaHead(Head):
         odds, gain = [], []
         given = replace(self.config, no_answer="false", top_k=1)
         for reading in readings:
-            tokens = _Tokens.merged(reading.windows, reading.outputs)
-            grid = tokens.grid(given.max_answer_tokens, given.temperature)
-            [answer] = self._answers(reading.example, tokens, grid, given)
-            odds.append(-float(grid.max(initial=-np.inf)))
-            f1 = answer_scores([reading.example.answers], [answer.text], [reading.example.context])["f1"]
-            gain.append(f1 - (not reading.example.gold))  # by giving the answer instead of none
+            spans, example = self._spans(reading.windows, reading.outputs), reading.example
+            [answer] = self._answers(example, spans, given)
+            odds.append(-float(spans.logits.max(initial=-np.inf)) / given.temperature)
+            f1 = answer_scores([example.answers], [answer.text], [example.context])["f1"]
+            gain.append(f1 - (not example.gold))  # by giving the answer instead of none
         order = np.argsort(odds, kind="stable")  # the surest answers first
         kept = int(np.argmax(np.concatenate([[0.0], np.cumsum(np.array(gain)[order])])))
         ranked = np.array(odds)[order]
@@ -243,19 +238,17 @@ class QaHead(Head):
     def decode(
         self, example: QaExample, windows: Sequence[Window], outputs: Sequence[Outputs]
     ) -> Answer | list[Answer]:
-        tokens = _Tokens.merged(windows, outputs)
-        grid = tokens.grid(self.config.max_answer_tokens, self.config.temperature)
-        answers = self._answers(example, tokens, grid, self.config)
+        answers = self._answers(example, self._spans(windows, outputs), self.config)
         return answers if self.config.top_k > 1 else answers[0]
 
-    def _answers(self, example: QaExample, tokens: _Tokens, grid: Floats, config: QaConfig) -> list[Answer]:
+    def _answers(self, example: QaExample, spans: _Spans, config: QaConfig) -> list[Answer]:
         """The best answers, the best one first."""
-        if not grid.size:
+        if not len(spans.logits):
             return [Answer("", 0, 0, None)]
-        total = self._log_total(grid)
-        answers: list[Answer] = []
+        left = spans.logits / config.temperature  # [n,L]
+        total = self._log_total(left)
         null = Answer("", 0, 0, float(np.exp(-total)))
-        left = grid.copy() if config.top_k > 1 else grid
+        answers: list[Answer] = []
         while len(answers) < config.top_k:
             first, length = np.unravel_index(int(left.argmax()), left.shape)
             score = float(left[first, length])
@@ -265,10 +258,9 @@ class QaHead(Head):
             if score == -np.inf:
                 break
             last = int(first + length)
-            start, end = widened(example.context, int(tokens.offsets[first, 0]), int(tokens.offsets[last, 1]))
+            start, end = widened(example.context, int(spans.offsets[first, 0]), int(spans.offsets[last, 1]))
             answers.append(Answer(example.context[start:end], start, end, float(np.exp(score - total))))
-            if len(answers) < config.top_k:
-                _leave_out(left, int(first), last)
+            _leave_out(left, int(first), last)
         return answers
 
     def scored(self, example: QaExample, result: Answer | list[Answer]) -> list[tuple[float, bool]]:
@@ -297,46 +289,41 @@ class QaHead(Head):
 
 
 @dataclass(frozen=True)
-class _Tokens:
-    """The tokens of a context with their scores relative to no answer, each from the window where it is farthest from a cut.
+class _Spans:
+    """All answers that there could be, each with its score from the window in which it stands farthest from a cut.
 
     Attributes:
-        start: of the answer's start [n].
-        end: of its end [n].
-        offsets: code points of each token [n,2].
+        logits: relative to no answer, of the answer from token i to the one k tokens further, at [i,k]: [n,L].
+        offsets: code points of each token of the context [n,2].
     """
 
-    start: Floats
-    end: Floats
+    logits: Floats
     offsets: Ints
 
     @classmethod
-    def merged(cls, windows: Sequence[Window], outputs: Sequence[Outputs]) -> _Tokens:
+    def merged(cls, windows: Sequence[Window], outputs: Sequence[Outputs], longest: int) -> _Spans:
+        """The answers of at most `longest` tokens."""
         parts = [_places(window) for window in windows]
         size = max((window.begin + len(own) for window, (own, _) in zip(windows, parts, strict=True)), default=0)
-        start, end = np.full(size, -np.inf, np.float32), np.full(size, -np.inf, np.float32)  # [n]
-        offsets, distance = np.zeros((size, 2), np.int64), np.full(size, -1)
+        logits, distance = np.full((size, longest), -np.inf, np.float32), np.full((size, longest), -1)  # [n,L]
+        offsets = np.zeros((size, 2), np.int64)
         for window, (content, null), output in zip(windows, parts, outputs, strict=True):
-            here = np.arange(len(content))
-            far = np.minimum(here + size * window.opens, len(content) - 1 - here + size * window.closes)
-            better = far > distance[window.begin + here]
-            tokens, places = window.begin + here[better], content[better]
-            distance[tokens], offsets[tokens] = far[better], window.offsets[places]
-            for merged, logits in ((start, checked(output[_START])), (end, checked(output[_END]))):
-                merged[tokens] = logits[places] - logits[null]
-        return cls(start, end, offsets)
+            n = len(content)
+            start, end = (checked(output[name])[content] - output[name][null] for name in (_START, _END))
+            behind = np.full(longest - 1, -np.inf, np.float32)
+            sums = start[:, None] + sliding_window_view(np.append(end, behind), longest) if n else logits[:0]  # [n,L]
+            first, length = np.arange(n)[:, None], np.arange(longest)
+            far = np.minimum(first + size * window.opens, n - 1 - first - length + size * window.closes)
+            own = slice(window.begin, window.begin + n)
+            better = far > distance[own]
+            logits[own], distance[own] = np.where(better, sums, logits[own]), np.maximum(far, distance[own])
+            offsets[own] = window.offsets[content]
+        return cls(logits, offsets)
 
-    def span_of(self, gold: Span) -> Span | None:
-        """The first and the last token of a span in code points; None if it has none."""
-        return _tokens_of(gold, self.offsets)
-
-    def grid(self, longest: int, temperature: float) -> Floats:
-        """The logits of all answers: from token i, k tokens further, at [i,k]."""
-        if not len(self.start):
-            return np.zeros((0, 1), np.float32)
-        padded = np.append(self.end, np.full(longest - 1, -np.inf, np.float32))
-        sums: Floats = (self.start[:, None] + sliding_window_view(padded, longest)) / temperature
-        return sums
+    def place(self, gold: Span) -> Span | None:
+        """Where in `logits` the answer of these code points is; None if it is longer than any, or has no token."""
+        tokens = _tokens_of(gold, self.offsets)
+        return (tokens[0], tokens[1] - tokens[0]) if tokens and tokens[1] - tokens[0] < self.logits.shape[1] else None
 
 
 def _places(window: Window) -> tuple[Ints, int]:

@@ -49,8 +49,9 @@ SETS = {
 def read(folder: Path, part: str) -> Rows:
     """The rows of a part; none if there is no such file."""
     for path in sorted(folder.glob(f"{part}.jsonl*")):
-        text = gzip.open(path, "rt", encoding="utf-8").read() if path.suffix == ".gz" else path.read_text("utf-8")
-        return [json.loads(line) for line in text.splitlines()]
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
+        return [json.loads(line) for line in text.split("\n") if line]
     return []
 
 
@@ -77,7 +78,10 @@ def measure(folder: Path, task: Task, epochs: int | None, model: Path) -> dict[s
         log = json.loads((model / "training.json").read_text())
         rows = read(folder, task.part)
         known = {row.get("text") for row in train_rows if "text" in row}
-        parts = {task.part: rows, f"{task.part} without texts of train": [r for r in rows if r.get("text") not in known]}
+        parts = {
+            task.part: rows,
+            f"{task.part} without texts of train": [r for r in rows if r.get("text") not in known],
+        }
         found = {
             name: overall(evaluate(model, f"{task.head}={write(data / 'rows.jsonl', own)}").metrics)
             for name, own in parts.items()

@@ -1,0 +1,35 @@
+"""Train a sentiment head on the sample data, export it, and follow the polarity of some texts on ONNX Runtime.
+
+python examples/sentiment.py [FOLDER]
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import nlptasks
+import nlptasks.pipeline
+
+TEXTS = ["A wonderful book.", "The room has two beds and a desk.", "Not bad at all!", "The worst soup I have ever had."]
+
+
+def main(folder: Path) -> None:
+    """Train for a few epochs and show what was learned."""
+    result = nlptasks.train("sentiment", output=folder, settings=nlptasks.TrainSettings(epochs=4))
+    metrics = result.metrics["test"]
+    print(f"test accuracy {metrics['accuracy']:.2f}, mean absolute error {metrics['mae']:.2f} of the scale")
+    nlptasks.export(folder)
+    pipe = nlptasks.pipeline.pipeline("sentiment", model=folder)
+    print(f"{pipe.backend}:")
+    for text, found in zip(TEXTS, pipe(TEXTS), strict=True):
+        print(f"  {found.polarity:+.2f}  {found.label:8} {found.score:.2f}  {text}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        main(Path(sys.argv[1]))
+    else:
+        with tempfile.TemporaryDirectory() as place:
+            main(Path(place) / "sentiment")

@@ -1,0 +1,427 @@
+"""The question answering head: SQuAD's forms, offsets, windows, no answer, several answers, metrics as of the official script."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nlptasks.backbone import BackboneInfo, read_config
+from nlptasks.batching import collate_units, make_units
+from nlptasks.data import load_data
+from nlptasks.errors import BackendError, DataError, DataErrors
+from nlptasks.files import read_csv
+from nlptasks.heads.qa import Answer, QaConfig, QaHead, read_squad
+from nlptasks.probabilities import calibration_error
+from nlptasks.scores import answer_scores
+from nlptasks.tokenizer import Tokenizer
+from nlptasks.types import Reading, Row, Window
+
+CONTEXT = "Ada Smith saw London and left Paris, Rome or Berlin."
+
+
+def row(**fields: Any) -> Row:
+    return Row({"question": "Who?", "context": CONTEXT, **fields}, "data.jsonl:7")
+
+
+def answers(*texts: str, context: str = CONTEXT) -> dict[str, list[Any]]:
+    return {"text": list(texts), "answer_start": [context.index(text) for text in texts]}
+
+
+@pytest.fixture(scope="module")
+def info(backbones: Path) -> BackboneInfo:
+    config = read_config((backbones / "bert" / "config.json").read_bytes(), where="bert")
+    return BackboneInfo("bert", None, config, 64, 0, True)
+
+
+@pytest.fixture(scope="module")
+def head(info: BackboneInfo) -> QaHead:
+    return QaHead(QaConfig(), backbone=info).eval()
+
+
+@pytest.fixture(scope="module", params=["bert", "roberta", "xlm-roberta"])
+def tokenizer(request: pytest.FixtureRequest, backbones: Path) -> Tokenizer:
+    backend = tokenizers.Tokenizer.from_file(f"{backbones}/{request.param}/tokenizer.json")
+    return Tokenizer(backend, max_tokens=48)
+
+
+def certain(head: QaHead, example: Any, window: Window) -> dict[str, np.ndarray]:
+    """Outputs that say of every token exactly what the gold says."""
+    features = head.features(example, window)
+    return {f"{name}_logits": np.where(features[name] == 1, 9.0, 0.0).astype(np.float32) for name in ("start", "end")}
+
+
+def oracle(head: QaHead, tokenizer: Tokenizer, example: Any) -> Any:
+    [windows] = tokenizer.windows(head.sources(example))
+    return head.decode(example, windows, [certain(head, example, window) for window in windows])
+
+
+# Rows.
+
+
+@pytest.mark.parametrize(
+    ("fields", "spans"),
+    [
+        ({"answers": {"text": ["London"], "answer_start": [14]}}, ((14, 20),)),
+        ({"answers": [{"text": "London", "answer_start": 14}, {"text": "Ada", "answer_start": 0}]}, ((14, 20), (0, 3))),
+        ({"answers": '{"text": ["London"], "answer_start": [14]}'}, ((14, 20),)),
+        ({"answers": '[{"text": "London", "answer_start": 14}]'}, ((14, 20),)),
+        ({"answer": "London", "answer_start": 14}, ((14, 20),)),
+        ({"answer": "London", "answer_start": "14"}, ((14, 20),)),
+        ({"answer": "London"}, ((14, 20),)),
+        ({"answer": "London", "answer_start": ""}, ((14, 20),)),
+        ({"answers": [{"text": "London", "answer_start": 14}] * 3}, ((14, 20),)),
+        ({"answers": {"text": [], "answer_start": []}}, ()),
+        ({"answers": [], "is_impossible": True}, ()),
+        ({"answer": ""}, ()),
+        ({"is_impossible": True}, ()),
+        ({"is_impossible": "true"}, ()),
+        ({}, None),
+    ],
+)
+def test_answers_are_read_in_every_form(head: QaHead, fields: dict[str, Any], spans: Any) -> None:
+    assert head.read(row(**fields)).gold == spans
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"answer": "London", "answer_start": 15}, r"'London' does not stand at 15, but at 14 \(off by -1\)"),
+        ({"answer": "London", "answer_start": 11}, r"'London' does not stand at 11, but at 14 \(off by \+3\)"),
+        ({"answer": "London", "answer_start": -3}, r"but at 14 \(off by \+17\)"),
+        ({"answer": "Oslo", "answer_start": 3}, "'Oslo' does not stand in the context"),
+        ({"answer": "Oslo"}, "'Oslo' stands 0 times in the context"),
+        ({"answer": "a"}, "'a' stands 4 times in the context; give its answer_start"),
+        ({"answer": "London", "answer_start": 14.0}, "answer_start is 14.0, expected a whole number"),
+        ({"answer": "London", "answer_start": "x"}, "answer_start is 'x', expected a whole number"),
+        ({"answer": 5, "answer_start": 1}, "has the answer 5, expected text"),
+        ({"answer": " ", "answer_start": 3}, "has the answer ' ', expected text"),
+        ({"answers": "London"}, "answers is not JSON"),
+        ({"answers": {"text": ["a", "b"], "answer_start": [1]}}, "expected texts and their starts"),
+        ({"answers": [["London", 14]]}, "expected texts and their starts"),
+        ({"question": "  "}, "has an empty question"),
+        ({"question": None}, "question is None, expected a string"),
+        ({"context": "", "answer": "x"}, "'x' stands 0 times"),
+    ],
+)
+def test_what_is_wrong_with_an_answer_is_told(head: QaHead, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=rf"data.jsonl:7: .*{message}"):
+        head.read(row(**fields))
+
+
+def test_offsets_in_other_units_are_recognized(head: QaHead) -> None:
+    context = "\U0001f9d4 café: Ada"
+    for start, unit in ((9, "UTF-16 code units"), (12, "UTF-8 bytes")):
+        with pytest.raises(DataError, match=f"looks like {unit}; count code points"):
+            head.read(row(context=context, answer="Ada", answer_start=start))
+    assert head.read(row(context=context, answer="Ada", answer_start=8)).answers == ["Ada"]
+
+
+def test_rows_without_question_or_context(head: QaHead) -> None:
+    for name in ("question", "context"):
+        fields = {key: value for key, value in row().fields.items() if key != name}
+        with pytest.raises(DataError, match=f"has no '{name}'"):
+            head.read(Row(fields, "data.jsonl:7"))
+    with pytest.raises(DataError, match="has an empty context; remove the row"):
+        head.read_gold([row(context=" ", answers=[])])
+    with pytest.raises(DataError, match="has no gold answer"):
+        head.read_gold([row()])
+
+
+SQUAD = {
+    "version": "v2.0",
+    "data": [
+        {
+            "title": "Ada",
+            "paragraphs": [
+                {
+                    "context": CONTEXT,
+                    "qas": [
+                        {"id": "1", "question": "Who?", "answers": [{"text": "Ada Smith", "answer_start": 0}]},
+                        {
+                            "id": "2",
+                            "question": "Why?",
+                            "answers": [],
+                            "is_impossible": True,
+                            "plausible_answers": [{"text": "London", "answer_start": 14}],
+                        },
+                    ],
+                }
+            ],
+        }
+    ],
+}
+
+
+def test_squad_files_are_read(tmp_path: Path, head: QaHead) -> None:
+    for name in ("train-v2.0.json", "dev-v2.0.json"):
+        (tmp_path / name).write_text(json.dumps(SQUAD))
+    data = load_data(tmp_path, QaHead.formats, {})
+    assert set(data.parts) == {"train", "dev"}
+    examples = head.read_gold(data.parts["train"])
+    assert [(one.question, one.answers) for one in examples] == [("Who?", ["Ada Smith"]), ("Why?", [])]
+    assert data.parts["train"][1].where == f"{tmp_path}/train-v2.0.json: data[0].paragraphs[0].qas[1]"
+    assert QaHead.configure(data.parts["train"], {}).unanswerable
+    assert not QaHead.configure(data.parts["train"][:1], {}).unanswerable
+
+
+def test_an_array_of_flat_rows_is_read(tmp_path: Path, head: QaHead) -> None:
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps([{"question": "Who?", "context": CONTEXT, "answer": "London"}]))
+    assert [head.read(own).answers for own in read_squad(path)] == [["London"]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ("5", "has 5 as data, expected a list"),
+        ("{}", "has None as data"),
+        ('{"data": [5]}', r"data\[0\]: has None as paragraphs"),
+        ('{"data": [{"paragraphs": [{"context": "a"}]}]}', r"data\[0\].paragraphs\[0\]: has None as qas"),
+        ('{"data": [{"paragraphs": [{"qas": [{"question": "a", "id": "1", "id": "2"}]}]}]}', "has the key 'id' twice"),
+    ],
+)
+def test_broken_squad_files_are_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "train.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        load_data(tmp_path / "train.json", QaHead.formats, {})
+
+
+def test_csv_is_read(tmp_path: Path, head: QaHead) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f'question,context,answer,answer_start\nWho?,"{CONTEXT}",London,14\nWhy?,"{CONTEXT}",,\n')
+    assert [head.read(own).answers for own in read_csv(path)] == [["London"], []]
+
+
+def test_errors_of_several_rows_are_told_at_once(head: QaHead) -> None:
+    with pytest.raises(DataErrors) as caught:
+        QaHead.configure([row(answer="London", answer_start=13), row(answer="Oslo"), row(answer="London")], {})
+    assert len(caught.value.errors) == 2
+
+
+def test_rows_without_any_answer_teach_nothing() -> None:
+    with pytest.raises(DataError, match=r"has no answer at all|have no answer at all"):
+        QaHead.configure([row(answers=[]), row(is_impossible=True)], {})
+
+
+# Features and offsets.
+
+
+@pytest.mark.parametrize("answer", ["Ada Smith", "London", "Berlin", "saw London and left", "Paris, Rome"])
+@pytest.mark.parametrize("before", [0, 1, 7, 40, 200])
+def test_an_answer_is_found_wherever_it_stands(head: QaHead, tokenizer: Tokenizer, answer: str, before: int) -> None:
+    context = "b " * before + CONTEXT + " a" * (200 - before)
+    example = head.read(row(context=context, answers=answers(answer, context=context)))
+    found = oracle(head, tokenizer, example)
+    assert (found.text, context[found.start : found.end]) == (answer, answer)
+    assert found.start == context.index(answer)
+
+
+TEXTS = st.text(st.sampled_from("ab cé́日本語\U0001f9d4\U0001f3fd‍\U0001f469ﬁ\r\n\t\u0410."), min_size=1, max_size=60)
+
+
+@given(TEXTS, st.data())
+@settings(max_examples=300, deadline=None)
+def test_answers_are_spans_of_the_context(head: QaHead, tokenizer: Tokenizer, context: str, data: Any) -> None:
+    example = head.read(Row({"question": "Who?", "context": context}, "x:1"))
+    [windows] = tokenizer.windows(head.sources(example))
+    draw = np.random.default_rng(data.draw(st.integers(0, 9)))
+    outputs = [
+        {name: draw.normal(size=len(window)).astype(np.float32) for name in ("start_logits", "end_logits")}
+        for window in windows
+    ]
+    found = head.decode(example, windows, outputs)
+    assert context[found.start : found.end] == found.text
+    assert found.score is None or 0 <= found.score <= 1
+
+
+def test_no_answer_is_learned_where_the_answer_is_not(head: QaHead, tokenizer: Tokenizer) -> None:
+    context = CONTEXT + " a" * 300
+    example = head.read(row(context=context, answer="London"))
+    [unit] = make_units(head, tokenizer, [example])
+    whole = [own["start"].argmax() for own in unit.features]
+    first = int(np.flatnonzero(unit.windows[0].parts == -1)[0])
+    assert whole[0] != first
+    assert set(whole[3:]) == {first}
+    for own, window in zip(unit.features, unit.windows, strict=True):
+        assert (own["start"] == 1).sum() == (own["end"] == 1).sum() == 1
+        assert (own["start"][window.parts == 0] == -100).all()  # the question is no answer
+
+
+def test_the_loss_is_cross_entropy_over_possible_tokens(head: QaHead, info: BackboneInfo, tokenizer: Tokenizer) -> None:
+    examples = [head.read(row(answer="London")), head.read(row(answers=[]))]
+    units = make_units(head, tokenizer, examples)
+    batch = {name: torch.from_numpy(array) for name, array in collate_units(units, info).items()}
+    states = torch.randn(*batch["ids"].shape, info.width)
+    total, count = head.loss(states, batch)
+    outputs = head(states, batch)
+    by_hand = 0.0
+    for index in range(len(batch["ids"])):
+        for name in ("start", "end"):
+            possible = batch[name][index] != -100
+            scores = outputs[f"{name}_logits"][index][possible].double()
+            gold = (batch[name][index][possible] == 1).nonzero().item()
+            by_hand -= torch.log_softmax(scores, 0)[gold].item()
+    assert total.item() == pytest.approx(by_hand, rel=1e-5)
+    assert count.item() == 2 * len(batch["ids"])
+
+
+# Answers.
+
+
+def reading(head: QaHead, start: list[float], end: list[float], **fields: Any) -> Reading:
+    """The outputs for a context of one-letter words, token by token; the first one stands for no answer."""
+    context = " ".join("abcdefgh"[: len(start) - 1])
+    n = len(start)
+    offsets = np.array([(0, 0)] + [(2 * index, 2 * index + 1) for index in range(n - 1)], dtype=np.int64)
+    parts = np.array([-1] + [1] * (n - 1))
+    zeros = np.zeros(n, dtype=np.int64)
+    example = head.read(Row({"question": "Who?", "context": context, **fields}, "x:1"))
+    outputs = {"start_logits": np.array(start, np.float32), "end_logits": np.array(end, np.float32)}
+    return Reading(example, [Window(zeros, zeros, parts, offsets)], [outputs])
+
+
+def result(head: QaHead, one: Reading) -> Any:
+    return head.decode(one.example, one.windows, one.outputs)
+
+
+def test_scores_are_probabilities_over_all_answers(info: BackboneInfo) -> None:
+    one = QaHead(QaConfig(top_k=20), backbone=info)
+    found = result(one, reading(one, [0, 1, 2, 0], [0, 0, 1, 3]))
+    # spans: aa 1, ab 2, ac 4, bb 3, bc 5, cc 3
+    total = sum(np.exp([1, 2, 4, 3, 5, 3]))
+    assert (found[0].text, found[0].score) == ("b c", pytest.approx(np.exp(5) / total))
+    assert [answer.text for answer in found] == ["b c", "a"]
+    assert found[1].score == pytest.approx(np.exp(1) / total)
+
+
+def test_no_answer_takes_part_if_it_may_be_given(info: BackboneInfo) -> None:
+    either = QaHead(QaConfig(unanswerable=True), backbone=info)
+    never = QaHead(QaConfig(unanswerable=True, no_answer="false"), backbone=info)
+    always = QaHead(QaConfig(no_answer="true"), backbone=info)
+    weak = ([3.0, 1.0, 0.0], [3.0, 1.0, 0.0])
+    for head in (either, always):
+        found = result(head, reading(head, *weak))
+        assert (found.text, found.start, found.end) == ("", 0, 0)
+        assert found.score == pytest.approx(1 / (1 + sum(np.exp(np.array([2, 1, 0]) - 6.0))))
+    assert result(never, reading(never, *weak)).text == "a"
+    strong = ([0.0, 3.0, 0.0], [0.0, 3.0, 0.0])
+    assert result(either, reading(either, *strong)).text == "a"
+    careful = QaHead(QaConfig(unanswerable=True, null_threshold=-7.0), backbone=info)
+    assert result(careful, reading(careful, *strong)).text == ""
+
+
+def test_several_answers_do_not_overlap_and_no_answer_is_one_of_them(info: BackboneInfo) -> None:
+    head = QaHead(QaConfig(top_k=3, unanswerable=True), backbone=info)
+    found = result(head, reading(head, [0, 2, 0, 1], [0, 2, 0, 1]))
+    assert [answer.text for answer in found[:2]] == ["a", "c"] or found[0].text == "a"
+    spans = [(answer.start, answer.end) for answer in found if answer.text]
+    assert len(spans) == len(set(spans))
+    assert all(one[1] <= two[0] or two[1] <= one[0] for one in spans for two in spans if one != two)
+    assert [answer.score for answer in found if answer.text] == sorted(
+        (answer.score for answer in found if answer.text), reverse=True
+    )
+
+
+def test_answers_are_not_longer_than_they_may_be(info: BackboneInfo) -> None:
+    outputs = ([0, 9, 0, 0, 0], [0, 0, 0, 1, 9])
+    long, short = QaHead(QaConfig(), backbone=info), QaHead(QaConfig(max_answer_tokens=2), backbone=info)
+    assert result(long, reading(long, *outputs)).text == "a b c d"
+    assert len(result(short, reading(short, *outputs)).text.split()) <= 2
+
+
+def test_a_context_without_tokens_has_no_answer_and_no_score(head: QaHead, tokenizer: Tokenizer) -> None:
+    example = head.read(row(context=""))
+    [windows] = tokenizer.windows(head.sources(example))
+    outputs = [{name: np.zeros(len(window), np.float32) for name in head.outputs} for window in windows]
+    assert head.decode(example, windows, outputs) == Answer("", 0, 0, None)
+    assert head.decode(example, [], []) == Answer("", 0, 0, None)
+
+
+def test_logits_that_are_no_numbers_give_no_answer(head: QaHead) -> None:
+    with pytest.raises(BackendError, match="not finite"):
+        result(head, reading(head, [0, float("nan")], [0, 1]))
+
+
+def test_the_threshold_is_the_best_one(info: BackboneInfo) -> None:
+    head = QaHead(QaConfig(unanswerable=True), backbone=info)
+    readings = []
+    for strength, impossible in ((5, False), (4, False), (3, True), (2, False), (1, True), (0.5, True)):
+        fields = {"is_impossible": True} if impossible else {"answer": "a", "answer_start": 0}
+        readings.append(reading(head, [2, strength, -9], [2, strength, -9], **fields))
+    before = [result(head, one).text for one in readings]
+    assert before == ["a", "a", "a", "a", "", ""]
+    head.config = head.fit_thresholds(readings)
+    found = [result(head, one).text for one in readings]
+    examples = [one.example for one in readings]
+
+    def f1(answers: list[str]) -> float:
+        return head.metrics(examples, [Answer(text, 0, len(text), None) for text in answers])["f1"]
+
+    assert f1(found) == max(f1(["a"] * kept + [""] * (6 - kept)) for kept in range(7))
+
+
+def test_the_temperature_goes_with_how_often_answers_are_right(info: BackboneInfo) -> None:
+    head = QaHead(QaConfig(), backbone=info)
+    draw = np.random.default_rng(0)
+    readings = []
+    for _ in range(300):
+        gold = int(draw.integers(0, 4))
+        said = gold if draw.random() < 0.6 else int(draw.integers(0, 4))
+        logits = [0.0] + [8.0 if index == said else 0.0 for index in range(4)]
+        readings.append(reading(head, logits, logits, answer="abcd"[gold], answer_start=2 * gold))
+
+    def error() -> float:
+        return calibration_error([score for one in readings for score in head.scored(one.example, result(head, one))])
+
+    before = error()
+    head.config = head.calibrate(readings)
+    assert head.config.temperature > 1.5
+    assert error() < before / 2
+
+
+# Metrics: expected values worked out with SQuAD's official evaluate-v2.0.py by hand.
+
+
+@pytest.mark.parametrize(
+    ("gold", "found", "match", "f1"),
+    [
+        (["the Eiffel Tower"], "Eiffel tower!", 1, 1),
+        (["Ada"], "Bob", 0, 0),
+        (["Ada Smith"], "Ada", 0, 2 / 3),
+        (["a b b"], "b b c", 0, 2 * 1.0 * (2 / 3) / (1.0 + 2 / 3)),
+        (["Ada", "Ada Smith"], "Ada Smith", 1, 1),
+        (["in 1996", "1996"], "by 1996", 0, 2 / 3),
+        ([], "", 1, 1),
+        ([], "Ada", 0, 0),
+        (["Ada"], "", 0, 0),
+        (["U.S."], "us", 1, 1),
+        (["twenty-five"], "twentyfive", 1, 1),
+    ],
+)
+def test_scores_are_squads(gold: list[str], found: str, match: float, f1: float) -> None:
+    scores = answer_scores([gold], [found], ["some English context"])
+    assert (scores["exact_match"], scores["f1"]) == (match, pytest.approx(f1))
+
+
+def test_chinese_is_compared_by_character() -> None:
+    context = "北京是中国的首都。"
+    scores = answer_scores([["北京"]], ["北京市"], [context])
+    assert scores["f1"] == pytest.approx(2 * (2 / 3) * 1 / (2 / 3 + 1))
+    assert answer_scores([["北京"]], ["“北京”。"], [context])["exact_match"] == 1
+    assert answer_scores([["北京"]], ["北京市"], ["Beijing (北京市) in English"])["f1"] == 0  # as in SQuAD
+
+
+def test_questions_without_answer_are_scored_apart() -> None:
+    scores = answer_scores([["a1"], [], []], ["a1", "", "b1"], ["x"] * 3)
+    assert scores["f1"] == pytest.approx(2 / 3)
+    assert (scores["answerable.f1"], scores["unanswerable.f1"], scores["unanswerable.support"]) == (1, 0.5, 2)
+    assert "answerable.f1" not in answer_scores([["a1"]], ["a1"], ["x"])

@@ -1,0 +1,163 @@
+"""All tasks from end to end: one model a task on its sample data, on the command line and from Python, on both backends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import nlptasks
+from nlptasks.cli.main import main
+from nlptasks.config import TrainSettings
+from nlptasks.errors import DataError, UsageError
+from nlptasks.model import ModelFolder
+from nlptasks.pipeline import pipeline
+from nlptasks.registry import head_class
+
+TEXT = "Ada Smith saw London and left Paris."
+QUESTION = {"question": "Who saw London?", "context": TEXT}
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def trained(task: str, data: Path | None, backbone: Path, place: Path) -> Path:
+    settings = TrainSettings(backbone=str(backbone), epochs=2, lr=1e-3, batch_tokens=1024, precision="fp32")
+    nlptasks.train(f"{task}={data}" if data else task, output=place, settings=settings)
+    return place
+
+
+@pytest.fixture(scope="module")
+def qa(backbones: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained("qa", None, backbones / "bert", tmp_path_factory.mktemp("qa") / "model")
+
+
+@pytest.fixture(scope="module")
+def sentiment(backbones: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained("sentiment", None, backbones / "bert", tmp_path_factory.mktemp("sentiment") / "model")
+
+
+@pytest.mark.parametrize("task", ["qa", "sentiment"])
+def test_temperature_and_calibration_error_are_kept_and_told(task: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(task)
+    log = json.loads((model / "training.json").read_text())
+    temperature = log["fitted"]["temperature"]
+    assert ModelFolder.open(model).records[task].config["temperature"] == temperature != 1
+    assert set(log["calibration_error"]) == {"dev", "test"}
+    assert log["rows"]["calibration"] == int(0.05 * (log["rows"]["train"] + log["rows"]["calibration"]))
+    assert "calibration" not in log["metrics"]
+    card = (model / "README.md").read_text()
+    for part, found in log["calibration_error"].items():
+        assert f"| {part} | {found['before']:.4f} | {found['after']:.4f} |" in card
+    assert f"fitted to {log['rows']['calibration']} rows held out of train" in card
+
+
+def test_the_calibration_error_is_that_of_the_answers(sentiment: Path) -> None:
+    """Worked out again from what the saved model answers."""
+    rows = [
+        json.loads(line) for line in (head_class("sentiment").sample_folder() / "test.jsonl").open(encoding="utf-8")
+    ]
+    bins: dict[int, list[float]] = {}
+    for row, found in zip(rows, pipeline("sentiment", model=sentiment)([row["text"] for row in rows]), strict=True):
+        bins.setdefault(min(int(found.score * 15), 14), []).append(found.score - (found.label == row["label"]))
+    error = sum(abs(sum(gaps)) for gaps in bins.values()) / len(rows)
+    log = json.loads((sentiment / "training.json").read_text())
+    assert log["calibration_error"]["test"]["after"] == pytest.approx(error, abs=1e-4)
+
+
+def test_unanswerable_questions_give_a_threshold(qa: Path) -> None:
+    config = ModelFolder.open(qa).records["qa"].config
+    assert config["unanswerable"]
+    assert json.loads((qa / "training.json").read_text())["fitted"]["null_threshold"] == config["null_threshold"]
+
+
+def test_a_bare_text_is_left_out_by_a_head_that_reads_pairs(qa: Path) -> None:
+    done = run("predict", qa, TEXT, "--json")
+    assert (done.exit_code, json.loads(done.stdout)) == (0, {"text": TEXT, "results": {}})
+    assert "text:1: has no 'question'" in done.stderr
+    done = run("predict", qa, TEXT, "--heads", "qa")
+    assert (done.exit_code, "text:1: has no 'question'" in done.stderr) == (3, True)
+    with pytest.raises(DataError, match="has no 'question'"):
+        pipeline("qa", model=qa)(TEXT)
+
+
+def test_pairs_are_told_with_their_own_fields(qa: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"id": 7, **QUESTION}) + "\n")
+    done = run("predict", qa, "--input", path, "--json")
+    [record] = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {key: record[key] for key in ("id", "question", "context")} == {"id": 7, **QUESTION}
+    answer = record["results"]["qa"]
+    assert set(answer) == {"text", "start", "end", "score"}
+    assert TEXT[answer["start"] : answer["end"]] == answer["text"]
+
+
+def test_options_can_be_changed_at_run(qa: Path, tmp_path: Path) -> None:
+    best = pipeline("qa", model=qa, options={"qa": {"no_answer": "false"}})(QUESTION)
+    three = pipeline("qa", model=qa, options={"qa": {"no_answer": "false", "top_k": 3}})(QUESTION)
+    assert (len(three), three[0]) == (3, best)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(QUESTION) + "\n")
+    done = run("predict", qa, "--input", path, "--json", "--set", "qa.top_k=2", "--set", "qa.no_answer=false")
+    assert [answer["text"] for answer in json.loads(done.stdout)["results"]["qa"]] == [one.text for one in three[:2]]
+    assert run("predict", qa, "--input", path, "--set", "qa.top_k=2").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"qa": {"topk": 3}}, r"qa.topk: is no option of this head; did you mean 'top_k'\?"),
+        ({"qa": {"top_k": "many"}}, "qa.top_k: is 'many', not a value of type int"),
+        ({"qa": {"top_k": 0}}, "top_k: is 0; give 1 or more"),
+        ({"ner": {"top_k": 3}}, r"options 'ner': are of no head that is opened"),
+    ],
+)
+def test_wrong_options_at_run_are_refused(qa: Path, options: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        pipeline("qa", model=qa, options=options)
+
+
+def test_options_of_the_training_cannot_be_changed_at_run(sentiment: Path) -> None:
+    with pytest.raises(UsageError, match=r"sentiment.class_weights: is an option of the training"):
+        pipeline("sentiment", model=sentiment, options={"sentiment": {"class_weights": "balanced"}})
+
+
+@pytest.mark.parametrize("task", ["qa", "sentiment"])
+def test_evaluation_gives_what_training_gave_on_both_backends(task: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(task)
+    log = json.loads((model / "training.json").read_text())["metrics"]["test"]
+    sample = head_class(task).sample_folder()
+    done = run("evaluate", model, f"{task}={sample}", "--json", "--backend", "torch")
+    found = json.loads(done.stdout)
+    assert (found["split"], found["main_metric"]) == ("test", head_class(task).main_metric)
+    assert found["metrics"] == pytest.approx(log)
+    assert run("export", model).exit_code == 0
+    done = run("evaluate", model, f"{task}={sample}", "--json", "--backend", "onnx")
+    assert json.loads(done.stdout)["metrics"] == pytest.approx(log)
+
+
+def test_people_see_text_label_and_score(sentiment: Path) -> None:
+    done = run("predict", sentiment, TEXT)
+    assert done.stdout.startswith(TEXT + " [")
+    assert any(f" {label}]" in done.stdout for label in ("negative", "neutral", "positive"))
+
+
+def test_spacy_has_the_scores_of_labels(sentiment: Path) -> None:
+    import spacy
+
+    nlp = spacy.blank("en")
+    nlp.add_pipe("nlptasks", config={"model": str(sentiment)})
+    doc = nlp(TEXT)
+    assert set(doc.cats) == {"negative", "neutral", "positive"}
+    assert doc._.nlptasks["sentiment"].label == max(doc.cats, key=doc.cats.get)
+
+
+def test_a_label_that_only_held_out_rows_have_is_known(backbones: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"text {number}", "label": f"label {number // 2}"} for number in range(60)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = trained("classification", tmp_path / "train.jsonl", backbones / "bert", tmp_path / "model")
+    assert len(ModelFolder.open(model).records["classification"].config["labels"]) == 30
