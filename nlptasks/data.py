@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nlptasks.disk import sha256
 from nlptasks.errors import DataError, ErrorCollector, listing
 from nlptasks.files import PARTS, check_file, part_of, read_file
+from nlptasks.related import unrelated_rows
 from nlptasks.types import Reader, Row
 
 _DEV_SHARE = 0.1
@@ -26,18 +26,11 @@ class DataSet:
         parts: rows of ``train``, ``dev`` and ``test``, as far as there are any, and of what was held out of train.
         files: sha256 of each file that was read.
         split: what was held out of train, and how, empty if nothing was.
-        held_out: the parts that were held out of train.
     """
 
     parts: Mapping[str, list[Row]]
     files: Mapping[str, str]
     split: str = ""
-    held_out: tuple[str, ...] = ()
-
-    @property
-    def given_train(self) -> list[Row]:
-        """The rows of train as it was given."""
-        return [row for part in ("train", *self.held_out) for row in self.parts[part]]
 
 
 def load_data(place: Path, readers: Mapping[str, Reader], columns: Mapping[str, str]) -> DataSet:
@@ -74,42 +67,46 @@ def _check_unchanged(path: Path, digest: str) -> None:
         raise DataError(str(path), "changed while it was read", "wait until it is written, then begin again")
 
 
-def with_dev(data: DataSet, seed: int) -> DataSet:
-    """The data set with a dev part: a seeded tenth of train where none was given.
+TextsOf = Callable[[Row], Sequence[str]]
+"""What is read of a row."""
+
+
+def with_dev(data: DataSet, texts_of: TextsOf, *, seed: int) -> DataSet:
+    """The data set with a dev part: a seeded tenth of train where none was given, of rows that share no text with the others."""
+    size = max(1, round(_DEV_SHARE * len(data.parts["train"])))
+    return data if "dev" in data.parts else _held_out(data, "dev", size, texts_of, seed)
+
+
+def with_calibration(data: DataSet, texts_of: TextsOf, *, seed: int) -> DataSet:
+    """The data set with a twentieth of train (at most 1,000 rows) held out to fit temperatures to; none of under 20 rows."""
+    size = min(_MOST_CALIBRATION_ROWS, int(_CALIBRATION_SHARE * len(data.parts["train"])))
+    return _held_out(data, CALIBRATION, size, texts_of, seed) if size else data
+
+
+def check_trainable(data: DataSet) -> None:
+    """Refuse a data set that nothing can be learned from, or nothing be held out of.
 
     Raises:
-        DataError: there is no train part, or it is too small to split.
+        DataError: there is no train part, or one row alone.
     """
     train = data.parts.get("train")
     if not train:
         raise DataError(listing(data.files), "has no train part", f"name a file one of {listing(PARTS['train'])}")
-    if "dev" in data.parts:
-        return data
-    if len(train) < 2:
+    if len(train) < 2 and "dev" not in data.parts:
         raise DataError(train[0].where, "is the only row, and there is no dev part", "give at least two rows")
-    return _held_out(data, "dev", max(1, round(_DEV_SHARE * len(train))), seed)
 
 
-def with_calibration(data: DataSet, seed: int) -> DataSet:
-    """The data set with a twentieth of train (at most 1,000 rows) held out to fit temperatures to; none of under 20 rows."""
-    size = min(_MOST_CALIBRATION_ROWS, int(_CALIBRATION_SHARE * len(data.parts["train"])))
-    return _held_out(data, CALIBRATION, size, seed) if size else data
-
-
-def _held_out(data: DataSet, part: str, size: int, seed: int) -> DataSet:
-    """The data set with so many rows of train in a part of their own."""
+def _held_out(data: DataSet, part: str, size: int, texts_of: TextsOf, seed: int) -> DataSet:
+    """The data set with about so many rows of train in a part of their own."""
     train = data.parts["train"]
-    order = list(range(len(train)))
-    random.Random(seed).shuffle(order)
-    drawn = set(order[:size])
+    drawn = unrelated_rows([texts_of(row) for row in train], size, seed=seed)
     parts = {
         **data.parts,
         "train": [row for index, row in enumerate(train) if index not in drawn],
         part: [row for index, row in enumerate(train) if index in drawn],
     }
-    how = f"{part} is {size} rows of train, drawn with seed {seed}"
-    split = "; ".join(filter(None, (data.split, how)))
-    return replace(data, parts=parts, split=split, held_out=(*data.held_out, part))
+    how = f"{part} is {len(drawn)} rows of train, drawn with seed {seed}"
+    return replace(data, parts=parts, split="; ".join(filter(None, (data.split, how))))
 
 
 def load_part(

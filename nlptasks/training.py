@@ -26,12 +26,13 @@ from nlptasks.card import model_card
 from nlptasks.checkpoint import Checkpoints, is_begun, newest
 from nlptasks.checks import warnings_of
 from nlptasks.config import Target, TrainSettings, parse_target
-from nlptasks.data import CALIBRATION, DataSet, load_data, with_calibration, with_dev
+from nlptasks.data import CALIBRATION, DataSet, check_trainable, load_data, with_calibration, with_dev
 from nlptasks.defaults import chosen, chosen_precision
 from nlptasks.disk import restored
 from nlptasks.errors import DataError, ModelError, TrainingError, UsageError, first_line, listing, quote
 from nlptasks.files import check_columns
 from nlptasks.folders import RUNNING
+from nlptasks.heads.base import Head
 from nlptasks.loop import Lesson, Loop, Outcome, Progress, digest_of
 from nlptasks.model import MANIFEST, HeadRecord, Model, ModelFolder, check_output
 from nlptasks.optimization import make_accelerator
@@ -105,9 +106,9 @@ def train(
     _check_place(place, overwrite=overwrite, resume=resume)
     check_columns(target.columns, cls.fields)
     source = Path(target.data) if target.data else cls.sample_folder()
-    data = with_dev(load_data(source, cls.formats, target.columns), settings.seed)
-    data = with_calibration(data, settings.seed)
-    config = cls.configure(data.given_train, target.options)
+    data = load_data(source, cls.formats, target.columns)
+    check_trainable(data)
+    config = cls.configure(data.parts["train"], target.options)
     device = torch_device(settings.device)
     with torch.random.fork_rng(devices=["cuda"] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
@@ -119,7 +120,7 @@ def train(
         log = (_finished(place, lesson) if resume else None) or _trained(
             place, lesson, resume=resume, overwrite=overwrite
         )
-    unseen = data.parts.get("test") or data.parts["dev"]
+    unseen = lesson.rows.get("test") or lesson.rows["dev"]
     return TrainResult(
         folder=place,
         head=target.name,
@@ -150,7 +151,7 @@ def _lesson(
     target: Target, settings: TrainSettings, data: DataSet, model: Model, device: torch.device, reporter: Reporter
 ) -> Lesson:
     head, tokenizer = model.heads[target.name], model.backbone.tokenizer()
-    examples = {part: head.read_gold(rows) for part, rows in data.parts.items()}
+    data, examples = _split(head, data, settings.seed)
     units = make_units(head, tokenizer, examples["train"])
     if not units:
         raise DataError(data.parts["train"][0].where, "and all rows after it are empty", "give rows with text")
@@ -174,6 +175,22 @@ def _lesson(
         reporter=reporter if accelerator.is_main_process else Silent(),
         identity=_identity(target, settings, data, model, accelerator),
     )
+
+
+def _split(head: Head, data: DataSet, seed: int) -> tuple[DataSet, dict[str, list[Any]]]:
+    """The data with what is held out of train, and the examples of each part."""
+    read = {
+        id(row): example
+        for rows in data.parts.values()
+        for row, example in zip(rows, head.read_gold(rows), strict=True)
+    }
+
+    def texts_of(row: Row) -> list[str]:
+        sources = head.sources(read[id(row)])
+        return [text for source in sources for text in (source.first, source.second) if text]
+
+    data = with_calibration(with_dev(data, texts_of, seed=seed), texts_of, seed=seed)
+    return data, {part: [read[id(row)] for row in rows] for part, rows in data.parts.items()}
 
 
 def _identity(

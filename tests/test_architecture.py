@@ -14,7 +14,10 @@ from nlptasks.registry import GROUP, tasks
 PACKAGE = Path(nlptasks.__file__).parent
 ROWS = [
     {f"nlptasks{name}" for name in ("", ".errors", ".types")},
-    {f"nlptasks.{name}" for name in ("registry", "config", "text", "tags", "scores", "probabilities", "tokenizer")}
+    {
+        f"nlptasks.{name}"
+        for name in ("registry", "config", "text", "tags", "scores", "probabilities", "related", "tokenizer")
+    }
     | {f"nlptasks.{name}" for name in ("lines", "jsontext", "files", "fields")}
     | {f"nlptasks.{name}" for name in ("disk", "folders", "weights", "hub", "architecture", "signals")},
     {f"nlptasks.{name}" for name in ("backbone", "pretrained", "layers", "heads", "heads.base", "losses")},

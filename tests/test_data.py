@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from nlptasks.data import CALIBRATION, load_data, load_part, with_calibration, with_dev
+from nlptasks.data import CALIBRATION, check_trainable, load_data, load_part, with_calibration, with_dev
 from nlptasks.errors import DataError
 from nlptasks.files import TABLES
+from nlptasks.types import Row
 
 ROWS = "".join(f'{{"text": "{i}"}}\n' for i in range(40))
+
+
+def text_of(row: Row) -> list[str]:
+    return [row.fields["text"]]
 
 
 def folder_of(place: Path, **files: str) -> Path:
@@ -23,19 +28,19 @@ def test_parts_are_found_by_their_names(tmp_path: Path) -> None:
     place = folder_of(tmp_path, train__jsonl=ROWS, validation__jsonl=ROWS, test__jsonl=ROWS, README__md="")
     data = load_data(place, TABLES, {})
     assert list(data.parts) == ["train", "dev", "test"]
-    assert with_dev(data, 0) is data
+    assert with_dev(data, text_of, seed=0) is data
     assert len(next(iter(data.files.values()))) == 64
 
 
 def test_dev_is_a_seeded_tenth_of_train(tmp_path: Path) -> None:
     data = load_data(folder_of(tmp_path, train__jsonl=ROWS), TABLES, {})
-    split = with_dev(data, 0)
+    split = with_dev(data, text_of, seed=0)
     texts = {part: [row.fields["text"] for row in rows] for part, rows in split.parts.items()}
     assert (len(texts["train"]), len(texts["dev"])) == (36, 4)
     assert sorted(texts["train"] + texts["dev"]) == sorted(row.fields["text"] for row in data.parts["train"])
     assert split.split == "dev is 4 rows of train, drawn with seed 0"
-    assert with_dev(data, 0).parts == split.parts
-    assert with_dev(data, 1).parts != split.parts
+    assert with_dev(data, text_of, seed=0).parts == split.parts
+    assert with_dev(data, text_of, seed=1).parts != split.parts
 
 
 @pytest.mark.parametrize(
@@ -52,7 +57,7 @@ def test_dev_is_a_seeded_tenth_of_train(tmp_path: Path) -> None:
 )
 def test_folders_that_cannot_be_trained_on(tmp_path: Path, files: dict[str, str], message: str) -> None:
     with pytest.raises(DataError) as caught:
-        with_dev(load_data(folder_of(tmp_path, **files), TABLES, {}), 0)
+        check_trainable(load_data(folder_of(tmp_path, **files), TABLES, {}))
     assert message in str(caught.value)
 
 
@@ -71,12 +76,12 @@ def test_the_part_to_evaluate(tmp_path: Path) -> None:
 
 
 def test_a_twentieth_of_train_is_held_out_to_fit_temperatures(tmp_path: Path) -> None:
-    data = with_dev(load_data(folder_of(tmp_path, train__jsonl=ROWS), TABLES, {}), 0)
-    held = with_calibration(data, 0)
+    data = with_dev(load_data(folder_of(tmp_path, train__jsonl=ROWS), TABLES, {}), text_of, seed=0)
+    held = with_calibration(data, text_of, seed=0)
     assert {part: len(rows) for part, rows in held.parts.items()} == {"train": 35, "dev": 4, CALIBRATION: 1}
     texts = {part: {row.fields["text"] for row in rows} for part, rows in held.parts.items()}
     assert not texts["train"] & texts[CALIBRATION]
-    assert {row.fields["text"] for row in held.given_train} == set.union(*texts.values())
+    assert {row.fields["text"] for row in data.parts["train"]} == texts["train"] | texts[CALIBRATION]
     assert held.split == (
         "dev is 4 rows of train, drawn with seed 0; calibration is 1 rows of train, drawn with seed 0"
     )
@@ -85,7 +90,7 @@ def test_a_twentieth_of_train_is_held_out_to_fit_temperatures(tmp_path: Path) ->
 def test_nothing_is_held_out_of_few_rows(tmp_path: Path) -> None:
     few = "".join(f'{{"text": "{number}"}}\n' for number in range(19))
     data = load_data(folder_of(tmp_path, train__jsonl=few, dev__jsonl=few), TABLES, {})
-    assert with_calibration(data, 0) is data
+    assert with_calibration(data, text_of, seed=0) is data
     many = "".join(f'{{"text": "{number}"}}\n' for number in range(30000))
     data = load_data(folder_of(tmp_path, train__jsonl=many, dev__jsonl=few), TABLES, {})
-    assert len(with_calibration(data, 0).parts[CALIBRATION]) == 1000
+    assert len(with_calibration(data, text_of, seed=0).parts[CALIBRATION]) == 1000
