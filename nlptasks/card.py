@@ -30,7 +30,7 @@ def model_card(model: Model, log: Mapping[str, Any]) -> str:
             "",
             *_metric_table(log["metrics"], model.heads[name].main_metric),
             "",
-            "Measured on the weights of the best epoch on dev"
+            "Measured on the weights of the best epoch on dev, with thresholds, if it has any, that were fitted on dev"
             + (f"; {log['data']['split']}." if log["data"]["split"] else "."),
             "",
             *_scores(log),

@@ -14,6 +14,8 @@ from nlptasks.errors import UsageError, did_you_mean, listing, quote
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
 TUNE = ("all", "head")
+RUNS = "runs"
+"""The folder that models are written into unless told otherwise."""
 
 
 def setting(default: Any, doc: str, *, choices: tuple[str, ...] = (), at_run: bool = False) -> Any:
@@ -81,7 +83,12 @@ def parse_options(cls: type, given: Mapping[str, Any], *, where: str) -> dict[st
 
 
 def _parse(value: Any, kind: type, where: str) -> Any:
-    if not isinstance(value, str) or kind is str:
+    if not isinstance(value, str):
+        kinds: Any = {float: (int, float), tuple: (list, tuple)}.get(kind, kind)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
+            raise UsageError(where, f"is {quote(value)}, not a value of type {kind.__name__}", "correct the value")
+        return kind(value)
+    if kind is str:
         return value
     if kind is bool:
         if value.lower() not in ("true", "false"):

@@ -16,6 +16,8 @@ from nlptasks.types import Row
 _LIST = re.compile(r"\[\s*\]|\[\s*[\"'].*|\[[\d\s,]+\]", re.DOTALL)
 """A cell that is meant to be a list, not a sentence that begins with a bracket."""
 
+_WHOLE = re.compile(r"-?[0-9]{1,18}")
+
 _UNITS = (("UTF-16 code units", "utf-16-le", 2), ("UTF-8 bytes", "utf-8", 1))
 """Units in which others count, with the encoding and the bytes of each."""
 
@@ -229,7 +231,9 @@ def _claims(row: Row) -> list[tuple[Any, Any]]:
     if row.fields.get("answers") is None:
         start = row.fields.get("answer_start")
         text = row.fields["answer"]
-        return [] if text == "" else [(text, int(start) if isinstance(start, str) and start.isdecimal() else start)]
+        if isinstance(start, str) and _WHOLE.fullmatch(start):
+            start = int(start)
+        return [] if text == "" else [(text, start)]
     value = json_field(row, "answers") if isinstance(row.fields["answers"], str) else row.fields["answers"]
     if isinstance(value, dict):
         texts, starts = value.get("text"), value.get("answer_start")

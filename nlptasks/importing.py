@@ -24,7 +24,7 @@ from nlptasks.batching import random_batch
 from nlptasks.card import imported_card
 from nlptasks.config import check_head_name
 from nlptasks.disk import written_beside
-from nlptasks.errors import ModelError, UsageError, listing
+from nlptasks.errors import DataError, ModelError, UsageError, listing
 from nlptasks.folders import CARD, read_whole
 from nlptasks.heads.base import Head
 from nlptasks.layers import HuggingFaceLayers
@@ -79,7 +79,10 @@ def read_checkpoint(source: str | Path, *, task: str, name: str, options: Mappin
     folder, revision = locate(str(source))
     backbone = from_foreign(folder, source=str(source), revision=revision)
     config = read_config(read_whole(folder / CONFIG, links=True), where=str(source))
-    head = cls(cls.from_hugging_face(config, options or {}), backbone=backbone.info)
+    try:
+        head = cls(cls.from_hugging_face(config, options or {}), backbone=backbone.info)
+    except (DataError, ModelError) as error:
+        raise ModelError(f"{source}: {error.where}", error.problem, error.fix) from error
     original = _original(folder, cls.hf_auto, config, str(source))
     _take_over(_layers(head, str(source)), original, str(source))
     model = Model(backbone, {name: head}, {name: HeadRecord(task, asdict(head.config))}).eval()
@@ -165,20 +168,22 @@ def _assembled(backbone: Backbone, head: Head, said: Mapping[str, Any], *, where
     """Hugging Face's model with the weights of the backbone and of the head, whose temperature is in its last layer."""
     layers, temperature = _layers(head, where), getattr(head.config, "temperature", 1.0)
     config = copy.deepcopy(backbone.info.config)
+    config.num_labels = layers.classes
     for key, value in said.items():
         setattr(config, key, value)
     config.label2id = {label: index for index, label in config.id2label.items()}
-    full = getattr(transformers, str(head.hf_auto)).from_config(config, dtype=torch.float32)
-    with torch.no_grad():
-        for weight in full.parameters():
-            weight.fill_(math.nan)  # what is not set below shows
-    base = getattr(full, full.base_model_prefix)
-    trunk = base.get_encoder() if config.is_encoder_decoder else base
-    unknown = trunk.load_state_dict(backbone.trunk.state_dict(), strict=False).unexpected_keys
-    unknown += full.load_state_dict(_cooled(layers.model, temperature), strict=False).unexpected_keys
-    if unknown:
-        raise ModelError(where, f"has {listing(unknown)}, unknown to {head.hf_auto}", "report this with your versions")
-    full.tie_weights()
+    with refusing(where, f"cannot be written for {head.hf_auto}", "report this with your versions"):
+        full = getattr(transformers, str(head.hf_auto)).from_config(config, dtype=torch.float32)
+        with torch.no_grad():
+            for weight in full.parameters():
+                weight.fill_(math.nan)  # what is not set below shows
+        base = getattr(full, full.base_model_prefix)
+        trunk = base.get_encoder() if config.is_encoder_decoder else base
+        unknown = trunk.load_state_dict(backbone.trunk.state_dict(), strict=False).unexpected_keys
+        unknown += full.load_state_dict(_cooled(layers.model, temperature), strict=False).unexpected_keys
+        if unknown:
+            raise ValueError(f"unknown are {listing(unknown)}")
+        full.tie_weights()
     check_finite(dict(full.named_parameters()), where=where)
     _check_same(backbone, head, full.eval(), where=where, temperature=temperature)
     return full
@@ -201,7 +206,7 @@ def _check_same(backbone: Backbone, head: Head, other: Any, *, where: str, tempe
     """
     backbone.eval()
     head.eval()
-    worst = 0.0
+    differences = []
     for seed, shape in enumerate(_SHAPES):
         batch = {name: torch.from_numpy(array) for name, array in random_batch(backbone.info, shape, seed).items()}
         given = {"input_ids": batch["ids"], "attention_mask": batch["mask"]}
@@ -212,7 +217,8 @@ def _check_same(backbone: Backbone, head: Head, other: Any, *, where: str, tempe
             ours, theirs = head.forward(backbone(batch), batch), other(**given)
         for name, axes in head.outputs.items():
             real = batch["mask"] == 1 if "S" in axes else slice(None)
-            worst = max(worst, float((ours[name] / temperature - theirs[name])[real].abs().max()))
+            differences.append((ours[name] / temperature - theirs[name])[real].abs().max())
+    worst = float(torch.stack(differences).max())  # not a number if one is none
     if not worst <= TOLERANCE:
         problem = f"has the architecture {kind}, whose logits differ from the original's by {worst:.1e}"
         raise ModelError(where, problem, "it needs more than the states of its tokens: take another architecture")

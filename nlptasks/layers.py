@@ -34,6 +34,7 @@ class HuggingFaceLayers(nn.Module):
 
     Attributes:
         borrowed: whether these are the auto class's own layers.
+        classes: number of classes C.
     """
 
     def __init__(self, hf_auto: str, info: BackboneInfo, *, classes: int, shapes: Mapping[str, str]) -> None:
@@ -43,6 +44,7 @@ class HuggingFaceLayers(nn.Module):
         found = _headless(getattr(transformers, hf_auto), config, info.width, shapes)
         self.borrowed = found is not None
         self.model: nn.Module = found or _Usual(getattr(config, "dropout", 0.1), info.width, classes, shapes)
+        self.classes = classes
         self._names = tuple(shapes)
         _initialize(self.model)
 
@@ -57,8 +59,9 @@ class HuggingFaceLayers(nn.Module):
         Args:
             left_out: gives the pretrained weights that the backbone does not hold, by their names in the base model.
         """
-        prefix = f"{getattr(self.model, 'base_model_prefix', '')}."
-        own = {name.removeprefix(prefix): weight for name, weight in self.model.state_dict().items() if prefix in name}
+        prefix = f"{getattr(self.model, 'base_model_prefix', None)}."
+        weights = self.model.state_dict().items()
+        own = {name.removeprefix(prefix): weight for name, weight in weights if name.startswith(prefix)}
         if own:
             pretrained = left_out()
             for name, weight in own.items():
@@ -113,8 +116,8 @@ def checkpoint_labels(config: Any) -> tuple[str, ...]:
     labels: dict[int, str] = config.id2label
     fix = "repair id2label in its config.json"
     if sorted(labels) != list(range(len(labels))):
-        gaps = sorted(set(range(max(labels) + 1)) - set(labels))
-        raise ModelError("config.json", f"has an id2label without {listing(gaps)}", fix)
+        problem = f"numbers its labels {listing(sorted(labels))}, expected 0 to {len(labels) - 1} without gaps"
+        raise ModelError("config.json", problem, fix)
     names = tuple(str(labels[index]) for index in range(len(labels)))
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)

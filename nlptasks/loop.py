@@ -23,6 +23,7 @@ from nlptasks.batching import Unit, collate_units, epoch_batches
 from nlptasks.checkpoint import Checkpoint, Checkpoints
 from nlptasks.config import TrainSettings
 from nlptasks.data import CALIBRATION
+from nlptasks.dropout import cheap_dropout
 from nlptasks.engine import Engine, result_of
 from nlptasks.errors import BackendError, TrainingError, listing
 from nlptasks.heads.base import Head
@@ -151,9 +152,10 @@ class Loop:
         """
         model = self.lesson.model
         with self._stop:
-            while self.progress.epoch < self._epochs and not self._is_patience_over():
-                self._learn()
-                self._judge()
+            with cheap_dropout(model, model.backbone, self.lesson.accelerator.device):
+                while self.progress.epoch < self._epochs and not self._is_patience_over():
+                    self._learn()
+                    self._judge()
             _put(model, self._best)
             self._check_equal_everywhere()
             outcome = self._outcome()
@@ -233,8 +235,10 @@ class Loop:
         head, examples = self.lesson.head, self.lesson.examples
         before = copy.copy(head)  # the same weights, and the config as it is now
         if CALIBRATION in examples:
-            head.config = head.calibrate(self._read(CALIBRATION))
-        head.config = head.fit_thresholds(self._read("dev"))
+            with self._evaluating(CALIBRATION):
+                head.config = head.calibrate(self._read(CALIBRATION))
+        with self._evaluating("dev"):
+            head.config = head.fit_thresholds(self._read("dev"))
         metrics: dict[str, dict[str, float]] = {}
         errors: dict[str, dict[str, float | None]] = {}
         for part in [part for part in examples if part not in ("train", CALIBRATION)]:

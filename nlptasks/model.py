@@ -344,8 +344,13 @@ def _read_report(file: Path) -> dict[str, Any]:
     return report
 
 
-def check_output(folder: Path, *, overwrite: bool) -> None:
+def check_output(folder: Path, *, overwrite: bool, resumable: bool = False) -> None:
     """Refuse an output folder that holds something, or that could not be written in the end.
+
+    Args:
+        folder: the folder.
+        overwrite: whether what is there may be replaced.
+        resumable: whether what is there could be gone on with, for the message.
 
     Raises:
         UsageError: it is not empty, no folder, or its parent cannot be written to.
@@ -360,7 +365,8 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
     except OSError as error:
         raise UsageError(str(folder), f"cannot be read ({error})", "give another -o") from error
     if inside and not overwrite:
-        raise UsageError(str(folder), "is not empty", "give another -o, --overwrite to replace it, or --resume")
+        ways = "--overwrite to replace it, or --resume" if resumable else "or --overwrite to replace it"
+        raise UsageError(str(folder), "is not empty", f"give another -o, {ways}")
     if target == Path.cwd() or target.is_mount():
         raise UsageError(str(folder), "cannot be replaced as a whole", "give a folder inside it as -o")
     parent = next(place for place in target.parents if place.exists())

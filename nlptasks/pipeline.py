@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nlptasks import hub
 from nlptasks.backbone import CONFIG
-from nlptasks.config import DEVICES, changed
+from nlptasks.config import DEVICES, RUNS, changed
 from nlptasks.engine import Engine, Item
 from nlptasks.errors import DataError, UsageError, did_you_mean, listing
 from nlptasks.exporting import export_problem, has_export, open_export
@@ -83,7 +84,7 @@ class Pipeline:
         problems = []
         for name, head in self.heads.items():
             try:
-                item[name] = head.read(row)
+                item[name] = head.read(_without_gold(row, head))
             except DataError as problem:
                 if name in self._required:
                     raise
@@ -136,18 +137,21 @@ Options = Mapping[str, Mapping[str, Any]]
 
 
 def _is_checkpoint(model: str) -> bool:
-    """Whether this is somebody's checkpoint: a folder without our list, or a name of the hub that is no folder here."""
+    """Whether this is somebody's checkpoint: a folder without our list, or a name of the hub.
+
+    What is missing in a folder that is here, or where models are written unless told otherwise, is a slip, and no name.
+    """
     folder = Path(model)
     if folder.exists():
         return not (folder / MANIFEST).exists() and (folder / CONFIG).exists()
-    return hub.is_name(model)
+    return hub.is_name(model) and not (len(folder.parts) > 1 and (folder.parent.exists() or folder.parts[0] == RUNS))
 
 
 def _open_checkpoint(model: str, names: list[str] | None, backend: str, device: str, options: Options) -> Engine:
     """An engine on a checkpoint, which is imported into memory."""
     if names is None or len(names) != 1:
-        problem = f"is a Hugging Face checkpoint and has one head, not {listing(names or ['all'])}"
-        raise UsageError(model, problem, "name its task: " + listing(tasks()))
+        problem = f"is no model here, and a Hugging Face checkpoint has one head, not {listing(names or ['all'])}"
+        raise UsageError(model, problem, "check the path, or name the checkpoint's task: " + listing(tasks()))
     if backend.partition(":")[0] == "onnx":
         fix = f"write it as a model first: nlptasks import {model} --task {names[0]} -o DIR"
         raise UsageError(f"backend {backend!r}", "needs an exported model, not a Hugging Face checkpoint", fix)
@@ -213,6 +217,11 @@ def _open_onnx(precision: str) -> OpenBackend:
         return stored.heads(names, device="meta"), runtime
 
     return opened
+
+
+def _without_gold(row: Row, head: Head) -> Row:
+    """The row without its gold answer, which may be wrong where nobody asks for it."""
+    return replace(row, fields={name: value for name, value in row.fields.items() if name not in head.gold_fields})
 
 
 def _is_bare_text(row: Row) -> bool:

@@ -54,12 +54,17 @@ def fit_temperature(surprise: Callable[[float], float]) -> float:
 
     Args:
         surprise: the summed negative log-likelihood of the gold answers, in nats, at a temperature.
+
+    Returns:
+        The temperature; 1 where the gold answers are impossible.
     """
     from scipy.optimize import minimize_scalar  # heavy, and only training needs it
 
     def cost(log: float) -> float:
         return surprise(math.exp(log)) + _DOUBT * log**2
 
+    if not math.isfinite(surprise(1.0)):
+        return 1.0
     found = minimize_scalar(cost, bounds=(math.log(_COLDEST), math.log(_HOTTEST)), method="bounded")
     return round(math.exp(float(found.x)), 4)
 

@@ -20,7 +20,7 @@ from nlptasks.types import Ints
 
 _WORDS, _CHARACTERS = 5, 10
 _COMMON = 50
-"""Rows that share a sequence from which on it is taken for common."""
+"""A sequence that more rows share is taken for common."""
 
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _Numbers = npt.NDArray[np.uint64]
@@ -56,14 +56,18 @@ def _related(texts: Sequence[Sequence[str]]) -> tuple[Ints, npt.NDArray[np.bool_
     from scipy.sparse import coo_matrix  # heavy, and only training needs it
     from scipy.sparse.csgraph import connected_components
 
-    edges, count = [np.zeros((0, 2), np.int64)], len(texts)
+    wholes: dict[tuple[str, ...], int] = {}
+    equal = [wholes.setdefault(tuple(text.lower() for text in own), len(wholes)) for own in texts]
+    count = len(texts) + len(wholes)
+    edges = [np.stack([np.arange(len(texts)), len(texts) + np.array(equal, np.int64)], axis=1)]
     inside = np.zeros(len(texts), dtype=np.bool_)
     for pieces, length in _pieces(texts):
         inside |= pieces.inside_others(length, len(texts))
         rows, numbers = pieces.sequences(length)
-        _, number, shared = np.unique(numbers, return_inverse=True, return_counts=True)
-        rare = shared[number] <= _COMMON
-        edges.append(np.stack([rows[rare], count + number[rare]], axis=1))
+        _, number = np.unique(numbers, return_inverse=True)
+        pairs = np.unique(np.stack([rows, number], axis=1), axis=0)  # [E,2] rows and what each has, once
+        shared = np.bincount(pairs[:, 1], minlength=1)
+        edges.append(pairs[shared[pairs[:, 1]] <= _COMMON] + [0, count])
         count += len(shared)
     ends = np.concatenate(edges)  # [E,2] rows and what they share
     graph = coo_matrix((np.ones(len(ends), dtype=np.bool_), (ends[:, 0], ends[:, 1])), shape=(count, count))

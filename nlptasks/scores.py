@@ -86,7 +86,8 @@ def label_scores(gold: Sequence[str], predicted: Sequence[str | None], labels: S
     found = np.array([-1 if label is None else number[label] for label in predicted])
     overall = {"accuracy": float(accuracy_score(right, found))}
     overall |= _averages(right, found, sorted({*right.tolist(), *found.tolist()} - {-1}), labels)
-    return overall | {"mcc": float(matthews_corrcoef(right, found)), **_by_label(right, found, labels)}
+    mcc = float(matthews_corrcoef(right, found)) if len({*right.tolist(), *found.tolist()}) > 1 else 0.0
+    return overall | {"mcc": mcc, **_by_label(right, found, labels)}
 
 
 def label_set_scores(
@@ -113,6 +114,8 @@ def label_set_scores(
     right, found = (
         np.array([[label in row for label in labels] for row in rows], dtype=int) for rows in (gold, predicted)
     )
+    if len(labels) == 1:  # scikit-learn takes one column for two classes, not for one label
+        right, found = (np.pad(one, ((0, 0), (0, 1))) for one in (right, found))
     scores = np.array(probabilities)  # [N,C]
     present = [index for index in range(len(labels)) if right[:, index].any()]
     precisions = {index: float(average_precision_score(right[:, index], scores[:, index])) for index in present}
@@ -164,7 +167,9 @@ def best_thresholds(probabilities: Any, right: Any) -> tuple[float, ...]:
 
 
 def _best_threshold(probabilities: Any, right: Any) -> float:
-    """Half-way between the last probability that is to reach it and the next one, where F1 is highest."""
+    """Half-way between the last probability that is to reach it and the next one, where F1 is highest; else one half."""
+    if not right.any():
+        return 0.5
     order = np.argsort(-probabilities, kind="stable")
     ranked = probabilities[order]
     given = np.arange(1, len(order) + 1)

@@ -152,6 +152,11 @@ def widened(text: str, start: int, end: int) -> Span:
     return start, end
 
 
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text can be seen: white space, control characters, characters of no width."""
+    return not any(char.isprintable() and not char.isspace() for char in text)
+
+
 def split_at(spans: Sequence[Span], cuts: Iterable[int]) -> list[Span]:
     """The spans, each split where a cut falls inside it."""
     ordered = sorted(set(cuts))

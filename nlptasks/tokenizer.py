@@ -125,7 +125,11 @@ class Tokenizer:
         kept = min(one, max(room // 2, room - two))  # of the first text in each window
         firsts = _parts(first, kept) or [_Part(first)]
         seconds = _parts(second, room - kept) or [_Part(second)]
-        return [_assemble(self._pair, part, other) for part in firsts for other in seconds]
+        count = max(len(firsts), len(seconds))
+        return [
+            _assemble(self._pair, firsts[step * len(firsts) // count], seconds[step * len(seconds) // count])
+            for step in range(count)
+        ]
 
 
 @dataclass(frozen=True)

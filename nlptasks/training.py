@@ -144,7 +144,7 @@ def _check_place(output: Path, *, overwrite: bool, resume: bool) -> None:
         finished = (output / MANIFEST).is_file() and (output / LOG).is_file()
         if not overwrite and not finished and not is_begun(output) and output.is_dir() and any(output.iterdir()):
             raise UsageError(str(output), "is not empty, and no run has begun there", "give another -o, or --overwrite")
-    check_output(output, overwrite=overwrite or resume)
+    check_output(output, overwrite=overwrite or resume, resumable=True)
 
 
 def _lesson(

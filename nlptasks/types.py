@@ -66,8 +66,8 @@ class Source:
     """What the backbone reads for one example: a text, or a pair of texts.
 
     A source that is too long is cut into overlapping windows. Of a pair that text is cut which takes more than half of the
-    room, `second` rather than `first`, and the other one is in every window; if both do, every part of one meets every part of
-    the other.
+    room, `second` rather than `first`, and the other one is in every window; if both do, the parts of one meet those of the
+    other in order, as far into their texts.
     """
 
     first: str

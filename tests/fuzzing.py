@@ -39,6 +39,12 @@ _TOKENS = [
 ]  # fmt: skip
 
 CSV = b'tokens,tags\n"Ada Smith saw London","B-PER I-PER O B-LOC"\n"[""Bob"", ""left""]","[""B-PER"", ""O""]"\n'
+_SQUAD = {
+    "question": "Who?",
+    "answers": [{"text": "Ada", "answer_start": 0}],
+    "id": "1",
+    "is_impossible": False,
+}
 TEXTS = {
     "train.csv": CSV,
     "spans.csv": b'text,spans\n"Ada saw, Bob","[[0, 3, ""PER""], [9, 12, ""PER""]]"\nRome,"[]"\n',
@@ -46,8 +52,26 @@ TEXTS = {
     "train.conll": b"-DOCSTART- -X- O O\n\n# id 1\nAda NNP B-NP B-PER\nSmith NNP I-NP I-PER\n\nRome NNP B-NP B-LOC\n",
     "train.txt": b"Ada B-PER\r\nsaw O\r\n\r\nRome B-LOC\r\n",
     "train.jsonl": b'{"tokens": ["Ada", "saw"], "tags": ["B-PER", "O"]}\n{"text": "Rome", "spans": [[0, 4, "LOC"]]}\n',
+    "labels.jsonl": b'{"text": "Ada saw", "label": "good"}\n{"text": "Bob", "label": "bad"}\n',
+    "numbers.csv": b'text,text_pair,label\n"Ada, Bob",x,0\nRome,y,1\n',
+    "sets.jsonl": b'{"text": "Ada saw", "labels": ["a", "b"]}\n{"text": "Bob", "labels": []}\n',
+    "stars.tsv": b"text\tlabel\nAda saw\t5 stars\nBob\t1 star\n",
+    "squad.json": json.dumps({"data": [{"paragraphs": [{"context": "Ada saw", "qas": [_SQUAD]}]}]}, indent=1).encode(),
+    "flat.jsonl": b'{"question": "Who?", "context": "Ada saw", "answers": {"text": ["Ada"], "answer_start": [0]}}\n',
+    "flat.csv": b'question,context,answer,answer_start\nWho?,"Ada, Bob",Bob,5\nWhy?,Ada,,\n',
 }
+TASKS = {
+    "labels.jsonl": "classification",
+    "numbers.csv": "classification",
+    "sets.jsonl": "classification",
+    "stars.tsv": "sentiment",
+    "squad.json": "qa",
+    "flat.jsonl": "qa",
+    "flat.csv": "qa",
+}
+"""Whose data these are; the others are NER's."""
 FILES = ("backbone/config.json", "backbone/tokenizer.json", "backbone/model.safetensors", "heads/ner.safetensors")
+CHECKPOINT = tuple(f"checkpoint/{name}" for name in ("config.json", "tokenizer.json", "model.safetensors"))
 MANIFEST = "nlptasks.json"
 
 
@@ -144,14 +168,26 @@ def mutated(draw: random.Random, content: bytes, *, is_json: bool) -> bytes:
 def read_rows(draw: random.Random, name: str, model: Path, scratch: Path) -> None:
     """Read a data file as training does."""
     from nlptasks.data import load_data
-    from nlptasks.heads.ner import NerHead
     from nlptasks.model import ModelFolder
+    from nlptasks.registry import head_class
 
     path = scratch / name
-    path.write_bytes(mutated(draw, TEXTS[name], is_json=False))
-    rows = load_data(path, NerHead.formats, {}).parts["train"]
-    config = NerHead.configure(rows, {})
-    NerHead(config, backbone=ModelFolder.open(model).backbone_info()).read_gold(rows)
+    path.write_bytes(mutated(draw, TEXTS[name], is_json=name.endswith(".json")))
+    cls = head_class(TASKS.get(name, "ner"))
+    rows = load_data(path, cls.formats, {}).parts["train"]
+    cls(cls.configure(rows, {}), backbone=ModelFolder.open(model).backbone_info()).read_gold(rows)
+
+
+def read_checkpoint(draw: random.Random, name: str, model: Path, scratch: Path) -> None:
+    """Run a changed Hugging Face checkpoint."""
+    from nlptasks.importing import to_hugging_face
+    from nlptasks.pipeline import pipeline
+
+    folder = scratch / "checkpoint"
+    to_hugging_face(model, "ner", output=folder)
+    path = folder / Path(name).name
+    path.write_bytes(mutated(draw, path.read_bytes(), is_json=name.endswith(".json")))
+    pipeline("ner", model=folder, backend="torch")("Ada Smith saw London. " + "saw " * 200)
 
 
 def predict(draw: random.Random, name: str, model: Path, scratch: Path) -> None:
@@ -184,6 +220,7 @@ Target = Callable[[random.Random, str, Path, Path], None]
 TARGETS: list[tuple[str, Target]] = [
     *((name, read_rows) for name in TEXTS),
     *((name, predict) for name in (*FILES, MANIFEST, *FILES[:2])),
+    *((name, read_checkpoint) for name in CHECKPOINT),
 ]
 
 

@@ -23,7 +23,7 @@ ROWS = [
     {f"nlptasks.{name}" for name in ("backbone", "pretrained", "layers", "heads", "heads.base", "losses")},
     set(),  # the heads, which nobody imports by name
     {f"nlptasks.{name}" for name in ("data", "checks", "batching", "model", "engine")}
-    | {f"nlptasks.{name}" for name in ("defaults", "optimization", "checkpoint", "loop")}
+    | {f"nlptasks.{name}" for name in ("defaults", "dropout", "optimization", "checkpoint", "loop")}
     | {f"nlptasks.{name}" for name in ("runtime", "runtime.pytorch", "runtime.onnx")},
     {f"nlptasks.{name}" for name in ("card", "exporting", "importing", "pipeline", "training", "evaluation")},
     {"nlptasks.spacy_component"},

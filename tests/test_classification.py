@@ -168,6 +168,14 @@ def test_class_weights(given: dict[str, str], weights: tuple[float, ...]) -> Non
     assert ClassificationHead.configure(rows, given).weights == weights
 
 
+@pytest.mark.parametrize(
+    "given", [{"separator": ""}, {"separator": 5}, {"label_smoothing": None}, {"label_smoothing": True}]
+)
+def test_odd_options_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        ClassificationHead.configure(rows_of({"text": "x", "label": "a"}, {"text": "y", "label": "b"}), given)
+
+
 def test_options_are_checked_by_their_names() -> None:
     rows = rows_of({"text": "x", "label": "a"}, {"text": "y", "label": "b"})
     with pytest.raises(UsageError, match=r"classification.class_weights: has the unknown label 'c'"):
@@ -277,6 +285,48 @@ def test_scores_of_several_labels_by_hand() -> None:
     assert scores["a.recall"] == 0.5
 
 
+def test_one_label_that_a_text_has_or_not() -> None:
+    scores = label_set_scores([("a",), (), ("a",), ()], [("a",), ("a",), (), ()], [[0.9], [0.6], [0.4], [0.1]], ["a"])
+    assert (scores["a.support"], scores["a.precision"], scores["a.recall"]) == (2, 0.5, 0.5)
+    assert (scores["micro_f1"], scores["macro_f1"], scores["accuracy"]) == (0.5, 0.5, 0.5)
+
+
+def test_without_gold_labels_thresholds_are_one_half() -> None:
+    assert best_thresholds(np.array([[0.1, 0.9], [0.2, 0.3]]), np.zeros((2, 2), dtype=int)) == (0.5, 0.5)
+    assert best_thresholds(np.zeros((0, 2)), np.zeros((0, 2), dtype=int)) == (0.5, 0.5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_rows_of_one_label_alone_have_scores() -> None:
+    assert label_scores(["a", "a"], ["a", "a"], ("a", "b"))["mcc"] == 0.0
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\n\t", "\u200b", "\x01\x02", "\ufeff"])
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "xlm-roberta"])
+def test_a_text_that_cannot_be_seen_has_no_label(backbones: Path, architecture: str, text: str) -> None:
+    subject = conformance.make_subject("classification", backbones / architecture)
+    example = subject.head.read(row(text=text))
+    [windows] = subject.tokenizer.windows(subject.head.sources(example))
+    outputs = [{"logits": np.arange(5, dtype=np.float32)} for _ in windows]
+    assert subject.head.decode(example, windows, outputs) == Label(None, None, {})
+
+
+def test_an_imported_head_reads_texts_and_pairs(info: BackboneInfo) -> None:
+    head = made(info, labels=("a", "b"), pairs=None)
+    assert head.read(row(text="x")).source.second is None
+    assert head.read(row(text="x", text_pair="y")).source.second == "y"
+
+
+def test_heads_that_share_a_label_do_not_overwrite_each_other(info: BackboneInfo) -> None:
+    class Doc:
+        cats: dict[str, float] = {}  # noqa: RUF012
+
+    head = made(info, labels=("a", "b"))
+    head.annotate(Doc, Label("a", 0.6, {"a": 0.6, "b": 0.4}), "one")
+    head.annotate(Doc, Label("b", 0.7, {"b": 0.7, "a": 0.3}), "two")
+    assert Doc.cats == {"a": 0.6, "b": 0.4, "two.b": 0.7, "two.a": 0.3}
+
+
 def test_thresholds_are_those_with_the_highest_f1() -> None:
     draw = np.random.default_rng(3)
     right = (draw.random((300, 4)) < [0.5, 0.2, 0.05, 0.01]).astype(int)
@@ -322,7 +372,8 @@ def test_fitting_thresholds_and_a_temperature_goes_through_the_config(info: Back
 @pytest.mark.parametrize(
     ("says", "message"),
     [
-        ({"id2label": {0: "a", 2: "b"}}, "has an id2label without 1"),
+        ({"id2label": {0: "a", 2: "b"}}, "numbers its labels 0, 2, expected 0 to 1 without gaps"),
+        ({"id2label": {-1: "a", 0: "b"}}, "numbers its labels -1, 0, expected 0 to 1"),
         ({"id2label": {0: "a", 1: "a"}}, "has the label 'a' twice"),
         ({"id2label": {0: "score"}}, "describes a regression"),
         ({"id2label": {0: "a", 1: "b"}, "problem_type": "regression"}, "describes a regression"),
@@ -349,7 +400,7 @@ def test_several_labels_pass_every_check_of_a_head(backbones: Path, tmp_path: Pa
     subject = conformance.Subject(subject.backbone, head, rows, subject.tokenizer, "classification")
     conformance.check_outputs(subject)
     conformance.check_learning(subject, steps=60)
-    conformance.check_saving(subject, tmp_path / "model")
+    conformance.check_export(subject, tmp_path / "model", conformance.check_saving(subject, tmp_path / "model"))
 
 
 @pytest.mark.parametrize("kind", ["several", "pairs"])

@@ -20,7 +20,7 @@ import nlptasks.importing
 from nlptasks.batching import random_batch
 from nlptasks.cli.main import main
 from nlptasks.config import TrainSettings
-from nlptasks.errors import DataError, ModelError, UsageError
+from nlptasks.errors import ModelError, UsageError
 from nlptasks.importing import TOLERANCE, import_checkpoint, read_checkpoint, to_hugging_face
 from nlptasks.model import Model
 from nlptasks.pipeline import pipeline
@@ -206,7 +206,7 @@ def spoiled(folder: Path, **says: Any) -> None:
 def test_gaps_in_the_labels_are_refused(tmp_path: Path) -> None:
     make_checkpoint("classification", "bert", tmp_path / "theirs")
     spoiled(tmp_path / "theirs", id2label={"0": "a", "1": "b", "3": "c"}, label2id={"a": 0, "b": 1, "c": 3})
-    with pytest.raises(ModelError, match="has an id2label without 2; repair id2label"):
+    with pytest.raises(ModelError, match="numbers its labels 0, 1, 3, expected 0 to 2 without gaps; repair id2label"):
         read_checkpoint(tmp_path / "theirs", task="classification", name="topics")
 
 
@@ -242,7 +242,7 @@ def test_a_checkpoint_for_another_task_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="names its classes LABEL_0"):
         read_checkpoint(tmp_path / "other", task="ner", name="ner")
     make_checkpoint("classification", "bert", tmp_path / "third")
-    with pytest.raises(DataError, match="the order of the labels art, sport, war is not known"):
+    with pytest.raises(ModelError, match="the order of the labels art, sport, war is not known"):
         read_checkpoint(tmp_path / "third", task="sentiment", name="sentiment")
     read_checkpoint(tmp_path / "third", task="sentiment", name="mood", options={"scale": "war,sport,art"})
 
@@ -314,7 +314,7 @@ def test_a_head_without_such_a_class_cannot_leave(backbones: Path, tmp_path: Pat
 
 def test_the_pipeline_says_what_a_checkpoint_cannot_do(tmp_path: Path) -> None:
     make_checkpoint("classification", "bert", tmp_path / "theirs")
-    with pytest.raises(UsageError, match="has one head, not all; name its task: classification, ner, qa, sentiment"):
+    with pytest.raises(UsageError, match=r"has one head, not all; .* task: classification, ner, qa, sentiment"):
         pipeline(model=tmp_path / "theirs")
     with pytest.raises(UsageError, match=r"needs an exported model.*nlptasks import .* --task classification -o DIR"):
         pipeline("classification", model=tmp_path / "theirs", backend="onnx")
@@ -331,7 +331,7 @@ def test_import_and_to_hf_by_command_line(tmp_path: Path) -> None:
     make_checkpoint("sentiment", "distilbert", tmp_path / "theirs", id2label={0: "LABEL_0", 1: "LABEL_1"})
     command = ["import", str(tmp_path / "theirs"), "--task", "sentiment", "-o", str(tmp_path / "ours")]
     done = CliRunner().invoke(main, command)
-    assert (done.exit_code, "HEAD.scale=" in done.stderr) == (3, True)
+    assert (done.exit_code, "HEAD.scale=" in done.stderr) == (4, True)
     done = CliRunner().invoke(main, [*command, "--name", "mood", "--set", "mood.scale=LABEL_0,LABEL_1"])
     assert done.exit_code == 0, done.output
     assert "mood: logits are the original's within 1e-05" in done.stdout

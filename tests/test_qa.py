@@ -77,6 +77,7 @@ def oracle(head: QaHead, tokenizer: Tokenizer, example: Any) -> Any:
         ({"answer": "London", "answer_start": "14"}, ((14, 20),)),
         ({"answer": "London"}, ((14, 20),)),
         ({"answer": "London", "answer_start": ""}, ((14, 20),)),
+        ({"answer": "London", "answer_start": "-1"}, ((14, 20),)),
         ({"answers": [{"text": "London", "answer_start": 14}] * 3}, ((14, 20),)),
         ({"answers": {"text": [], "answer_start": []}}, ()),
         ({"answers": [], "is_impossible": True}, ()),
@@ -101,6 +102,7 @@ def test_answers_are_read_in_every_form(head: QaHead, fields: dict[str, Any], sp
         ({"answer": "a"}, "'a' stands 4 times in the context; give its answer_start"),
         ({"answer": "London", "answer_start": 14.0}, "answer_start is 14.0, expected a whole number"),
         ({"answer": "London", "answer_start": "x"}, "answer_start is 'x', expected a whole number"),
+        ({"answer": "London", "answer_start": "1" * 5000}, "answer_start is '111"),
         ({"answer": 5, "answer_start": 1}, "has the answer 5, expected text"),
         ({"answer": " ", "answer_start": 3}, "has the answer ' ', expected text"),
         ({"answers": "London"}, "answers is not JSON"),
@@ -320,15 +322,47 @@ def test_no_answer_takes_part_if_it_may_be_given(info: BackboneInfo) -> None:
 
 
 def test_several_answers_do_not_overlap_and_no_answer_is_one_of_them(info: BackboneInfo) -> None:
-    head = QaHead(QaConfig(top_k=3, unanswerable=True), backbone=info)
-    found = result(head, reading(head, [0, 2, 0, 1], [0, 2, 0, 1]))
-    assert [answer.text for answer in found[:2]] == ["a", "c"] or found[0].text == "a"
-    spans = [(answer.start, answer.end) for answer in found if answer.text]
-    assert len(spans) == len(set(spans))
-    assert all(one[1] <= two[0] or two[1] <= one[0] for one in spans for two in spans if one != two)
-    assert [answer.score for answer in found if answer.text] == sorted(
-        (answer.score for answer in found if answer.text), reverse=True
-    )
+    head = QaHead(QaConfig(top_k=4, unanswerable=True), backbone=info)
+    found = result(head, reading(head, [0, 3, -9, -1], [0, 3, -9, -1]))
+    assert [answer.text for answer in found] == ["a", "", "c", "b"]
+    assert [(answer.start, answer.end) for answer in found] == [(0, 1), (0, 0), (4, 5), (2, 3)]
+    assert [answer.score for answer in found] == sorted((answer.score for answer in found), reverse=True)
+    assert result(QaHead(QaConfig(top_k=9), backbone=info), reading(head, [0, 1], [0, 1])) == [Answer("a", 0, 1, 1.0)]
+
+
+@pytest.mark.parametrize("context", ["", "   ", "\n\t", "\u200b", "a   b", " a \u200b b "])
+def test_no_answer_begins_or_ends_with_what_cannot_be_seen(head: QaHead, tokenizer: Tokenizer, context: str) -> None:
+    example = head.read(row(context=context))
+    [windows] = tokenizer.windows(head.sources(example))
+    for seed in range(20):
+        draw = np.random.default_rng(seed)
+        outputs = [{name: draw.normal(size=len(one)).astype(np.float32) for name in head.outputs} for one in windows]
+        found = head.decode(example, windows, outputs)
+        if "a" in context:
+            assert found.text in ("a", "b", context.strip())
+        else:
+            assert found == Answer("", 0, 0, None)
+
+
+def test_a_gold_answer_in_no_window_moves_no_temperature(head: QaHead, tokenizer: Tokenizer) -> None:
+    context = "b " * 100 + "a " * 28 + "b " * 100
+    example = head.read(row(context=context, answer="a " * 27 + "a"))
+    [windows] = tokenizer.windows(head.sources(example))
+    outputs = [{name: np.zeros(len(one), np.float32) for name in head.outputs} for one in windows]
+    assert head.calibrate([Reading(example, windows, outputs)]).temperature == pytest.approx(1, abs=1e-3)
+
+
+def test_rows_without_tokens_give_no_threshold(info: BackboneInfo) -> None:
+    head = QaHead(QaConfig(unanswerable=True), backbone=info)
+    empty = reading(head, [0.0], [0.0], is_impossible=True)
+    assert head.fit_thresholds([empty]).null_threshold == 0
+    found = head.fit_thresholds([empty, reading(head, [0, 5], [0, 5], answer="a", answer_start=0)])
+    assert np.isfinite(found.null_threshold)
+
+
+def test_any_longest_answer_may_be_asked_for(info: BackboneInfo) -> None:
+    head = QaHead(QaConfig(max_answer_tokens=10**9), backbone=info)
+    assert result(head, reading(head, [0, 9, 0, 0], [0, 0, 0, 9])).text == "a b c"
 
 
 def test_answers_are_not_longer_than_they_may_be(info: BackboneInfo) -> None:

@@ -140,6 +140,32 @@ def test_evaluation_gives_what_training_gave_on_both_backends(task: str, request
     assert json.loads(done.stdout)["metrics"] == pytest.approx(log)
 
 
+def test_prediction_does_not_ask_for_gold_answers(sentiment: Path, qa: Path, tmp_path: Path) -> None:
+    for model, row in ((sentiment, {"text": TEXT, "label": -1}), (qa, {**QUESTION, "answers": "?", "answer_start": 7})):
+        path = tmp_path / "rows.jsonl"
+        path.write_text(json.dumps(row) + "\n")
+        assert run("predict", model, "--input", path, "--json").exit_code == 0
+
+
+def test_a_slip_in_a_path_is_no_name_of_the_hub(sentiment: Path) -> None:
+    for slip in ("runs/nope", str(sentiment.parent / "nope")):
+        done = run("predict", slip, TEXT)
+        assert (done.exit_code, f"{slip}: is no folder, so it is no model" in done.stderr) == (4, True)
+
+
+@pytest.mark.parametrize("task", ["qa", "sentiment"])
+def test_temperatures_are_folded_into_checkpoints(task: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    model = request.getfixturevalue(task)
+    assert run("to-hf", model, task, "-o", tmp_path / "theirs").exit_code == 0
+    row = QUESTION if task == "qa" else TEXT
+    one = pipeline(
+        task, model=model, backend="torch", options={"qa": {"no_answer": "false"}} if task == "qa" else None
+    )(row)
+    two = pipeline(task, model=tmp_path / "theirs")(row)
+    assert one.text == two.text if task == "qa" else one.label == two.label
+    assert one.score == pytest.approx(two.score, abs=1e-4)
+
+
 def test_people_see_text_label_and_score(sentiment: Path) -> None:
     done = run("predict", sentiment, TEXT)
     assert done.stdout.startswith(TEXT + " [")

@@ -20,7 +20,7 @@ from nlptasks.cli.common import (
     settings_options,
 )
 from nlptasks.cli.configfile import read_config
-from nlptasks.config import TrainSettings
+from nlptasks.config import RUNS, TrainSettings
 
 _SHOWN = 3
 
@@ -61,7 +61,7 @@ def command(
     from nlptasks.cli.progress import ProgressBar
     from nlptasks.training import train
 
-    place = output or Path("runs") / wanted.name
+    place = output or Path(RUNS) / wanted.name
     with ProgressBar() as progress:
         result = train(wanted, output=place, settings=chosen, overwrite=overwrite, resume=resume, reporter=progress)
     if not result.is_main_process:

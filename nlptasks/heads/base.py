@@ -42,6 +42,8 @@ class Head(nn.Module, ABC):
     """The key of `metrics` by which training chooses; larger is better. A head whose data decide it sets it in `__init__`."""
     fields: ClassVar[tuple[str, ...]]
     """The names of a row's fields that `read` knows; ``--columns`` gives other columns these names."""
+    gold_fields: ClassVar[tuple[str, ...]] = ()
+    """Those of `fields` that hold the gold answer alone: whoever only predicts does not read them."""
     sample: ClassVar[str]
     """Folder with a small train, dev and test, inside the head's top-level package."""
     formats: ClassVar[Mapping[str, Reader]] = TABLES

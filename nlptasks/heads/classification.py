@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nlptasks.backbone import BackboneInfo
 from nlptasks.config import decided, parse_options, setting
-from nlptasks.errors import DataError, ModelError, did_you_mean, each, quote
+from nlptasks.errors import DataError, ModelError, UsageError, did_you_mean, each, quote
 from nlptasks.fields import LabelField, label_field, same_kind, text_field
 from nlptasks.heads.base import IGNORED, Head
 from nlptasks.layers import HuggingFaceLayers, checkpoint_labels
@@ -33,6 +33,7 @@ from nlptasks.losses import (
 )
 from nlptasks.probabilities import TEMPERATURE_DOC, checked, fit_temperature, log_sigmoid, log_softmax
 from nlptasks.scores import best_thresholds, label_scores, label_set_scores
+from nlptasks.text import is_blank
 from nlptasks.types import Floats, Ints, Outputs, Reading, Row, Source, Window
 
 
@@ -73,13 +74,15 @@ class ClassificationConfig:
     separator: str = setting(",", "what stands between labels in a cell of the column labels")
     labels: tuple[str, ...] = decided((), "the classes, in order")
     several: bool = decided(False, "whether a text may have several labels, or none")
-    pairs: bool = decided(False, "whether it reads pairs of texts")
+    pairs: bool | None = decided(False, "whether it reads pairs of texts; null if it may read both")
     weights: tuple[float, ...] = decided((), "the weight of each class in the loss, empty if all count alike")
     temperature: float = decided(1.0, TEMPERATURE_DOC)
     thresholds: tuple[float, ...] = decided((), "the least probability of each label that is given; empty for one half")
 
     def __post_init__(self) -> None:
         check_smoothing(self.label_smoothing, where="label_smoothing")
+        if not self.separator:
+            raise UsageError("separator", "is empty", "give what stands between two labels")
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class ClassificationHead(Head):
     config: ClassificationConfig
     main_metric = "accuracy"
     fields: ClassVar = ("text", "text_pair", "label", "labels")
+    gold_fields: ClassVar = ("label", "labels")
     sample = "samples/classification"
     outputs: ClassVar = {"logits": "BC"}
     hf_auto = "AutoModelForSequenceClassification"
@@ -139,10 +143,11 @@ class ClassificationHead(Head):
 
     def read(self, row: Row) -> ClassificationExample:
         first = text_field(row)
-        if ("text_pair" in row.fields) != self.config.pairs:
+        is_pair = "text_pair" in row.fields
+        if self.config.pairs is not None and is_pair != self.config.pairs:
             has, fix = ("no", "add it") if self.config.pairs else ("a", "leave it out")
             raise DataError(row.where, f"has {has} 'text_pair', unlike the training data", fix)
-        second = text_field(row, "text_pair") if self.config.pairs else None
+        second = text_field(row, "text_pair") if is_pair else None
         gold = None
         if any(row.fields.get(name) is not None for name in ("label", "labels")):
             found = _gold_field(row, self.config.separator)
@@ -160,7 +165,7 @@ class ClassificationHead(Head):
 
     def read_gold_row(self, row: Row) -> ClassificationExample:
         example: ClassificationExample = super().read_gold_row(row)
-        if not (example.source.first + (example.source.second or "")).strip():
+        if _is_empty(example):
             raise DataError(row.where, "has an empty text", "remove the row")
         return example
 
@@ -220,7 +225,7 @@ class ClassificationHead(Head):
         return self._kind.scored(result, example.gold or ())
 
     def decode(self, example: ClassificationExample, windows: Sequence[Window], outputs: Sequence[Outputs]) -> Any:
-        if not windows:
+        if not windows or _is_empty(example):
             return self._kind.nothing
         found = self._kind.probabilities(_mean_logits(outputs), self.config.temperature)  # [C]
         order = np.argsort(-found, kind="stable")
@@ -239,8 +244,9 @@ class ClassificationHead(Head):
         return [(example.source.first + pair + " ", ""), *(given or [(" none", "")])]
 
     def annotate(self, doc: Any, result: Any, name: str) -> None:
-        """``doc.cats`` has the probability of every label."""
-        doc.cats.update(result.scores)
+        """``doc.cats`` has the probability of every label, as ``name.label`` if another head has such a label."""
+        prefix = f"{name}." if doc.cats.keys() & result.scores.keys() else ""
+        doc.cats.update({prefix + label: score for label, score in result.scores.items()})
 
     @classmethod
     def from_hugging_face(cls, config: Any, given: Mapping[str, Any]) -> Any:
@@ -251,7 +257,7 @@ class ClassificationHead(Head):
             )
         labels = checkpoint_labels(config)
         several = config.problem_type == "multi_label_classification"
-        return replace(options, labels=labels, several=several)
+        return replace(options, labels=labels, several=several, pairs=None)
 
     def to_hugging_face(self) -> tuple[dict[str, Any], list[str]]:
         lost = ["the thresholds of its labels: others take one half"] if self.config.thresholds else []
@@ -331,6 +337,11 @@ class _Several:
 
 
 _ONE, _SEVERAL = _One(), _Several()
+
+
+def _is_empty(example: ClassificationExample) -> bool:
+    """Whether there is nothing to be seen, whatever tokens a tokenizer makes of it."""
+    return is_blank(example.source.first + (example.source.second or ""))
 
 
 def _option_prefix(cls: type[Head]) -> str:

@@ -26,7 +26,7 @@ from nlptasks.heads.base import IGNORED, Head
 from nlptasks.layers import HuggingFaceLayers
 from nlptasks.probabilities import TEMPERATURE_DOC, checked, fit_temperature
 from nlptasks.scores import answer_scores, exact_match
-from nlptasks.text import Span, widened
+from nlptasks.text import Span, is_blank, widened
 from nlptasks.types import SECOND, SPECIAL, Floats, Ints, OnError, Outputs, Reading, Row, Source, Window, refuse
 
 _START, _END = "start_logits", "end_logits"
@@ -133,6 +133,7 @@ class QaHead(Head):
     config: QaConfig
     main_metric = "f1"
     fields: ClassVar = ("question", "context", "answers", "answer", "answer_start", "is_impossible")
+    gold_fields: ClassVar = fields[2:]
     sample = "samples/qa"
     formats: ClassVar = {**TABLES, ".json": read_squad}
     outputs: ClassVar = {_START: "BS", _END: "BS"}
@@ -162,7 +163,7 @@ class QaHead(Head):
 
     def read_gold_row(self, row: Row) -> QaExample:
         example: QaExample = super().read_gold_row(row)
-        if not example.context.strip():
+        if is_blank(example.context):
             raise DataError(row.where, "has an empty context", "remove the row")
         return example
 
@@ -200,8 +201,8 @@ class QaHead(Head):
     def calibrate(self, readings: Iterable[Reading]) -> QaConfig:
         known = []
         for reading in readings:
-            spans, gold = self._spans(reading.windows, reading.outputs), reading.example.gold
-            places = [place for place in map(spans.place, gold) if place]
+            spans, gold = self._spans(reading.example, reading.windows, reading.outputs), reading.example.gold
+            places = [place for place in map(spans.place, gold) if place and np.isfinite(spans.logits[place])]
             if places or (self.config.may_be_none and not gold):
                 known.append((spans.logits, np.array([spans.logits[place] for place in places] or [0.0], np.float32)))
 
@@ -210,8 +211,8 @@ class QaHead(Head):
 
         return replace(self.config, temperature=fit_temperature(surprise))
 
-    def _spans(self, windows: Sequence[Window], outputs: Sequence[Outputs]) -> _Spans:
-        return _Spans.merged(windows, outputs, self.config.max_answer_tokens)
+    def _spans(self, example: QaExample, windows: Sequence[Window], outputs: Sequence[Outputs]) -> _Spans:
+        return _Spans.merged(example.context, windows, outputs, self.config.max_answer_tokens)
 
     def _log_total(self, logits: Floats) -> float:
         """The logarithm of what all answers add up to: no answer counts 1, if it may be given."""
@@ -224,11 +225,16 @@ class QaHead(Head):
         odds, gain = [], []
         given = replace(self.config, no_answer="false", top_k=1)
         for reading in readings:
-            spans, example = self._spans(reading.windows, reading.outputs), reading.example
+            spans, example = self._spans(reading.example, reading.windows, reading.outputs), reading.example
+            best = spans.logits.max(initial=-np.inf)
+            if not np.isfinite(best):
+                continue  # there is nothing to choose from
             [answer] = self._answers(example, spans, given)
-            odds.append(-float(spans.logits.max(initial=-np.inf)) / given.temperature)
+            odds.append(-float(best) / given.temperature)
             f1 = answer_scores([example.answers], [answer.text], [example.context])["f1"]
             gain.append(f1 - (not example.gold))  # by giving the answer instead of none
+        if not odds:
+            return self.config
         order = np.argsort(odds, kind="stable")  # the surest answers first
         kept = int(np.argmax(np.concatenate([[0.0], np.cumsum(np.array(gain)[order])])))
         ranked = np.array(odds)[order]
@@ -238,12 +244,12 @@ class QaHead(Head):
     def decode(
         self, example: QaExample, windows: Sequence[Window], outputs: Sequence[Outputs]
     ) -> Answer | list[Answer]:
-        answers = self._answers(example, self._spans(windows, outputs), self.config)
+        answers = self._answers(example, self._spans(example, windows, outputs), self.config)
         return answers if self.config.top_k > 1 else answers[0]
 
     def _answers(self, example: QaExample, spans: _Spans, config: QaConfig) -> list[Answer]:
         """The best answers, the best one first."""
-        if not len(spans.logits):
+        if not np.isfinite(spans.logits).any():
             return [Answer("", 0, 0, None)]
         left = spans.logits / config.temperature  # [n,L]
         total = self._log_total(left)
@@ -301,15 +307,18 @@ class _Spans:
     offsets: Ints
 
     @classmethod
-    def merged(cls, windows: Sequence[Window], outputs: Sequence[Outputs], longest: int) -> _Spans:
-        """The answers of at most `longest` tokens."""
+    def merged(cls, context: str, windows: Sequence[Window], outputs: Sequence[Outputs], longest: int) -> _Spans:
+        """The answers of at most `longest` tokens; none begins or ends with a token that cannot be seen."""
         parts = [_places(window) for window in windows]
         size = max((window.begin + len(own) for window, (own, _) in zip(windows, parts, strict=True)), default=0)
+        longest = max(1, min(longest, size))
         logits, distance = np.full((size, longest), -np.inf, np.float32), np.full((size, longest), -1)  # [n,L]
         offsets = np.zeros((size, 2), np.int64)
         for window, (content, null), output in zip(windows, parts, outputs, strict=True):
             n = len(content)
             start, end = (checked(output[name])[content] - output[name][null] for name in (_START, _END))
+            blank = [is_blank(context[left:right]) for left, right in window.offsets[content]]
+            start[blank] = end[blank] = -np.inf
             behind = np.full(longest - 1, -np.inf, np.float32)
             sums = start[:, None] + sliding_window_view(np.append(end, behind), longest) if n else logits[:0]  # [n,L]
             first, length = np.arange(n)[:, None], np.arange(longest)

@@ -81,13 +81,20 @@ class SentimentHead(ClassificationHead):
     def from_hugging_face(cls, config: Any, given: Mapping[str, Any]) -> SentimentConfig:
         return _with_polarities(super().from_hugging_face(config, given), "config.json")
 
+    def to_hugging_face(self) -> tuple[dict[str, Any], list[str]]:
+        said, lost = super().to_hugging_face()
+        given = [] if self.config.scale == "auto" else ["the order of its labels: to import it again, give its scale"]
+        return said, [*lost, *given]
+
     def decode(
         self, example: ClassificationExample, windows: Sequence[Window], outputs: Sequence[Outputs]
     ) -> Sentiment:
         found = super().decode(example, windows, outputs)
         places = dict(zip(self.config.labels, self.config.polarities, strict=True))
-        polarity = sum(places[label] * score for label, score in found.scores.items()) if found.scores else None
-        return Sentiment(found.label, found.score, found.scores, polarity)
+        if not found.scores:
+            return Sentiment(None, None)
+        polarity = sum(places[label] * score for label, score in found.scores.items())
+        return Sentiment(found.label, found.score, found.scores, min(1.0, max(-1.0, polarity)))  # rounding may leave it
 
     def metrics(self, examples: Sequence[ClassificationExample], results: Sequence[Any]) -> dict[str, float]:
         """Also ``mae``: the mean absolute error of the label's place, as a share of the scale's length."""

@@ -1,6 +1,6 @@
 """Inference of text and pair heads against Hugging Face: the same weights, in one process, in turn.
 
-Labels: against ``transformers.pipeline("text-classification")`` at its best batch size. Answers: that pipeline is gone, so against a
+Labels: against ``transformers.pipeline("text-classification")`` at its best batch size. Answers: that pipeline is gone, so a
 loop over ``AutoModelForQuestionAnswering``, batches of 32, padded, with the best span of each. The weights are those of a model,
 written by ``to-hf``:
 

@@ -1,0 +1,58 @@
+"""Cheap dropout: the right share, the right mean, PyTorch's seed, and everything as it was afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from nlptasks.dropout import _CheapDropout, _share, cheap_dropout
+from nlptasks.pretrained import load_backbone
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.9])
+def test_a_share_is_zero_and_the_mean_stays(p: float) -> None:
+    torch.manual_seed(0)
+    module = _CheapDropout(p).train()
+    found = module(torch.ones(1000, 999))
+    assert (found == 0).float().mean().item() == pytest.approx(p, abs=0.003)
+    assert found.mean().item() == pytest.approx(1, abs=0.005)
+    assert len(found.unique()) == 2
+    again = module(torch.ones(1000, 999))
+    assert not torch.equal(found, again)
+    torch.manual_seed(0)
+    assert torch.equal(module(torch.ones(1000, 999)), found)
+    assert torch.equal(module.eval()(torch.ones(3)), torch.ones(3))
+
+
+def test_values_that_are_dropped_learn_nothing() -> None:
+    x = torch.randn(100, 7, requires_grad=True)
+    found = _CheapDropout(0.5).train()(x)
+    found.sum().backward()
+    assert torch.equal(x.grad == 0, found == 0)
+
+
+@pytest.mark.parametrize(("p", "share"), [(0.0, 0), (0.1, 26), (0.001, None), (1.0, None), (0.99, 253)])
+def test_shares_that_steps_cannot_say_are_left_to_torch(p: float, share: int | None) -> None:
+    assert _share(p) == share
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_a_backbone_is_the_same_before_and_after_and_without_dropout(architecture: str, backbones: Path) -> None:
+    backbone = load_backbone(str(backbones / architecture)).eval()
+    batch = {name: torch.ones(2, 5, dtype=torch.int64) for name in backbone.info.inputs}
+    batch["mask"][1, 3:] = 0
+    before = backbone(batch)
+    kinds = [type(module) for module in backbone.modules()]
+    config = backbone.trunk.config._attn_implementation
+    with cheap_dropout(backbone, backbone, torch.device("cpu")):
+        assert not [child for child in backbone.modules() if isinstance(child, nn.Dropout) and _share(child.p)]
+        real = batch["mask"] == 1
+        torch.testing.assert_close(backbone(batch)[real], before[real], atol=1e-6, rtol=0)
+        backbone.train()(batch).sum().backward()
+    assert [type(module) for module in backbone.modules()] == kinds
+    assert backbone.trunk.config._attn_implementation == config
+    assert torch.equal(backbone.eval()(batch), before)
