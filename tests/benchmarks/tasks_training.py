@@ -24,7 +24,7 @@ from common import keep, summary
 from quality import SETS, read, write
 
 Rows = list[dict[str, Any]]
-_DEV_ROWS = 400
+_DEV_ROWS = 1000
 
 
 def rows_of(folder: Path, count: int) -> tuple[Rows, Rows]:
