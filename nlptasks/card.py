@@ -94,7 +94,7 @@ def _scores(log: Mapping[str, Any]) -> list[str]:
     if not errors:
         return []
     rows = log["rows"].get(CALIBRATION)
-    how = f"fitted to {rows} rows held out of train" if rows else "none was fitted: there are fewer than 20 rows"
+    how = f"fitted to {rows} rows held out of train" if rows else "none was fitted: there are fewer than 200 rows"
     return [
         "## Scores",
         "",

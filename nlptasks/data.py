@@ -13,7 +13,7 @@ from nlptasks.related import unrelated_rows
 from nlptasks.types import Reader, Row
 
 _DEV_SHARE = 0.1
-_CALIBRATION_SHARE, _MOST_CALIBRATION_ROWS = 0.05, 1000
+_CALIBRATION_SHARE, _LEAST_CALIBRATION_ROWS, _MOST_CALIBRATION_ROWS = 0.05, 10, 1000
 CALIBRATION = "calibration"
 """The part that is held out of train, so that temperatures are fitted to rows that nothing was learned from."""
 
@@ -78,9 +78,9 @@ def with_dev(data: DataSet, texts_of: TextsOf, *, seed: int) -> DataSet:
 
 
 def with_calibration(data: DataSet, texts_of: TextsOf, *, seed: int) -> DataSet:
-    """The data set with a twentieth of train (at most 1,000 rows) held out to fit temperatures to; none of under 20 rows."""
+    """The data set with a twentieth of train (at most 1,000 rows) held out to fit temperatures to; none of under 200 rows."""
     size = min(_MOST_CALIBRATION_ROWS, int(_CALIBRATION_SHARE * len(data.parts["train"])))
-    return _held_out(data, CALIBRATION, size, texts_of, seed) if size else data
+    return _held_out(data, CALIBRATION, size, texts_of, seed) if size >= _LEAST_CALIBRATION_ROWS else data
 
 
 def check_trainable(data: DataSet) -> None:

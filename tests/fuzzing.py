@@ -272,7 +272,7 @@ def summary(lines: list[str]) -> tuple[dict[str, dict[str, int]], list[str], int
     """Counts of outcomes by target, what went wrong, and the number of the case that did not end (or -1)."""
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     wrong, open_case = [], -1
-    for line in map(json.loads, lines):
+    for line in map(json.loads, (line for line in lines if line.startswith("{"))):  # the tokenizer prints there, too
         open_case = line["number"] if "outcome" not in line else -1
         if "outcome" in line:
             good = line["outcome"] in ("fine", "refused")

@@ -76,19 +76,20 @@ def test_the_part_to_evaluate(tmp_path: Path) -> None:
 
 
 def test_a_twentieth_of_train_is_held_out_to_fit_temperatures(tmp_path: Path) -> None:
-    data = with_dev(load_data(folder_of(tmp_path, train__jsonl=ROWS), TABLES, {}), text_of, seed=0)
+    many = "".join(f'{{"text": "{number}"}}\n' for number in range(400))
+    data = with_dev(load_data(folder_of(tmp_path, train__jsonl=many), TABLES, {}), text_of, seed=0)
     held = with_calibration(data, text_of, seed=0)
-    assert {part: len(rows) for part, rows in held.parts.items()} == {"train": 35, "dev": 4, CALIBRATION: 1}
+    assert {part: len(rows) for part, rows in held.parts.items()} == {"train": 342, "dev": 40, CALIBRATION: 18}
     texts = {part: {row.fields["text"] for row in rows} for part, rows in held.parts.items()}
     assert not texts["train"] & texts[CALIBRATION]
     assert {row.fields["text"] for row in data.parts["train"]} == texts["train"] | texts[CALIBRATION]
     assert held.split == (
-        "dev is 4 rows of train, drawn with seed 0; calibration is 1 rows of train, drawn with seed 0"
+        "dev is 40 rows of train, drawn with seed 0; calibration is 18 rows of train, drawn with seed 0"
     )
 
 
 def test_nothing_is_held_out_of_few_rows(tmp_path: Path) -> None:
-    few = "".join(f'{{"text": "{number}"}}\n' for number in range(19))
+    few = "".join(f'{{"text": "{number}"}}\n' for number in range(199))
     data = load_data(folder_of(tmp_path, train__jsonl=few, dev__jsonl=few), TABLES, {})
     assert with_calibration(data, text_of, seed=0) is data
     many = "".join(f'{{"text": "{number}"}}\n' for number in range(30000))

@@ -130,7 +130,7 @@ def test_several_labels_and_the_problem_type_go_in_and_out(tmp_path: Path) -> No
 def test_the_temperature_is_folded_in_and_what_is_lost_is_said(backbones: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    rows = [{"text": f"{name} left", "labels": [name]} for name in ("Ada", "Bob", "Cleo")] * 10
+    rows = [{"text": f"{name} left {n}", "labels": [name]} for name in ("Ada", "Bob", "Cleo") for n in range(70)]
     for part in ("train", "dev"):
         (data / f"{part}.jsonl").write_text("".join(json.dumps(own) + "\n" for own in rows))
     settings = TrainSettings(backbone=str(backbones / "bert"), epochs=3, lr=3e-3, batch_tokens=64, precision="fp32")

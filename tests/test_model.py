@@ -63,7 +63,7 @@ def test_a_head_is_found_by_name_or_by_its_task(trained: Path) -> None:
 def test_a_used_folder_is_not_overwritten_unasked(trained: Path, tmp_path: Path) -> None:
     model = nlptasks.Model.load(trained)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match="is not empty; give another -o, --overwrite"):
+    with pytest.raises(UsageError, match="is not empty; give another -o, or --overwrite"):
         model.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     model.save(tmp_path / "new")
