@@ -29,7 +29,7 @@ from nlptasks.folders import CARD, read_whole
 from nlptasks.heads.base import Head
 from nlptasks.layers import HuggingFaceLayers
 from nlptasks.model import HeadRecord, Model, ModelFolder, check_output
-from nlptasks.pretrained import from_foreign, locate
+from nlptasks.pretrained import from_foreign, locate, read_weights
 from nlptasks.registry import head_class
 from nlptasks.weights import check_finite
 
@@ -140,14 +140,7 @@ def _original(folder: Path, hf_auto: str, config: Any, where: str) -> Any:
             where, f"has the architecture {config.model_type}, for which there is no {hf_auto}", "train one"
         )
     with refusing(where, f"is no checkpoint of {hf_auto}", "take a complete one with model.safetensors"):
-        model, report = auto.from_pretrained(
-            folder,
-            config=config,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
+        model, report = read_weights(auto, folder, config)
     if report["missing_keys"] or report["mismatched_keys"]:
         lacks = listing(sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])))
         fix = f"take one that was fine-tuned for this task, or train on it: --backbone {where}"

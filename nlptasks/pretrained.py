@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -217,14 +217,7 @@ def _check_kind(config: Any, source: str) -> None:
 def _pretrained(folder: Path, config: Any, source: str) -> PreTrainedModel:
     with refusing(source, "has no usable weights", "take a complete model with model.safetensors"):
         full: PreTrainedModel
-        full, report = AutoModel.from_pretrained(
-            folder,
-            config=config,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
+        full, report = read_weights(AutoModel, folder, config)
     missing = [name for name in report["missing_keys"] if not name.startswith("pooler.")]
     if missing or report["mismatched_keys"]:
         raise ModelError(
@@ -233,6 +226,19 @@ def _pretrained(folder: Path, config: Any, source: str) -> PreTrainedModel:
             "take a complete checkpoint",
         )
     return full
+
+
+def read_weights(auto: Any, folder: Path, config: Any) -> tuple[Any, Mapping[str, Any]]:
+    """The model of an auto class with a folder's weights, and its report on them: safetensors, no code, single precision."""
+    model, report = auto.from_pretrained(
+        folder,
+        config=config,
+        use_safetensors=True,
+        trust_remote_code=False,
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+    return model, report
 
 
 def _assets(config: Any, tokenizer: Any) -> dict[str, bytes]:

@@ -120,7 +120,8 @@ class ClassificationHead(Head):
         counts = Counter(label for one in found for label in one.labels)
         if not counts:
             raise DataError(rows[0].where, "and the rows after it have no label at all", "label some")
-        labels = cls._ordered(counts, options, found[0].kind, rows[0].where)
+        kind = next(one.kind for one in found if one.labels)
+        labels = cls._ordered(counts, options, kind, rows[0].where)
         weights: tuple[float, ...] = ()
         if options.class_weights != NO_WEIGHTS:
             by_label = class_weights(options.class_weights, counts, where=f"{_option_prefix(cls)}.class_weights")
