@@ -24,14 +24,13 @@ from common import keep, summary
 from quality import SETS, read, write
 
 Rows = list[dict[str, Any]]
-_DEV_ROWS = 1000
 
 
-def rows_of(folder: Path, count: int) -> tuple[Rows, Rows]:
+def rows_of(folder: Path, count: int, dev_count: int) -> tuple[Rows, Rows]:
     """Rows of train and dev, drawn once for all runs."""
     draw = random.Random(0)
     train, dev = read(folder, "train"), read(folder, "dev")
-    return draw.sample(train, count), draw.sample(dev, min(_DEV_ROWS, len(dev)))
+    return draw.sample(train, count), draw.sample(dev, min(dev_count, len(dev)))
 
 
 def run_nlptasks(name: str, rows: Rows, dev: Rows, seed: int) -> dict[str, float]:
@@ -160,30 +159,39 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--set", choices=SETS, required=True)
     parser.add_argument("--rows", type=int, default=1000)
+    parser.add_argument("--dev-rows", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--one", choices=RUNS)
     options = parser.parse_args()
     if options.one:
-        rows, dev = rows_of(options.data / options.set, options.rows)
+        rows, dev = rows_of(options.data / options.set, options.rows, options.dev_rows)
         print("RESULT", json.dumps(RUNS[options.one](options.set, rows, dev, options.seeds[0])))
         return
     names = list(RUNS) if SETS[options.set].head == "qa" else ["nlptasks", "trainer"]
     results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    given = ["--data", str(options.data), "--set", options.set, "--rows", str(options.rows)]
+    given = [
+        "--data",
+        str(options.data),
+        "--set",
+        options.set,
+        "--rows",
+        str(options.rows),
+        "--dev-rows",
+        str(options.dev_rows),
+    ]
     for seed in options.seeds:
         for name, runs in results.items():
             command = [sys.executable, __file__, *given, "--seeds", str(seed), "--one", name]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             runs.append(json.loads(output.rpartition("RESULT ")[2]))
             print(seed, name, runs[-1], file=sys.stderr, flush=True)
-    record: dict[str, Any] = {"set": options.set, "rows": options.rows, "epochs": 1}
+    record: dict[str, Any] = {"set": options.set, "rows": options.rows, "dev_rows": options.dev_rows, "epochs": 1}
     for name, runs in results.items():
         record[name] = {key: summary([run[key] for run in runs]) for key in ("per_second", "quality")}
         ratios = [ours["per_second"] / run["per_second"] for ours, run in zip(results["nlptasks"], runs, strict=True)]
         record[name]["nlptasks_is_faster_by"] = summary(ratios)
-    command = (
-        f"python tests/benchmarks/tasks_training.py --data FOLDER_OF_SETS --set {options.set} --rows {options.rows}"
-    )
+    sizes = f"--rows {options.rows} --dev-rows {options.dev_rows}"
+    command = f"python tests/benchmarks/tasks_training.py --data FOLDER_OF_SETS --set {options.set} {sizes}"
     keep(f"training_{options.set}", record, command=command)
 
 
