@@ -33,6 +33,9 @@ _BATCH_TOKENS = {"cpu": 512, "cuda": 32768}
 Text = str | Mapping[str, Any]
 """A text, or a row with the fields that a head reads."""
 
+Options = Mapping[str, Mapping[str, Any]]
+"""Values of options, by head's name and option."""
+
 
 class Pipeline:
     """Heads of a model, ready to run.
@@ -102,7 +105,7 @@ def pipeline(
     model: str | Path | None = None,
     backend: str = "auto",
     device: str = "auto",
-    options: Mapping[str, Mapping[str, Any]] | None = None,
+    options: Options | None = None,
 ) -> Pipeline:
     """Open a model for prediction.
 
@@ -131,9 +134,6 @@ def pipeline(
     engine = open_model(str(model), names, backend, device, options or {})
     _log.info("%s runs on %s", listing(engine.heads), engine.runtime.name)
     return Pipeline(engine, single=isinstance(heads, str), required=list(engine.heads) if heads is not None else [])
-
-
-Options = Mapping[str, Mapping[str, Any]]
 
 
 def _is_checkpoint(model: str) -> bool:
