@@ -12,18 +12,21 @@ from nlptasks.config import TrainSettings
 from nlptasks.errors import UsageError
 
 
-def chosen(settings: TrainSettings, *, parameters: int, tokens: Sequence[int], processes: int = 1) -> TrainSettings:
+def chosen(
+    settings: TrainSettings, *, parameters: int, tokens: Sequence[int], lr_scale: float = 1.0, processes: int = 1
+) -> TrainSettings:
     """The settings with everything that was left open chosen from the backbone and the data.
 
     Args:
         settings: as given.
         parameters: weights in the backbone's layers, embeddings left out.
         tokens: tokens of each training example.
+        lr_scale: the head's.
         processes: how many share each step.
     """
     # 3e-4 is measured for 10 million weights (MiniLM); the power leads to the usual 5e-5 for 85 million (BERT base) and
     # 2e-5 for 300 million (BERT large).
-    lr = settings.lr or min(1e-3, 3e-4 * (1e7 / max(parameters, 1)) ** 0.8)
+    lr = settings.lr or lr_scale * min(1e-3, 3e-4 * (1e7 / max(parameters, 1)) ** 0.8)
     # About 200 steps an epoch learn well from few rows, with at least some 8 rows in each; beyond 2,048 tokens the speed no
     # longer grows.
     shared = processes * settings.accumulate

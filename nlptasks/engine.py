@@ -19,8 +19,8 @@ from nlptasks.types import ENCODE, Floats, Reading, Runtime, Source, Window
 Item = Mapping[str, Any]
 """For one text, the example of each head that can read it, by the head's name."""
 
-_MULTIPLE, _ROWS = 8, 4
-"""Batches are a multiple of 8 tokens long and, above 4 rows, of 4 rows high: runtimes keep something for every shape they meet,
+_MULTIPLE, _ROWS = 4, 4
+"""Batches are a multiple of 4 tokens long and, above 4 rows, of 4 rows high: runtimes keep something for every shape they meet,
 and with few shapes their memory is soon at its end."""
 
 _CHUNK_CHARS = 500_000
@@ -48,20 +48,25 @@ class Engine:
     info: BackboneInfo
     batch_tokens: int
 
-    def stream(self, items: Iterable[Item], *, largest_chunk: int = CHUNK_ITEMS) -> Iterator[dict[str, Any]]:
+    def stream(
+        self, items: Iterable[Item], *, first_chunk: int = 1, largest_chunk: int = CHUNK_ITEMS
+    ) -> Iterator[dict[str, Any]]:
         """The results of each item by head, lazily, in order.
 
         Args:
             items: the items.
-            largest_chunk: items that are taken before their results are given. The first chunks are smaller in any case,
-                so that first answers come soon.
+            first_chunk: items that are taken before the first results are given; each further chunk is twice as large. Who
+                waits for all results takes the largest at once: the more are sorted together, the less is padded.
+            largest_chunk: items that are taken before results are given, at most.
         """
-        for readings in self.readings(items, largest_chunk=largest_chunk):
+        for readings in self.readings(items, first_chunk=first_chunk, largest_chunk=largest_chunk):
             yield {name: result_of(self.heads[name], reading) for name, reading in readings.items()}
 
-    def readings(self, items: Iterable[Item], *, largest_chunk: int = CHUNK_ITEMS) -> Iterator[dict[str, Reading]]:
+    def readings(
+        self, items: Iterable[Item], *, first_chunk: int = 1, largest_chunk: int = CHUNK_ITEMS
+    ) -> Iterator[dict[str, Reading]]:
         """The same before the heads decode it."""
-        size = 1
+        size = first_chunk
         chunk: list[tuple[Item, dict[str, list[Source]]]] = []
         chars = 0
         for item in items:

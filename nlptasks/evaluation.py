@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nlptasks.config import Target, parse_target
 from nlptasks.data import load_part
+from nlptasks.engine import CHUNK_ITEMS
 from nlptasks.files import check_columns
 from nlptasks.pipeline import pipeline
 
@@ -52,5 +53,6 @@ def evaluate(
     check_columns(target.columns, head.fields)
     part, rows = load_part(place, split, head.formats, target.columns)
     examples = head.read_gold(rows)
-    results = [found[name] for found in pipe.engine.stream({name: example} for example in examples)]
+    items = ({name: example} for example in examples)
+    results = [found[name] for found in pipe.engine.stream(items, first_chunk=CHUNK_ITEMS)]
     return Evaluation(name, part, head.main_metric, head.metrics(examples, results))

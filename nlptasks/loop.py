@@ -24,7 +24,7 @@ from nlptasks.checkpoint import Checkpoint, Checkpoints
 from nlptasks.config import TrainSettings
 from nlptasks.data import CALIBRATION
 from nlptasks.dropout import cheap_dropout
-from nlptasks.engine import Engine, result_of
+from nlptasks.engine import CHUNK_ITEMS, Engine, result_of
 from nlptasks.errors import BackendError, TrainingError, listing
 from nlptasks.heads.base import Head
 from nlptasks.model import Model
@@ -262,7 +262,8 @@ class Loop:
             {lesson.name: lesson.head}, lesson.tokenizer, runtime, lesson.model.backbone.info, _EVALUATION_TOKENS
         )
         alone = lesson.accelerator.num_processes == 1  # if not, the others would wait for one that has left
-        for found in engine.readings({lesson.name: example} for example in lesson.examples[part]):
+        items = ({lesson.name: example} for example in lesson.examples[part])
+        for found in engine.readings(items, first_chunk=CHUNK_ITEMS):
             yield found[lesson.name]
             if self._stop.is_made() and alone:
                 self._leave()

@@ -16,7 +16,7 @@ from typing import Any
 from nlptasks import hub
 from nlptasks.backbone import CONFIG
 from nlptasks.config import DEVICES, RUNS, changed
-from nlptasks.engine import Engine, Item
+from nlptasks.engine import CHUNK_ITEMS, Engine, Item
 from nlptasks.errors import DataError, UsageError, did_you_mean, listing
 from nlptasks.exporting import export_problem, has_export, open_export
 from nlptasks.heads.base import Head
@@ -28,7 +28,7 @@ from nlptasks.types import ENCODE, Row, Runtime
 
 _log = logging.getLogger("nlptasks")
 
-_BATCH_TOKENS = {"cpu": 512, "cuda": 32768}
+_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 
 Text = str | Mapping[str, Any]
 """A text, or a row with the fields that a head reads."""
@@ -70,11 +70,14 @@ class Pipeline:
         """
         if isinstance(texts, str | Mapping):
             return next(self.stream([texts]))
-        return list(self.stream(texts))
+        return list(self._stream(texts, first_chunk=CHUNK_ITEMS))
 
     def stream(self, texts: Iterable[Text]) -> Iterator[Any]:
         """The results for any number of texts, lazily, in order, in flat memory."""
-        for results in self.engine.stream(map(self.item, _rows(texts))):
+        return self._stream(texts, first_chunk=1)
+
+    def _stream(self, texts: Iterable[Text], *, first_chunk: int) -> Iterator[Any]:
+        for results in self.engine.stream(map(self.item, _rows(texts)), first_chunk=first_chunk):
             yield next(iter(results.values())) if self._single else results
 
     def item(self, row: Row) -> Item:

@@ -161,6 +161,7 @@ def _lesson(
         replace(settings, precision=precision),
         parameters=model.backbone.parameter_count(),
         tokens=[unit.tokens for unit in units],
+        lr_scale=head.lr_scale,
         processes=accelerator.num_processes,
     )
     return Lesson(

@@ -18,6 +18,7 @@ import nlptasks.pipeline
 from nlptasks.errors import BackendError, DataError, ModelError, UsageError
 from nlptasks.heads.ner import Entity
 from nlptasks.pipeline import Pipeline, pipeline
+from nlptasks.runtime import pytorch as runtime
 
 TEXTS = [
     "Ada Smith saw London .",
@@ -218,3 +219,19 @@ def test_weights_that_are_not_numbers_never_become_labels(trained: Path) -> None
         next(pipe.engine.runtime._graphs["encode"].parameters()).fill_(float("nan"))
     with pytest.raises(BackendError, match="not finite"):
         pipe("Ada")
+
+
+def test_packed_linear_layers_answer_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(24, 40), torch.nn.GELU(), torch.nn.Linear(40, 3, bias=False)).eval()
+    x = torch.randn(2, 5, 24)
+    expected = module(x)
+    monkeypatch.setattr(runtime, "_packing_pays", lambda: False)
+    runtime.pack_linears(module)
+    assert type(module[0]) is torch.nn.Linear
+    if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        pytest.skip("this build of torch has no oneDNN")
+    monkeypatch.setattr(runtime, "_packing_pays", lambda: True)
+    runtime.pack_linears(module)
+    assert not any(type(layer) is torch.nn.Linear for layer in module)
+    with torch.inference_mode():
+        assert torch.allclose(module(x), expected, atol=1e-5)

@@ -130,6 +130,8 @@ def test_open_settings_are_chosen_from_backbone_and_data() -> None:
     large = chosen(TrainSettings(), parameters=300_000_000, tokens=[20] * 100_000)
     assert small.lr == pytest.approx(3e-4)
     assert large.lr == pytest.approx(2e-5, rel=0.2)
+    less = chosen(TrainSettings(), parameters=10_000_000, tokens=[20] * 3000, lr_scale=0.5)
+    assert (less.lr, less.head_lr) == (pytest.approx(1.5e-4), pytest.approx(1.5e-3))
     assert small.head_lr == pytest.approx(10 * small.lr)
     assert (small.batch_tokens, large.batch_tokens) == (300, 2048)
     assert (small.epochs, large.epochs) == (3, 3)

@@ -50,6 +50,9 @@ class Head(nn.Module, ABC):
     """Readers of the data files, by suffix."""
     outputs: ClassVar[Mapping[str, str]]
     """The outputs of `forward` and their shapes in letters, ``BSC`` for one row of scores a token, ``BC`` for one a window."""
+    lr_scale: ClassVar[float] = 1.0
+    """The default learning rate in relation to that of heads which judge every token: of few numbers a text, less is learned
+    well."""
     hf_auto: ClassVar[str | None] = None
     """The Hugging Face auto class whose layers the head keeps as `layers`, such as ``AutoModelForTokenClassification``. A
     head that has one can be imported from its checkpoints and written as one; see `from_hugging_face`."""

@@ -103,6 +103,7 @@ class ClassificationHead(Head):
     gold_fields: ClassVar = ("label", "labels")
     sample = "samples/classification"
     outputs: ClassVar = {"logits": "BC"}
+    lr_scale = 0.5
     hf_auto = "AutoModelForSequenceClassification"
 
     def __init__(self, config: ClassificationConfig, *, backbone: BackboneInfo) -> None:

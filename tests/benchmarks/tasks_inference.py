@@ -1,8 +1,8 @@
 """Inference of text and pair heads against Hugging Face: the same weights, in one process, in turn.
 
 Labels: against ``transformers.pipeline("text-classification")`` at its best batch size. Answers: that pipeline is gone, so a
-loop over ``AutoModelForQuestionAnswering``, batches of 32, padded, with the best span of each. The weights are those of a model,
-written by ``to-hf``:
+loop over ``AutoModelForQuestionAnswering``, batches of 32, with the best span of each: padded to 384 tokens as in transformers'
+guide, and (``hugging_face_dynamic``) to the longest of a batch. The weights are those of a model, written by ``to-hf``:
 
     python tests/benchmarks/tasks_inference.py --model runs/sentiment --head sentiment --rows DEV.jsonl
 """
@@ -38,32 +38,37 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def label_ways(checkpoint: Path, rows: list[dict[str, Any]]) -> tuple[Callable[[], list[str]], dict[str, Any]]:
+Ways = dict[str, Callable[[], list[str]]]
+
+
+def label_ways(checkpoint: Path, rows: list[dict[str, Any]]) -> tuple[Ways, dict[str, Any]]:
     """How transformers' pipeline labels these rows, at its best batch size."""
     texts = [row["text"] for row in rows]
     theirs = transformers.pipeline("text-classification", model=str(checkpoint), device="cpu")
     sizes = {size: seconds(lambda size=size: theirs(texts[:400], batch_size=size)) for size in _BATCH_SIZES}
     best = min(sizes, key=lambda size: sizes[size])
-    return lambda: [found["label"] for found in theirs(texts, batch_size=best)], {"transformers_batch_size": best}
+    ways: Ways = {"hugging_face": lambda: [found["label"] for found in theirs(texts, batch_size=best)]}
+    return ways, {"transformers_batch_size": best}
 
 
-def answer_ways(checkpoint: Path, rows: list[dict[str, Any]]) -> tuple[Callable[[], list[str]], dict[str, Any]]:
+def answer_ways(checkpoint: Path, rows: list[dict[str, Any]]) -> tuple[Ways, dict[str, Any]]:
     """How a plain loop answers these rows."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(checkpoint).eval()
 
-    def answer() -> list[str]:
+    def answer(padding: bool | str) -> list[str]:
         found = []
         for batch in (rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)):
             pairs = [row["question"] for row in batch], [row["context"] for row in batch]
-            given = tokenizer(*pairs, truncation="only_second", max_length=384, padding=True, return_tensors="pt")
+            given = tokenizer(*pairs, truncation="only_second", max_length=384, padding=padding, return_tensors="pt")
             with torch.inference_mode():
                 outputs = model(**given)
             starts, ends = outputs.start_logits.numpy(), outputs.end_logits.numpy()
             found += [best_span(tokenizer, row, *scores) for row, *scores in zip(batch, starts, ends, strict=True)]
         return found
 
-    return answer, {"batch": _BATCH}
+    ways: Ways = {"hugging_face": lambda: answer("max_length"), "hugging_face_dynamic": lambda: answer(True)}
+    return ways, {"batch": _BATCH}
 
 
 def main() -> None:
@@ -90,8 +95,8 @@ def main() -> None:
         def texts(found: list[Any]) -> list[str]:
             return [one.text if is_pair else one.label for one in found]
 
-        ways: dict[str, Callable[[], list[str]]] = {
-            "hugging_face": theirs,
+        ways: Ways = {
+            **theirs,
             "torch": lambda: texts(ours(inputs)),
             "onnx": lambda: texts(onnx(inputs)),
         }
@@ -104,9 +109,12 @@ def main() -> None:
         "rows": len(rows),
         **said,
         "rows_per_second": {name: summary([len(rows) / value for value in own]) for name, own in times.items()},
-        "times_hugging_face": {
-            name: summary([a / b for a, b in zip(times["hugging_face"], times[name], strict=True)])
-            for name in ("torch", "onnx")
+        **{
+            f"times_{other}": {
+                name: summary([a / b for a, b in zip(times[other], times[name], strict=True)])
+                for name in ("torch", "onnx")
+            }
+            for other in theirs
         },
         "same_answers_as_hugging_face": {
             name: round(sum(a == b for a, b in zip(answers["hugging_face"], answers[name], strict=True)) / len(rows), 4)
