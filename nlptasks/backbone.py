@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class BackboneInfo:
         max_tokens: longest window, special tokens included.
         pad_id: id of the padding token.
         has_types: whether it reads token type ids.
+        tokenizer: its ``tokenizer.json``.
     """
 
     source: str
@@ -49,6 +50,7 @@ class BackboneInfo:
     max_tokens: int
     pad_id: int
     has_types: bool
+    tokenizer: bytes = field(default=b"", repr=False)
 
     @property
     def width(self) -> int:
@@ -71,9 +73,9 @@ class BackboneInfo:
         }
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any], config: Any) -> BackboneInfo:
+    def from_record(cls, record: Mapping[str, Any], config: Any, tokenizer: bytes) -> BackboneInfo:
         """The info that `record` wrote."""
-        return cls(config=config, **record)
+        return cls(config=config, tokenizer=tokenizer, **record)
 
 
 class Backbone(nn.Module):
@@ -84,6 +86,7 @@ class Backbone(nn.Module):
         info: what heads may know.
         assets: its small files (config and tokenizer), by name, as they are saved.
         left_out: gives the weights of `full` that the backbone does not hold, by their names there.
+        beyond: gives pretrained weights that are not even in `full`, such as the layer behind a decoder.
     """
 
     def __init__(
@@ -93,11 +96,13 @@ class Backbone(nn.Module):
         info: BackboneInfo,
         assets: Mapping[str, bytes],
         left_out: Callable[[], dict[str, Tensor]],
+        beyond: Callable[[], dict[str, Tensor]] = dict,
     ) -> None:
         super().__init__()
         self.info = info
         self.assets = assets
-        self.left_out = left_out
+        self._left_out = left_out
+        self._beyond = beyond
         self.trunk = trunk_of(full)
         self.names = names_of(full, self.trunk)
 
@@ -118,7 +123,7 @@ class Backbone(nn.Module):
 
     def tokenizer(self) -> Tokenizer:
         """A new tokenizer of this backbone."""
-        return read_tokenizer(self.assets[TOKENIZER], self.info)
+        return read_tokenizer(self.info)
 
     def parameter_count(self) -> int:
         """Weights in the layers, embeddings left out: what one token's pass costs, and what learning rates go by."""
@@ -138,8 +143,15 @@ class Backbone(nn.Module):
         """
         for name, content in self.assets.items():
             (folder / name).write_bytes(content)
+        weights.write(folder / WEIGHTS, self._whole())
+
+    def pretrained(self) -> dict[str, Tensor]:
+        """All pretrained weights, as far as they are known, by their names in the base model."""
+        return {**self._beyond(), **self._whole()}
+
+    def _whole(self) -> dict[str, Tensor]:
         held = self.trunk.state_dict()
-        weights.write(folder / WEIGHTS, {**self.left_out(), **{full: held[own] for own, full in self.names.items()}})
+        return {**self._left_out(), **{full: held[own] for own, full in self.names.items()}}
 
     @classmethod
     def from_folder(cls, folder: Path, record: Mapping[str, Any]) -> Backbone:
@@ -155,7 +167,7 @@ class Backbone(nn.Module):
             full = build(config)
         backbone = cls(
             full,
-            info=BackboneInfo.from_record(record, config),
+            info=BackboneInfo.from_record(record, config, read_whole(folder / TOKENIZER)),
             assets={name: read_whole(folder / name) for name in plain_files(folder) if name != WEIGHTS},
             left_out=lambda: weights.read_without(path, set(backbone.names.values())),
         )
@@ -187,14 +199,14 @@ def _check_weights(path: Path, config: Any) -> None:
     weights.check_header(path, header, known, optional=known.keys() - own)
 
 
-def read_tokenizer(content: bytes, info: BackboneInfo) -> Tokenizer:
-    """A tokenizer from its ``tokenizer.json``.
+def read_tokenizer(info: BackboneInfo) -> Tokenizer:
+    """A new tokenizer of a backbone.
 
     Raises:
         ModelError: it cannot be read, or has tokens that the backbone does not have.
     """
     with refusing(TOKENIZER, "cannot be read", RESTORE):
-        backend = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+        backend = tokenizers.Tokenizer.from_str(info.tokenizer.decode("utf-8"))
         check_vocabulary(backend, info.config, where=TOKENIZER)
         return Tokenizer(backend, max_tokens=info.max_tokens)
 

@@ -31,7 +31,8 @@ def model_card(model: Model, log: Mapping[str, Any]) -> str:
             *_metric_table(log["metrics"], model.heads[name].main_metric),
             "",
             "Measured on the weights of the best epoch on dev, with thresholds, if it has any, that were fitted on dev"
-            + (f"; {log['data']['split']}." if log["data"]["split"] else "."),
+            + (f"; {log['data']['split']}." if log["data"]["split"] else ".")
+            + (f" {log['measured_by']}." if log["measured_by"] else ""),
             "",
             *_scores(log),
             "## Training",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from nlptasks.errors import UsageError, did_you_mean, listing, quote
@@ -30,9 +31,33 @@ def setting(default: Any, doc: str, *, choices: tuple[str, ...] = (), at_run: bo
     return field(default=default, metadata={"doc": doc, "choices": choices, "given": True, "at_run": at_run})
 
 
-def decided(default: Any, doc: str) -> Any:
-    """A field that the data decide, not the user."""
-    return field(default=default, metadata={"doc": doc, "choices": (), "given": False})
+def decided(default: Any, doc: str, *, file: str = "") -> Any:
+    """A field that the data decide, not the user.
+
+    Args:
+        default: its default.
+        doc: its meaning, with the unit.
+        file: for a long text, the name of the file that holds it in a model, behind the head's name and a dot.
+    """
+    return field(default=default, metadata={"doc": doc, "choices": (), "given": False, "file": file})
+
+
+def recorded(config: Any) -> dict[str, Any]:
+    """A head's config as JSON has it; of what stands in files of its own, the sha256."""
+    record = asdict(config)
+    for name, text in attached(config).items():
+        record[name] = hashlib.sha256(text.encode("utf-8")).hexdigest()
+    return record
+
+
+def attached(config: Any) -> dict[str, str]:
+    """What a head's config keeps in files of its own, by the name of the field; what is empty has none."""
+    return {name: getattr(config, name) for name in file_fields(type(config)) if getattr(config, name)}
+
+
+def file_fields(cls: type) -> dict[str, str]:
+    """The fields of a dataclass that stand in files of their own, and the ends of the files' names."""
+    return {item.name: item.metadata["file"] for item in fields(cls) if item.metadata.get("file")}
 
 
 def changed(config: Any, given: Mapping[str, Any], *, where: str) -> Any:

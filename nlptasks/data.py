@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nlptasks.disk import sha256
 from nlptasks.errors import DataError, ErrorCollector, listing
-from nlptasks.files import PARTS, check_file, part_of, read_file
+from nlptasks.files import PAIRED, PARTS, check_file, files_of, part_of, read_file, suffix_of
 from nlptasks.related import unrelated_rows
 from nlptasks.types import Reader, Row
 
@@ -42,13 +42,16 @@ def load_data(place: Path, readers: Mapping[str, Reader], columns: Mapping[str, 
     """
     found = _part_files(place) if place.is_dir() else {"train": place}
     errors = ErrorCollector()
-    parts, files = {}, {}
+    parts: dict[str, list[Row]] = {}
+    files: dict[str, str] = {}
     for part, path in found.items():
         with errors.noting():
             check_file(path)
-            files[str(path)] = _digest(path)
+            digests = {str(one): _digest(one) for one in files_of(path)}
             parts[part] = list(read_file(path, readers, columns, on_error=errors))
-            _check_unchanged(path, files[str(path)])
+            for one, digest in digests.items():
+                _check_unchanged(Path(one), digest)
+            files |= digests
             if not (parts[part] or errors.found):
                 raise DataError(str(path), "has no examples", "give a file with at least one row")
     errors.check()
@@ -133,10 +136,16 @@ def load_part(
     )
 
 
+def _is_second(path: Path) -> bool:
+    """Whether a file is read together with another one, which is the part's."""
+    suffix = suffix_of(path)
+    return suffix in PAIRED and path.with_name(path.name.replace(suffix, PAIRED[suffix])).is_file()
+
+
 def _part_files(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        part = part_of(path) if path.is_file() else None
+        part = part_of(path) if path.is_file() and not _is_second(path) else None
         if part and part in found:
             raise DataError(
                 str(folder), f"has two files for {part}: {found[part].name} and {path.name}", "keep one of them"

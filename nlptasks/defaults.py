@@ -13,7 +13,13 @@ from nlptasks.errors import UsageError
 
 
 def chosen(
-    settings: TrainSettings, *, parameters: int, tokens: Sequence[int], lr_scale: float = 1.0, processes: int = 1
+    settings: TrainSettings,
+    *,
+    parameters: int,
+    tokens: Sequence[int],
+    lr_scale: float = 1.0,
+    own_lr_scale: float = 10.0,
+    processes: int = 1,
 ) -> TrainSettings:
     """The settings with everything that was left open chosen from the backbone and the data.
 
@@ -22,6 +28,7 @@ def chosen(
         parameters: weights in the backbone's layers, embeddings left out.
         tokens: tokens of each training example.
         lr_scale: the head's.
+        own_lr_scale: the head's.
         processes: how many share each step.
     """
     # 3e-4 is measured for 10 million weights (MiniLM); the power leads to the usual 5e-5 for 85 million (BERT base) and
@@ -36,7 +43,7 @@ def chosen(
     return replace(
         settings,
         lr=lr,
-        head_lr=settings.head_lr or 10 * lr,
+        head_lr=settings.head_lr or own_lr_scale * lr,
         batch_tokens=budget,
         epochs=settings.epochs or min(20, max(3, math.ceil(600 / steps))),
     )

@@ -14,7 +14,7 @@ from nlptasks.backbone import BackboneInfo
 from nlptasks.batching import collate, length_batches
 from nlptasks.heads.base import Head
 from nlptasks.tokenizer import Tokenizer
-from nlptasks.types import ENCODE, Floats, Reading, Runtime, Source, Window
+from nlptasks.types import ENCODE, Outputs, Pass, Reading, Runtime, Source, Window
 
 Item = Mapping[str, Any]
 """For one text, the example of each head that can read it, by the head's name."""
@@ -79,29 +79,37 @@ class Engine:
         yield from self._chunk(chunk)
 
     def _chunk(self, chunk: Sequence[tuple[Item, dict[str, list[Source]]]]) -> Iterator[dict[str, Reading]]:
-        distinct = list(dict.fromkeys(source for _, sources in chunk for own in sources.values() for source in own))
-        windows = dict(zip(distinct, self.tokenizer.windows(distinct), strict=True))
-        outputs = self._encode(windows)
+        readers: dict[Source, set[str]] = {}
+        for _, sources in chunk:
+            for name, own in sources.items():
+                for source in own:
+                    readers.setdefault(source, set()).add(name)
+        windows = dict(zip(readers, self.tokenizer.windows(list(readers)), strict=True))
+        outputs = self._encode(windows, readers)
         for item, sources in chunk:
             yield {name: _reading(name, example, sources[name], windows, outputs) for name, example in item.items()}
 
-    def _encode(self, windows: Mapping[Source, list[Window]]) -> dict[Source, list[dict[str, Floats]]]:
-        """The outputs for each window of each source, padding cut off."""
+    def _encode(
+        self, windows: Mapping[Source, list[Window]], readers: Mapping[Source, set[str]]
+    ) -> dict[Source, list[_ByHead]]:
+        """For each window of each source, the outputs for the heads that read it."""
         flat = [(source, index, window) for source, own in windows.items() for index, window in enumerate(own)]
         lengths = [-(-len(window) // _MULTIPLE) * _MULTIPLE for _, _, window in flat]  # as they will be padded
-        by_token = {
-            f"{name}.{key}" for name, head in self.heads.items() for key, axes in head.outputs.items() if axes[1] == "S"
-        }
-        outputs: dict[Source, list[dict[str, Floats]]] = {source: [{} for _ in own] for source, own in windows.items()}
+        outputs: dict[Source, list[_ByHead]] = {source: [{} for _ in own] for source, own in windows.items()}
         for batch in length_batches(lengths, self.batch_tokens, sorted(range(len(flat)), key=lengths.__getitem__)):
             arrays = collate([flat[index][2] for index in _few_sizes(batch)], self.info, multiple=_MULTIPLE)  # [B,S]
             given = self.runtime.run(ENCODE, {name: arrays[name] for name in self.info.inputs})
-            for name, tensor in given.items():
-                values = self.runtime.fetch(tensor)[: len(batch)]  # [B,S,...]
-                for row, index in zip(values, batch, strict=True):
-                    source, number, window = flat[index]
-                    outputs[source][number][name] = row[: len(window)] if name in by_token else row
+            for name, head in self.heads.items():
+                own = {row: flat[index][2] for row, index in enumerate(batch) if name in readers[flat[index][0]]}
+                named = {key: given[f"{name}.{key}"] for key in head.outputs}
+                found = head.collect(Pass(name, own, arrays["mask"], named, self.runtime)) if own else []
+                for row, one in zip(own, found, strict=True):
+                    source, number, _ = flat[batch[row]]
+                    outputs[source][number][name] = one
         return outputs
+
+
+_ByHead = dict[str, Outputs]
 
 
 def result_of(head: Head, reading: Reading) -> Any:
@@ -114,15 +122,13 @@ def _reading(
     example: Any,
     sources: Sequence[Source],
     windows: Mapping[Source, list[Window]],
-    outputs: Mapping[Source, list[dict[str, Floats]]],
+    outputs: Mapping[Source, list[_ByHead]],
 ) -> Reading:
-    prefix = name + "."
-    own = [
-        {key.removeprefix(prefix): value for key, value in output.items() if key.startswith(prefix)}
-        for source in sources
-        for output in outputs[source]
-    ]
-    return Reading(example, [window for source in sources for window in windows[source]], own)
+    return Reading(
+        example,
+        [window for source in sources for window in windows[source]],
+        [by_head[name] for source in sources for by_head in outputs[source]],
+    )
 
 
 def _few_sizes(batch: list[int]) -> list[int]:

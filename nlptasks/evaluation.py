@@ -22,12 +22,14 @@ class Evaluation:
         split: the part of the data.
         main_metric: the key of the metric that counts most.
         metrics: all metrics.
+        measured_by: how they were computed, where the numbers alone do not say it.
     """
 
     head: str
     split: str
     main_metric: str
     metrics: Mapping[str, float]
+    measured_by: str = ""
 
 
 def evaluate(
@@ -55,4 +57,4 @@ def evaluate(
     examples = head.read_gold(rows)
     items = ({name: example} for example in examples)
     results = [found[name] for found in pipe.engine.stream(items, first_chunk=CHUNK_ITEMS)]
-    return Evaluation(name, part, head.main_metric, head.metrics(examples, results))
+    return Evaluation(name, part, head.main_metric, head.metrics(examples, results), head.measured_by())

@@ -1,4 +1,4 @@
-"""Exporting a model to ONNX: one graph `encode` with every head, checked against PyTorch before it is kept.
+"""Exporting a model to ONNX: one graph `encode` with every head, and those that heads add, checked before they are kept.
 
 Engines, in this order: the exporter of transformers, with the model's own attention, then with eager attention (T5 needs it),
 then PyTorch's own exporter. The first one whose graph gives the model's numbers is taken.
@@ -10,7 +10,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from nlptasks import __version__
 from nlptasks.batching import random_batch
 from nlptasks.disk import sealed, sha256, written_beside
 from nlptasks.errors import BackendError, ModelError, UsageError, first_line, listing
+from nlptasks.heads.base import Graph, further_graphs
 from nlptasks.model import EXPORTS, REPORT, Model, ModelFolder
 from nlptasks.runtime.onnx import OnnxRuntime
 from nlptasks.runtime.pytorch import TorchRuntime
@@ -31,15 +32,16 @@ from nlptasks.types import ENCODE, Ints
 _log = logging.getLogger("nlptasks")
 
 PRECISIONS = ("fp32",)
-_GRAPH_FILES = {ENCODE: "model.onnx"}
 _TOLERANCE = 1e-4
 """Largest difference of any output between PyTorch and ONNX Runtime in fp32."""
 
 _SHAPES = ((1, 2), (1, 7), (3, 16), (7, 33))
 """Batch and length of the inputs that are compared."""
 
-Engine = Callable[[nn.Module, dict[str, Tensor], Path], None]
-"""Writes a module, traced on sample inputs, to a file."""
+_Axes = dict[str, dict[int, Any]]
+
+Engine = Callable[[nn.Module, dict[str, Tensor], _Axes, Path], None]
+"""Writes a module, traced on sample inputs, of which some axes may change, to a file."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,31 @@ class ExportReport:
     files: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class _Traceable:
+    """A graph, and what it takes to trace it and to compare what came of it.
+
+    Attributes:
+        name: of the graph.
+        module: from named tensors to named tensors.
+        traced: the same with an argument for each input, as exporters want it.
+        samples: inputs; it is traced on the first.
+        axes: for each input, the axes whose length may change.
+        counts: says which values of an output count, by its name and the inputs.
+        trunk: the part whose attention can be another one, if any.
+        kind: the architecture, for messages.
+    """
+
+    name: str
+    module: nn.Module
+    traced: nn.Module
+    samples: Sequence[Mapping[str, Tensor]]
+    axes: Mapping[str, tuple[int, ...]]
+    counts: Callable[[str, np.ndarray, Mapping[str, Tensor]], np.ndarray]
+    trunk: Any
+    kind: str
+
+
 class _Encode(nn.Module):
     """The graph `encode` with one argument for each input, as exporters want it."""
 
@@ -81,6 +108,59 @@ class _Encode(nn.Module):
         return outputs
 
 
+class _Further(nn.Module):
+    """A graph of a head, the same way."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.whole = graph  # not `graph`, which tracers call theirs
+
+    def forward(self, **given: Tensor) -> dict[str, Tensor]:
+        outputs: dict[str, Tensor] = self.whole(given)
+        return outputs
+
+
+def _graphs(model: Model) -> dict[str, _Traceable]:
+    info = model.backbone.info
+    kind = info.config.model_type
+    shapes = [(2, 8), *_SHAPES]
+    encode = _Traceable(
+        name=ENCODE,
+        module=model,
+        traced=_Encode(model).eval(),
+        samples=[_tensors(random_batch(info, shape, seed)) for seed, shape in enumerate(shapes)],
+        axes=dict.fromkeys(info.inputs, (0, 1)),
+        counts=lambda name, value, inputs: _real(model, name, value, inputs["mask"].numpy()),
+        trunk=model.backbone.trunk,
+        kind=kind,
+    )
+    return {
+        ENCODE: encode,
+        **{name: _of_head(name, graph, kind) for name, graph in further_graphs(model.heads).items()},
+    }
+
+
+def _of_head(name: str, graph: Graph, kind: str) -> _Traceable:
+    """A graph that a head adds."""
+    return _Traceable(
+        name=name,
+        module=graph,
+        traced=_Further(graph).eval(),
+        samples=graph.samples(),
+        axes=graph.axes,
+        counts=lambda name, value, inputs: value,
+        trunk=None,
+        kind=kind,
+    )
+
+
+def _real(model: Model, output: str, value: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """What an output [B,...] gives for real tokens: what it gives for padding is never read."""
+    head, _, name = output.rpartition(".")
+    axes = model.heads[head].outputs[name]
+    return value.swapaxes(1, axes.index("S"))[mask == 1] if "S" in axes else value
+
+
 def export(folder: str | Path, *, precision: str = "fp32") -> ExportReport:
     """Export the model in a folder into its ``onnx/PRECISION/``, replacing an older export.
 
@@ -95,12 +175,12 @@ def export(folder: str | Path, *, precision: str = "fp32") -> ExportReport:
     model = stored.model()
     target = stored.path / EXPORTS / precision
     with written_beside(target, ModelError) as place:
-        engine, difference = _export_checked(model, place)
+        written = [_export_checked(graph, place / _file(name)) for name, graph in _graphs(model).items()]
         report = ExportReport(
             nlptasks=__version__,
             precision=precision,
-            engine=engine,
-            max_difference=difference,
+            engine=", ".join(dict.fromkeys(engine for engine, _ in written)),
+            max_difference=max(difference for _, difference in written),
             shapes=_SHAPES,
             made_from=_ingredients(stored),
             files={path.name: sha256(path) for path in sorted(place.iterdir())},
@@ -109,8 +189,8 @@ def export(folder: str | Path, *, precision: str = "fp32") -> ExportReport:
     return report
 
 
-def open_export(stored: ModelFolder, *, precision: str, device: str) -> OnnxRuntime:
-    """The runtime of a model's export.
+def open_export(stored: ModelFolder, graphs: Iterable[str], *, precision: str, device: str) -> OnnxRuntime:
+    """The runtime of some graphs of a model's export.
 
     Raises:
         ModelError: there is no such export, or it is stale.
@@ -120,9 +200,11 @@ def open_export(stored: ModelFolder, *, precision: str, device: str) -> OnnxRunt
     if problem:
         raise ModelError(str(stored.path), problem, f"run: nlptasks export {stored.path}")
     place = stored.path / EXPORTS / precision
-    return OnnxRuntime(
-        {graph: place / name for graph, name in _GRAPH_FILES.items()}, device=device, precision=precision
-    )
+    return OnnxRuntime({graph: place / _file(graph) for graph in graphs}, device=device, precision=precision)
+
+
+def _file(graph: str) -> str:
+    return f"{'model' if graph == ENCODE else graph}.onnx"
 
 
 def has_export(stored: ModelFolder, precision: str) -> bool:
@@ -145,17 +227,18 @@ def _ingredients(stored: ModelFolder) -> dict[str, str]:
     return {name: digest for name, digest in stored.manifest["files"].items() if name.startswith(parts)}
 
 
-def _export_checked(model: Model, place: Path) -> tuple[str, float]:
+def _export_checked(graph: _Traceable, path: Path) -> tuple[str, float]:
     """Export by the first engine that gives the model's numbers: its name and the largest difference."""
-    expected = _outputs_of(TorchRuntime({ENCODE: model}, torch.device("cpu")), model)
+    expected = _outputs_of(TorchRuntime({graph.name: graph.module}, torch.device("cpu")), graph)
     failures = []
     for name, attention, engine in _ENGINES:
-        path = place / _GRAPH_FILES[ENCODE]
+        if attention and graph.trunk is None:
+            continue
         try:
-            with _attention(model, attention), _quiet():
-                engine(_Encode(model).eval(), _tensors(random_batch(model.backbone.info, (2, 8))), path)
-            runtime = OnnxRuntime({ENCODE: path}, device="cpu", precision="fp32")
-            difference = _difference(expected, _outputs_of(runtime, model))
+            with _attention(graph.trunk, attention), _quiet():
+                engine(graph.traced, dict(graph.samples[0]), _axes(graph.axes), path)
+            runtime = OnnxRuntime({graph.name: path}, device="cpu", precision="fp32")
+            difference = _difference(expected, _outputs_of(runtime, graph))
         except Exception as error:  # exporters raise whatever their many parts raise
             failures.append(f"{name}: {first_line(error)[:120]}")
         else:
@@ -163,29 +246,29 @@ def _export_checked(model: Model, place: Path) -> tuple[str, float]:
                 return name, difference
             failures.append(f"{name}: outputs differ by {difference:.1e}")
         _log.info("export: %s", failures[-1])
-        for file in place.iterdir():
+        for file in path.parent.glob(f"{path.name}*"):
             file.unlink()
-    kind = model.backbone.info.config.model_type
-    raise BackendError(f"the architecture {kind}", f"cannot be exported ({'; '.join(failures)})", "run it on PyTorch")
+    problem = f"cannot be exported as {graph.name} ({'; '.join(failures)})"
+    raise BackendError(f"the architecture {graph.kind}", problem, "run it on PyTorch")
 
 
-def _export_by_transformers(module: nn.Module, sample: dict[str, Tensor], path: Path) -> None:
+def _export_by_transformers(module: nn.Module, sample: dict[str, Tensor], axes: _Axes, path: Path) -> None:
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
     exporter = OnnxExporter()
-    exported = exporter.export(module, sample, config=OnnxConfig(dynamic=True, dynamic_shapes=_axes(sample)))
+    exported = exporter.export(module, sample, config=OnnxConfig(dynamic=True, dynamic_shapes=axes))
     exporter.save_program(exported.program, path)
 
 
-def _export_by_torch(module: nn.Module, sample: dict[str, Tensor], path: Path) -> None:
-    program = torch.onnx.export(module, kwargs=sample, dynamic_shapes=_axes(sample), dynamo=True, verbose=False)
+def _export_by_torch(module: nn.Module, sample: dict[str, Tensor], axes: _Axes, path: Path) -> None:
+    program = torch.onnx.export(module, kwargs=sample, dynamic_shapes=axes, dynamo=True, verbose=False)
     assert program is not None
     program.save(str(path), external_data=True)
 
 
-def _axes(sample: dict[str, Tensor]) -> dict[str, dict[int, Any]]:
-    """Batch and length of every input may change."""
-    return {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in sample}
+def _axes(free: Mapping[str, tuple[int, ...]]) -> _Axes:
+    """The axes of every input that may change."""
+    return {name: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for name, axes in free.items()}
 
 
 _ENGINES: tuple[tuple[str, str | None, Engine], ...] = (
@@ -199,17 +282,12 @@ def _tensors(arrays: Mapping[str, Ints]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def _outputs_of(runtime: TorchRuntime | OnnxRuntime, model: Model) -> list[dict[str, np.ndarray]]:
-    """The outputs at every shape, padded tokens left out: what they give is never read."""
-    by_token = {
-        f"{name}.{key}" for name in model.heads for key, axes in model.heads[name].outputs.items() if axes[1] == "S"
-    }
+def _outputs_of(runtime: TorchRuntime | OnnxRuntime, graph: _Traceable) -> list[dict[str, np.ndarray]]:
+    """The outputs for every sample."""
     found = []
-    for seed, shape in enumerate(_SHAPES):
-        inputs = random_batch(model.backbone.info, shape, seed)
-        outputs = {name: runtime.fetch(tensor) for name, tensor in runtime.run(ENCODE, inputs).items()}
-        real = inputs["mask"] == 1
-        found.append({name: value[real] if name in by_token else value for name, value in outputs.items()})
+    for inputs in graph.samples:
+        outputs = runtime.run(graph.name, {name: tensor.numpy() for name, tensor in inputs.items()})
+        found.append({name: graph.counts(name, runtime.fetch(tensor), inputs) for name, tensor in outputs.items()})
     return found
 
 
@@ -220,17 +298,17 @@ def _difference(expected: list[dict[str, np.ndarray]], found: list[dict[str, np.
 
 
 @contextlib.contextmanager
-def _attention(model: Model, name: str | None) -> Iterator[None]:
+def _attention(trunk: Any, name: str | None) -> Iterator[None]:
     """The model with another attention implementation, if a name is given."""
-    trunk: Any = model.backbone.trunk
+    if name is None:
+        yield
+        return
     before = trunk.config._attn_implementation
-    if name:
-        trunk.set_attn_implementation(name)
+    trunk.set_attn_implementation(name)
     try:
         yield
     finally:
-        if name:
-            trunk.set_attn_implementation(before)
+        trunk.set_attn_implementation(before)
 
 
 @contextlib.contextmanager

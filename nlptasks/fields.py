@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,22 @@ def text_field(row: Row, name: str = "text") -> str:
     if not isinstance(text, str):
         raise DataError(row.where, f"{name} is {quote(text)}, expected a string", "correct the row")
     return text
+
+
+def texts_field(row: Row, name: str) -> tuple[str, ...]:
+    """A field that holds a text or, as a list or as JSON, several.
+
+    Raises:
+        DataError: there is no such field, or it is something else.
+    """
+    value = _value(row, name)
+    if isinstance(value, str) and value.startswith('["') and value.endswith('"]'):
+        with contextlib.suppress(DataError):  # then it is a text that looks so
+            value = json_field(row, name)
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
+        raise DataError(row.where, f"{name} is {quote(value)}, expected a text or a list of texts", "correct the row")
+    return tuple(texts)
 
 
 def _value(row: Row, name: str) -> Any:

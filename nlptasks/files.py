@@ -189,6 +189,39 @@ def _sentence_row(sentence: list[tuple[int, list[str]]], path: Path) -> Row:
     return Row(fields, f"{path}:{numbers[0]}", numbers)
 
 
+PAIRED = {".target": ".source"}
+"""Files that are read with another one, line by line: the suffix of the other one."""
+
+
+def files_of(path: Path) -> list[Path]:
+    """All files that are read for one: itself, and the second one of a pair."""
+    other = path.with_name(_SOURCE.sub(".target", path.name))
+    return [path, *(found for found in (other,) if found != path and found.is_file())]
+
+
+_SOURCE = re.compile(r"\.source(?=(\.gz)?$)")
+
+
+def read_pairs(path: Path, on_error: OnError = refuse) -> Iterator[Row]:
+    """A text a line in ``train.source``, and what it becomes in the same line of ``train.target``, if there is such a file.
+
+    Raises:
+        DataError: the files have not as many lines.
+    """
+    paths = files_of(path)
+    lines = itertools.zip_longest(
+        *(whole_lines(one, refuse) for one in paths)
+    )  # a line left out would shift the others
+    for number, found in enumerate(lines, start=1):
+        if None in found:
+            short = paths[found.index(None)]
+            long = paths[1 - found.index(None)]
+            problem = f"ends after {number - 1} lines, {long.name} goes on"
+            raise DataError(f"{short}:{number}", problem, "give both files the same lines in the same order")
+        texts = (line.rstrip("\r\n") for _, line in found)
+        yield Row(dict(zip(("source", "target"), texts, strict=False)), f"{path}:{number}")
+
+
 TABLES: Mapping[str, Reader] = {".jsonl": read_jsonl, ".ndjson": read_jsonl, ".csv": read_csv, ".tsv": read_tsv}
 """The readers of files whose records have named fields, by suffix."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,15 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from nlptasks.architecture import read_config, refusing
+from nlptasks.architecture import read_config, refuse_code, refusing
 from nlptasks.backbone import CONFIG, WEIGHTS, Backbone
 from nlptasks.batching import random_batch
 from nlptasks.card import imported_card
-from nlptasks.config import check_head_name
+from nlptasks.config import check_head_name, recorded
 from nlptasks.disk import written_beside
 from nlptasks.errors import DataError, ModelError, UsageError, listing
-from nlptasks.folders import CARD, read_whole
+from nlptasks.folders import CARD, read_json, read_whole
 from nlptasks.heads.base import Head
-from nlptasks.layers import HuggingFaceLayers
 from nlptasks.model import HeadRecord, Model, ModelFolder, check_output
 from nlptasks.pretrained import from_foreign, locate, read_weights
 from nlptasks.registry import head_class
@@ -35,6 +33,12 @@ from nlptasks.weights import check_finite
 
 TOLERANCE = 1e-5
 """Largest difference of any logit from the original's."""
+
+GENERATION_CONFIG = "generation_config"
+_GENERATION_FILE = f"{GENERATION_CONFIG}.json"
+_DECLARED = ("decoder_start_token_id", "eos_token_id", "forced_bos_token_id", "forced_eos_token_id")
+"""What the config classes themselves may say."""
+
 
 _SHAPES = ((1, 2), (2, 9), (3, 17))
 """Batch and length of the random inputs that are compared."""
@@ -80,12 +84,14 @@ def read_checkpoint(source: str | Path, *, task: str, name: str, options: Mappin
     backbone = from_foreign(folder, source=str(source), revision=revision)
     config = read_config(read_whole(folder / CONFIG, links=True), where=str(source))
     try:
-        head = cls(cls.from_hugging_face(config, options or {}), backbone=backbone.info)
+        said = read_config(read_whole(folder / CONFIG, links=True), where=str(source))
+        said.generation = _generation(folder, said, str(source))
+        head = cls(cls.from_hugging_face(said, options or {}), backbone=backbone.info)
     except (DataError, ModelError) as error:
         raise ModelError(f"{source}: {error.where}", error.problem, error.fix) from error
     original = _original(folder, cls.hf_auto, config, str(source))
-    _take_over(_layers(head, str(source)), original, str(source))
-    model = Model(backbone, {name: head}, {name: HeadRecord(task, asdict(head.config))}).eval()
+    _take_over(_borrowed(head, str(source)), original, str(source))
+    model = Model(backbone, {name: head}, {name: HeadRecord(task, recorded(head.config))}).eval()
     _check_same(backbone, head, original.eval(), where=str(source))
     return model
 
@@ -123,13 +129,21 @@ def to_hugging_face(
     return str(own.hf_auto), lost
 
 
-def _layers(head: Head, where: str) -> HuggingFaceLayers:
-    layers = getattr(head, "layers", None)
-    if not isinstance(layers, HuggingFaceLayers) or not layers.borrowed:
+def _generation(folder: Path, config: Any, where: str) -> dict[str, Any]:
+    """What a checkpoint says for ``generate``: in a file of its own, or, in older ones, in its config."""
+    own = (folder / _GENERATION_FILE).is_file()
+    values = read_json(folder / (_GENERATION_FILE if own else CONFIG))
+    refuse_code(values, where=f"{where}: {_GENERATION_FILE if own else CONFIG}")
+    declared = {} if own else {name: getattr(config, name, None) for name in _DECLARED}
+    return {**declared, **values}
+
+
+def _borrowed(head: Head, where: str) -> nn.Module:
+    if head.borrowed is None:
         kind = head.backbone_info.config.model_type
         problem = f"has the architecture {kind}, for which {head.hf_auto} has nothing that works on the states alone"
         raise ModelError(where, problem, "take an encoder, such as BERT or ModernBERT")
-    return layers
+    return head.borrowed
 
 
 def _original(folder: Path, hf_auto: str, config: Any, where: str) -> Any:
@@ -148,35 +162,40 @@ def _original(folder: Path, hf_auto: str, config: Any, where: str) -> Any:
     return model
 
 
-def _take_over(layers: HuggingFaceLayers, original: nn.Module, where: str) -> None:
-    own, theirs = layers.model.state_dict(), original.state_dict()
+def _take_over(borrowed: nn.Module, original: nn.Module, where: str) -> None:
+    own, theirs = borrowed.state_dict(), original.state_dict()
     lacks = sorted(name for name in own if name not in theirs or theirs[name].shape != own[name].shape)
     if lacks:
         raise ModelError(where, f"has no {listing(lacks)}", "take another checkpoint")
-    layers.model.load_state_dict({name: theirs[name] for name in own})
+    borrowed.load_state_dict({name: theirs[name] for name in own})
     check_finite(own, where=where)
 
 
 def _assembled(backbone: Backbone, head: Head, said: Mapping[str, Any], *, where: str) -> Any:
     """Hugging Face's model with the weights of the backbone and of the head, whose temperature is in its last layer."""
-    layers, temperature = _layers(head, where), getattr(head.config, "temperature", 1.0)
+    borrowed, temperature = (
+        _borrowed(head, where),
+        getattr(head.config, "temperature", 1.0) if head.has_temperature else 1.0,
+    )
     config = copy.deepcopy(backbone.info.config)
-    config.num_labels = layers.classes
     for key, value in said.items():
-        setattr(config, key, value)
-    config.label2id = {label: index for index, label in config.id2label.items()}
+        if key != GENERATION_CONFIG:
+            setattr(config, key, value)
+    if "id2label" in said:
+        config.label2id = {label: index for index, label in config.id2label.items()}
     with refusing(where, f"cannot be written for {head.hf_auto}", "report this with your versions"):
         full = getattr(transformers, str(head.hf_auto)).from_config(config, dtype=torch.float32)
         with torch.no_grad():
             for weight in full.parameters():
                 weight.fill_(math.nan)  # what is not set below shows
-        base = getattr(full, full.base_model_prefix)
-        trunk = base.get_encoder() if config.is_encoder_decoder else base
+        trunk = full.get_encoder() if config.is_encoder_decoder else full.base_model
         unknown = trunk.load_state_dict(backbone.trunk.state_dict(), strict=False).unexpected_keys
-        unknown += full.load_state_dict(_cooled(layers.model, temperature), strict=False).unexpected_keys
+        unknown += full.load_state_dict(_cooled(borrowed, temperature), strict=False).unexpected_keys
         if unknown:
             raise ValueError(f"unknown are {listing(unknown)}")
         full.tie_weights()
+        if GENERATION_CONFIG in said:
+            full.generation_config = transformers.GenerationConfig(**said[GENERATION_CONFIG])
     check_finite(dict(full.named_parameters()), where=where)
     _check_same(backbone, head, full.eval(), where=where, temperature=temperature)
     return full
@@ -207,10 +226,11 @@ def _check_same(backbone: Backbone, head: Head, other: Any, *, where: str, tempe
             given["token_type_ids"] = batch["types"]
         kind = backbone.info.config.model_type
         with refusing(where, f"does not run as {kind}", "take another checkpoint"), torch.no_grad():
-            ours, theirs = head.forward(backbone(batch), batch), other(**given)
-        for name, axes in head.outputs.items():
-            real = batch["mask"] == 1 if "S" in axes else slice(None)
-            differences.append((ours[name] / temperature - theirs[name])[real].abs().max())
+            ours, more = head.like_hugging_face(backbone(batch), batch)
+            theirs = other(**given, **more)
+        for name, found in ours.items():
+            real = batch["mask"] == 1 if "S" in head.outputs.get(name, "") else slice(None)
+            differences.append((found / temperature - theirs[name])[real].abs().max())
     worst = float(torch.stack(differences).max())  # not a number if one is none
     if not worst <= TOLERANCE:
         problem = f"has the architecture {kind}, whose logits differ from the original's by {worst:.1e}"

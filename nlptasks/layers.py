@@ -33,7 +33,6 @@ class HuggingFaceLayers(nn.Module):
         shapes: the outputs and their shapes in letters, as the auto class names them: ``{"logits": "BC"}``.
 
     Attributes:
-        borrowed: whether these are the auto class's own layers.
         classes: number of classes C.
     """
 
@@ -42,7 +41,7 @@ class HuggingFaceLayers(nn.Module):
         config = copy.deepcopy(info.config)
         config.num_labels = classes
         found = _headless(getattr(transformers, hf_auto), config, info.width, shapes)
-        self.borrowed = found is not None
+        self._is_borrowed = found is not None
         self.model: nn.Module = found or _Usual(getattr(config, "dropout", 0.1), info.width, classes, shapes)
         self.classes = classes
         self._names = tuple(shapes)
@@ -53,20 +52,25 @@ class HuggingFaceLayers(nn.Module):
         outputs = self.model(inputs_embeds=states, attention_mask=mask)
         return {name: outputs[name] for name in self._names}
 
-    def adopt(self, left_out: Callable[[], Mapping[str, Tensor]]) -> None:
+    @property
+    def borrowed(self) -> nn.Module | None:
+        """The auto class's own layers; None if these are the usual ones."""
+        return self.model if self._is_borrowed else None
+
+    def adopt(self, pretrained: Callable[[], Mapping[str, Tensor]]) -> None:
         """Begin with the pretrained pooler, if these layers have one.
 
         Args:
-            left_out: gives the pretrained weights that the backbone does not hold, by their names in the base model.
+            pretrained: gives the pretrained weights, by their names in the base model.
         """
         prefix = f"{getattr(self.model, 'base_model_prefix', None)}."
         weights = self.model.state_dict().items()
         own = {name.removeprefix(prefix): weight for name, weight in weights if name.startswith(prefix)}
         if own:
-            pretrained = left_out()
+            found = pretrained()
             for name, weight in own.items():
-                if name in pretrained and pretrained[name].shape == weight.shape:
-                    weight.copy_(pretrained[name])
+                if name in found and found[name].shape == weight.shape:
+                    weight.copy_(found[name])
 
 
 class _Stub(nn.Module):

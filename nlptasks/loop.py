@@ -33,7 +33,7 @@ from nlptasks.probabilities import calibration_error
 from nlptasks.runtime.pytorch import TorchRuntime
 from nlptasks.signals import StopRequest
 from nlptasks.tokenizer import Tokenizer
-from nlptasks.types import ENCODE, Reading, Reporter, Row
+from nlptasks.types import Reading, Reporter, Row
 
 _EVALUATION_TOKENS = 4096
 _LOWER = "train again with a lower --lr, or --precision fp32"
@@ -257,7 +257,7 @@ class Loop:
     def _read(self, part: str) -> Iterator[Reading]:
         """What the passes over a part of the data give, in order."""
         lesson = self.lesson
-        runtime = TorchRuntime({ENCODE: lesson.model}, lesson.accelerator.device)
+        runtime = TorchRuntime(lesson.model.graphs(), lesson.accelerator.device)
         engine = Engine(
             {lesson.name: lesson.head}, lesson.tokenizer, runtime, lesson.model.backbone.info, _EVALUATION_TOKENS
         )

@@ -23,14 +23,15 @@ from torch import Tensor, nn
 from nlptasks import __version__
 from nlptasks.architecture import read_config, refusing
 from nlptasks.backbone import CONFIG, TOKENIZER, WEIGHTS, Backbone, BackboneInfo, read_tokenizer
-from nlptasks.config import check_head_name
+from nlptasks.config import attached, check_head_name, file_fields
 from nlptasks.disk import NoSealError, files_in, parsed, sealed, sha256, unsealed, written_beside
 from nlptasks.errors import ModelError, UsageError, did_you_mean, listing, quote
 from nlptasks.folders import RESTORE, check_files, check_list, check_shape, plain_files, read_whole
-from nlptasks.heads.base import Head
+from nlptasks.heads.base import Head, further_graphs
 from nlptasks.registry import head_class, package_of, tasks
 from nlptasks.tokenizer import Tokenizer
-from nlptasks.weights import check_header, read_header, read_into, write
+from nlptasks.types import ENCODE
+from nlptasks.weights import check_header, own_tensors, read_header, read_into, write
 
 MANIFEST = "nlptasks.json"
 EXPORTS = "onnx"
@@ -103,6 +104,10 @@ class Model(nn.Module):
             for output, tensor in head(states, batch).items()
         }
 
+    def graphs(self) -> dict[str, nn.Module]:
+        """Every graph: `encode`, and those that heads add, as ``HEAD.graph``."""
+        return {ENCODE: self, **further_graphs(self.heads)}
+
     def only(self, names: Sequence[str]) -> Model:
         """The same backbone with some of the heads."""
         return Model(self.backbone, {name: self.heads[name] for name in names}, {})
@@ -137,7 +142,9 @@ class Model(nn.Module):
             (place / "heads").mkdir()
             self.backbone.save(place / "backbone")
             for name, head in self.heads.items():
-                write(place / _head_file(name), head.state_dict())
+                write(place / _head_file(name), own_tensors(head))
+                for key, text in attached(head.config).items():
+                    (place / _head_file(name, file_fields(head.Config)[key])).write_text(text, encoding="utf-8")
             for name, content in (extra or {}).items():
                 (place / name).write_text(content, encoding="utf-8")
             manifest = {
@@ -242,11 +249,12 @@ class ModelFolder:
     def backbone_info(self) -> BackboneInfo:
         """What heads may know of the backbone, without its weights."""
         config = read_config(read_whole(self.path / "backbone" / CONFIG), where=str(self.path))
-        return BackboneInfo.from_record(self.manifest["backbone"], config)
+        tokenizer = read_whole(self.path / "backbone" / TOKENIZER)
+        return BackboneInfo.from_record(self.manifest["backbone"], config, tokenizer)
 
     def tokenizer(self) -> Tokenizer:
         """The backbone's tokenizer."""
-        return read_tokenizer(read_whole(self.path / "backbone" / TOKENIZER), self.backbone_info())
+        return read_tokenizer(self.backbone_info())
 
     def heads(self, names: list[str] | None = None, *, device: str = "cpu") -> dict[str, Head]:
         """The heads; on the device ``meta`` they have no weights and take no memory.
@@ -268,10 +276,10 @@ class ModelFolder:
                     str(self.path / MANIFEST), f"has {len(value)} {key} for a head with {axes} outputs", RESTORE
                 )
         head = self._built(name, info, "meta")
-        check_header(path, header, head.state_dict())
+        check_header(path, header, own_tensors(head))
         if device != "meta":
             head = self._built(name, info, device)
-            read_into(path, head.state_dict())
+            read_into(path, own_tensors(head))
         return head
 
     def _built(self, name: str, info: BackboneInfo, device: str) -> Head:
@@ -283,7 +291,11 @@ class ModelFolder:
             torch.random.fork_rng(devices=[]),
             torch.device(device),
         ):
-            config = cls.Config(**{key: _frozen(value) for key, value in record.config.items()})
+            values = {key: _frozen(value) for key, value in record.config.items()}
+            for key, end in file_fields(cls.Config).items():
+                if values.get(key):
+                    values[key] = read_whole(self.path / _head_file(name, end)).decode("utf-8")
+            config = cls.Config(**values)
             return cls(config, backbone=info).eval()
 
     def _head_class(self, name: str, record: HeadRecord) -> type[Head]:
@@ -374,8 +386,8 @@ def check_output(folder: Path, *, overwrite: bool, resumable: bool = False) -> N
         raise UsageError(str(folder), f"cannot be written: {parent} is not writable", "give another -o")
 
 
-def _head_file(name: str) -> str:
-    return f"heads/{name}.safetensors"
+def _head_file(name: str, end: str = "safetensors") -> str:
+    return f"heads/{name}.{end}"
 
 
 def _frozen(value: Any) -> Any:

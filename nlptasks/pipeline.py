@@ -19,7 +19,7 @@ from nlptasks.config import DEVICES, RUNS, changed
 from nlptasks.engine import CHUNK_ITEMS, Engine, Item
 from nlptasks.errors import DataError, UsageError, did_you_mean, listing
 from nlptasks.exporting import export_problem, has_export, open_export
-from nlptasks.heads.base import Head
+from nlptasks.heads.base import Head, further_graphs
 from nlptasks.importing import read_checkpoint
 from nlptasks.model import MANIFEST, Model, ModelFolder
 from nlptasks.registry import tasks
@@ -211,13 +211,13 @@ def _torch_runtime(model: Model, device: str) -> Runtime:
     where = torch_device(device)
     if where.type == "cpu":
         pack_linears(model)
-    return TorchRuntime({ENCODE: model}, where)
+    return TorchRuntime(model.graphs(), where)
 
 
 def _open_onnx(precision: str) -> OpenBackend:
     def opened(stored: ModelFolder, names: list[str], device: str) -> tuple[dict[str, Head], Runtime]:
-        runtime = open_export(stored, precision=precision, device=device)
-        return stored.heads(names, device="meta"), runtime
+        heads = stored.heads(names, device="meta")
+        return heads, open_export(stored, [ENCODE, *further_graphs(heads)], precision=precision, device=device)
 
     return opened
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,13 +17,14 @@ from typing import Any
 import tokenizers
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 from transformers.models.auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from nlptasks import hub
 from nlptasks.architecture import plan, read_config, refuse_code, refusing
 from nlptasks.backbone import (
     CONFIG,
+    TOKENIZER,
     WEIGHTS,
     Backbone,
     BackboneInfo,
@@ -85,6 +87,7 @@ def from_foreign(folder: Path, *, source: str, revision: str | None, known: bool
         check_finite(trunk.state_dict(), where=source)
     with refusing(source, f"has an unusable {_TOKENIZER_CONFIG}", "repair its model_max_length"):
         max_tokens = int(min(longest_window(trunk, config), tokenizer.model_max_length))
+    assets = _assets(config, tokenizer)
     info = BackboneInfo(
         source=source,
         revision=revision,
@@ -94,9 +97,14 @@ def from_foreign(folder: Path, *, source: str, revision: str | None, known: bool
             pad for pad in (tokenizer.pad_token_id, getattr(config, "pad_token_id", None), 0) if pad is not None
         ),
         has_types=reads_types(trunk, config),
+        tokenizer=assets[TOKENIZER],
     )
     return Backbone(
-        full, info=info, assets=_assets(config, tokenizer), left_out=lambda: _foreign_rest(folder, config, source)
+        full,
+        info=info,
+        assets=assets,
+        left_out=lambda: _foreign_rest(folder, config, source),
+        beyond=lambda: _beyond(folder, config, source),
     )
 
 
@@ -218,7 +226,7 @@ def _pretrained(folder: Path, config: Any, source: str) -> PreTrainedModel:
     with refusing(source, "has no usable weights", "take a complete model with model.safetensors"):
         full: PreTrainedModel
         full, report = read_weights(AutoModel, folder, config)
-    missing = [name for name in report["missing_keys"] if not name.startswith("pooler.")]
+    missing = [name for name in report["missing_keys"] if not name.startswith("pooler.") and not _is_fixed(name, full)]
     if missing or report["mismatched_keys"]:
         raise ModelError(
             source,
@@ -226,6 +234,14 @@ def _pretrained(folder: Path, config: Any, source: str) -> PreTrainedModel:
             "take a complete checkpoint",
         )
     return full
+
+
+def _is_fixed(name: str, full: PreTrainedModel) -> bool:
+    """Whether a weight is what the architecture says, and so is not in the files, such as Marian's positions."""
+    known = AutoModelForSeq2SeqLM._model_mapping
+    classes = [type(full), *([known[type(full.config)]] if type(full.config) in known else [])]
+    patterns = [pattern for cls in classes for pattern in cls._keys_to_ignore_on_load_missing or ()]
+    return any(re.fullmatch(pattern, name) or re.fullmatch(pattern, f"model.{name}") for pattern in patterns)
 
 
 def read_weights(auto: Any, folder: Path, config: Any) -> tuple[Any, Mapping[str, Any]]:
@@ -246,6 +262,17 @@ def _assets(config: Any, tokenizer: Any) -> dict[str, bytes]:
         config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}
+
+
+def _beyond(folder: Path, config: Any, source: str) -> dict[str, Tensor]:
+    """The weights of an encoder-decoder that its base model has not, by their names without the base model's prefix."""
+    if type(config) not in AutoModelForSeq2SeqLM._model_mapping:
+        return {}
+    with refusing(source, "has no usable weights", "take a complete model with model.safetensors"):
+        full, report = read_weights(AutoModelForSeq2SeqLM, folder, config)
+    missing = set(map(str, report["missing_keys"]))
+    base = f"{full.base_model_prefix}."
+    return {name.removeprefix(base): tensor for name, tensor in full.state_dict().items() if name not in missing}
 
 
 def _foreign_rest(folder: Path, config: Any, source: str) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ never set, and special tokens that stand literally in a text (``[SEP]``) are tex
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -37,6 +37,10 @@ class _Piece:
     def cut(self, start: int, end: int) -> _Piece:
         return _Piece(self.ids[start:end], self.offsets[start:end])
 
+    def behind(self, other: _Piece) -> _Piece:
+        """With the tokens of a prefix before it, which stand nowhere in the text."""
+        return _Piece(np.concatenate([other.ids, self.ids]), np.concatenate([0 * other.offsets, self.offsets]))
+
 
 @dataclass(frozen=True)
 class _Template:
@@ -49,6 +53,12 @@ class _Template:
     @property
     def size(self) -> int:
         return sum(len(ids) for ids in self.glue)
+
+    def changed(self, special: Sequence[tuple[int, int]]) -> _Template:
+        """The template with other special tokens."""
+        new = dict(special)
+        glue = tuple(np.array([new.get(token, token) for token in ids.tolist()], dtype=np.int64) for ids in self.glue)
+        return replace(self, glue=glue)
 
 
 class Tokenizer:
@@ -87,10 +97,11 @@ class Tokenizer:
         first = self._pieces([source.first for source in sources])
         seconds = [source.second for source in sources if source.second is not None]
         second = iter(self._pieces(seconds))
-        return [
-            self._single_windows(piece) if source.second is None else self._pair_windows(piece, next(second))
+        cut = [
+            self._single_windows(piece, source) if source.second is None else self._pair_windows(piece, next(second))
             for source, piece in zip(sources, first, strict=True)
         ]
+        return [own[:1] if source.begins_only else own for source, own in zip(sources, cut, strict=True)]
 
     def _pieces(self, texts: Sequence[str]) -> list[_Piece]:
         try:
@@ -113,9 +124,16 @@ class Tokenizer:
             ids[np.isin(ids, self._reserved)] = self._unknown[0]
         return ids
 
-    def _single_windows(self, piece: _Piece) -> list[Window]:
-        room = self.max_tokens - self._single.size
-        return [_assemble(self._single, part) for part in _parts(piece, room)]
+    def _single_windows(self, piece: _Piece, source: Source) -> list[Window]:
+        template = self._single.changed(source.special) if source.special else self._single
+        before = self._pieces([source.prefix])[0] if source.prefix else None
+        room = self.max_tokens - template.size - (len(before.ids) if before else 0)
+        if room < _MIN_CUT_TOKENS:
+            raise BackendError("the prefix", f"leaves room for {room} tokens", "give a shorter one")
+        parts = _parts(piece, room, overlap=source.overlaps)
+        return [
+            _assemble(template, replace(part, piece=part.piece.behind(before)) if before else part) for part in parts
+        ]
 
     def _pair_windows(self, first: _Piece, second: _Piece) -> list[Window]:
         room = self.max_tokens - self._pair.size
@@ -149,11 +167,16 @@ class _Part:
     closes: bool = True
 
 
-def _parts(piece: _Piece, room: int) -> list[_Part]:
-    """The piece in overlapping parts of at most `room` tokens."""
+def _parts(piece: _Piece, room: int, *, overlap: bool = True) -> list[_Part]:
+    """The piece in parts of at most `room` tokens, which overlap unless told otherwise."""
     total = len(piece.ids)
     if total <= room:
         return [_Part(piece)] if total else []
+    if not overlap:
+        return [
+            _Part(piece.cut(start, start + room), start, start == 0, start + room >= total)
+            for start in range(0, total, room)
+        ]
     step = room - room // _OVERLAP_SHARE
     starts = [*range(0, total - room, step), total - room]  # the last part is moved back, so that it is a full one too
     return [_Part(piece.cut(start, start + room), start, start == 0, start + room == total) for start in starts]

@@ -25,7 +25,7 @@ from nlptasks.batching import make_units
 from nlptasks.card import model_card
 from nlptasks.checkpoint import Checkpoints, is_begun, newest
 from nlptasks.checks import warnings_of
-from nlptasks.config import Target, TrainSettings, parse_target
+from nlptasks.config import Target, TrainSettings, parse_target, recorded
 from nlptasks.data import CALIBRATION, DataSet, check_trainable, load_data, with_calibration, with_dev
 from nlptasks.defaults import chosen, chosen_precision
 from nlptasks.disk import restored
@@ -112,10 +112,7 @@ def train(
     device = torch_device(settings.device)
     with torch.random.fork_rng(devices=["cuda"] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
-        backbone = load_backbone(settings.backbone)
-        head = cls(config, backbone=backbone.info)
-        head.adopt(backbone.left_out)
-        model = Model(backbone, {target.name: head}, {})
+        model = _new_model(target.name, cls, config, data.parts["train"], settings.backbone)
         lesson = _lesson(target, settings, data, model, device, reporter or Silent())
         log = (_finished(place, lesson) if resume else None) or _trained(
             place, lesson, resume=resume, overwrite=overwrite
@@ -124,13 +121,21 @@ def train(
     return TrainResult(
         folder=place,
         head=target.name,
-        main_metric=head.main_metric,
+        main_metric=lesson.head.main_metric,
         metrics=log["metrics"],
-        example_row=head.example_row(),
+        example_row=lesson.head.example_row(),
         unseen=unseen,
         seconds=log["seconds"],
         is_main_process=lesson.accelerator.is_main_process,
     )
+
+
+def _new_model(name: str, cls: type[Head], config: Any, rows: Sequence[Row], backbone_name: str) -> Model:
+    """A pretrained backbone with a new head."""
+    backbone = load_backbone(backbone_name)
+    head = cls(cls.for_backbone(config, rows, backbone.info), backbone=backbone.info)
+    head.adopt(backbone.pretrained)
+    return Model(backbone, {name: head}, {})
 
 
 def _check_place(output: Path, *, overwrite: bool, resume: bool) -> None:
@@ -162,6 +167,7 @@ def _lesson(
         parameters=model.backbone.parameter_count(),
         tokens=[unit.tokens for unit in units],
         lr_scale=head.lr_scale,
+        own_lr_scale=head.own_lr_scale,
         processes=accelerator.num_processes,
     )
     return Lesson(
@@ -190,7 +196,9 @@ def _split(head: Head, data: DataSet, seed: int) -> tuple[DataSet, dict[str, lis
         sources = head.sources(read[id(row)])
         return [text for source in sources for text in (source.first, source.second) if text]
 
-    data = with_calibration(with_dev(data, texts_of, seed=seed), texts_of, seed=seed)
+    data = with_dev(data, texts_of, seed=seed)
+    if head.has_temperature:
+        data = with_calibration(data, texts_of, seed=seed)
     return data, {part: [read[id(row)] for row in rows] for part, rows in data.parts.items()}
 
 
@@ -204,7 +212,7 @@ def _identity(
     identity = {
         "head": target.name,
         "task": target.task,
-        "config": asdict(model.heads[target.name].config),
+        "config": recorded(model.heads[target.name].config),
         "settings": asdict(settings),
         "data": {
             "files": {Path(name).name: digest for name, digest in data.files.items()},
@@ -302,13 +310,14 @@ def _log_of(lesson: Lesson, progress: Progress, outcome: Outcome) -> dict[str, A
         "seconds": round(progress.seconds, 1),
         "rows_per_second": round(len(lesson.units) * progress.epoch / progress.learning_seconds, 2),
         "history": progress.history,
+        "measured_by": lesson.head.measured_by(),
         **asdict(outcome),
     }
 
 
 def _write(output: Path, lesson: Lesson, log: Mapping[str, Any]) -> None:
     model = lesson.model
-    model.records[lesson.name] = HeadRecord(log["task"], asdict(lesson.head.config), log["metrics"])
+    model.records[lesson.name] = HeadRecord(log["task"], recorded(lesson.head.config), log["metrics"])
     extra = {LOG: json.dumps(log, indent=1, ensure_ascii=False) + "\n", "README.md": model_card(model, log)}
     model.eval().cpu().save(output, overwrite=True, extra=extra)  # in the place of the checkpoints
 

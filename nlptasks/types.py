@@ -26,6 +26,9 @@ Tensors = Mapping[str, Any]
 ENCODE = "encode"
 """The graph of the backbone and the `forward` of every head. Inputs: ids, mask, types [B,S]; outputs: ``HEAD.output``."""
 
+STEP = "step"
+"""The graph ``HEAD.step`` of a head that writes: one step of its decoder."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -67,11 +70,17 @@ class Source:
 
     A source that is too long is cut into overlapping windows. Of a pair that text is cut which takes more than half of the
     room, `second` rather than `first`, and the other one is in every window; if both do, the parts of one meet those of the
-    other in order, as far into their texts.
+    other in order, as far into their texts. Of a single text, `prefix` stands before it in every window, the first window is
+    the only one where `begins_only` is set, windows do not overlap unless `overlaps` is, and `special` has tokens that stand for
+    special ones of the tokenizer: pairs of ids, old and new.
     """
 
     first: str
     second: str | None = None
+    prefix: str = ""
+    begins_only: bool = False
+    overlaps: bool = True
+    special: tuple[tuple[int, int], ...] = ()
 
     @property
     def chars(self) -> int:
@@ -109,8 +118,8 @@ class Window:
         return len(self.ids)
 
 
-Outputs = Mapping[str, Floats]
-"""What a head's `forward` gave for one window, padding cut off [S,...]."""
+Outputs = Mapping[str, npt.NDArray[Any]]
+"""What a head's `forward` gave for one window, padding cut off [S,...], or what its `collect` made of that."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,28 @@ class Runtime(Protocol):
 
     def fetch(self, tensor: Any) -> Floats:
         """One output as a numpy array."""
+
+    def take(self, tensor: Any, rows: Ints) -> Any:
+        """Some rows of one output."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one run of `encode` gave for one head; the tensors are the runtime's own.
+
+    Attributes:
+        head: the head's name, by which its further graphs are run.
+        windows: the windows that are the head's, by their row [B].
+        mask: 1 for real tokens, 0 for padding [B,S].
+        outputs: by the names that the head gives them.
+        runtime: what ran it.
+    """
+
+    head: str
+    windows: Mapping[int, Window]
+    mask: Ints
+    outputs: Tensors
+    runtime: Runtime
 
 
 class Reporter(Protocol):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from nlptasks.disk import parsed
 from nlptasks.errors import ModelError, first_line, listing, quote
@@ -175,6 +175,12 @@ def _is_finite(tensor: Tensor) -> bool:
     # Far faster than isfinite: a NaN anywhere comes out at both ends. By numpy, whose one thread waits for no other.
     values = tensor.detach().float().cpu().numpy()
     return math.isfinite(values.min()) and math.isfinite(values.max())
+
+
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors that a module keeps, by name; of tied ones the first."""
+    found = {id(tensor): (name, tensor) for name, tensor in reversed(module.state_dict(keep_vars=True).items())}
+    return {name: tensor.detach() for name, tensor in reversed(found.values())}
 
 
 def write(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -154,7 +154,7 @@ def test_a_fresh_head_begins_with_the_pretrained_pooler(backbones: Path) -> None
 
     backbone = load_backbone(str(backbones / "bert"))
     head = ClassificationHead(ClassificationConfig(labels=("a", "b")), backbone=backbone.info)
-    head.adopt(backbone.left_out)
+    head.adopt(backbone.pretrained)
     pretrained = load_file(backbones / "bert" / "model.safetensors")
     own = head.layers.model.state_dict()["bert.pooler.dense.weight"]
     assert torch.equal(own, pretrained["pooler.dense.weight"])
@@ -282,9 +282,9 @@ def test_logits_that_differ_are_refused(tmp_path: Path, monkeypatch: pytest.Monk
     make_checkpoint("classification", "bert", tmp_path / "theirs")
     take_over = nlptasks.importing._take_over
 
-    def wrongly(layers: Any, original: Any, where: str) -> None:
-        take_over(layers, original, where)
-        layers.model.classifier.bias.data += 2e-5
+    def wrongly(borrowed: Any, original: Any, where: str) -> None:
+        take_over(borrowed, original, where)
+        borrowed.classifier.bias.data += 2e-5
 
     monkeypatch.setattr(nlptasks.importing, "_take_over", wrongly)
     with pytest.raises(ModelError, match=r"has the architecture bert, whose logits differ from the original's by 2"):

@@ -120,7 +120,14 @@ ARCHITECTURES: dict[str, tuple[Callable[[], Any], Callable[[], tokenizers.Tokeni
     "xlm-roberta": (_roberta(transformers.XLMRobertaConfig), _unigram),
     "t5": (
         lambda: transformers.T5Config(
-            vocab_size=_VOCABULARY, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_decoder_layers=1, num_heads=2
+            vocab_size=_VOCABULARY,
+            d_model=32,
+            d_kv=16,
+            d_ff=64,
+            num_layers=2,
+            num_decoder_layers=1,
+            num_heads=2,
+            decoder_start_token_id=_PAD,
         ),
         _unigram,
     ),
@@ -145,6 +152,54 @@ ARCHITECTURES: dict[str, tuple[Callable[[], Any], Callable[[], tokenizers.Tokeni
     ),
 }
 """Name: config and tokenizer."""
+
+
+def _writer(cls: type, **more: Any) -> Callable[[], Any]:
+    sizes = {
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 3,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 40,
+        "max_position_embeddings": _POSITIONS,
+        "vocab_size": _VOCABULARY,
+        "pad_token_id": _PAD,
+        "bos_token_id": _START,
+        "eos_token_id": _END,
+        "decoder_start_token_id": _END,
+    }
+    return lambda: cls(**{**sizes, **more})
+
+
+def _t5(**more: Any) -> Callable[[], Any]:
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 40, "num_layers": 3, "num_decoder_layers": 3, "num_heads": 4}
+    return lambda: transformers.T5Config(vocab_size=_VOCABULARY, decoder_start_token_id=_PAD, **{**sizes, **more})
+
+
+WRITERS: dict[str, Callable[[], Any]] = {
+    "bart": _writer(transformers.BartConfig),
+    "mbart": _writer(transformers.MBartConfig, scale_embedding=True),
+    "marian": _writer(transformers.MarianConfig, activation_function="swish"),
+    "m2m100": _writer(transformers.M2M100Config),
+    "pegasus": _writer(transformers.PegasusConfig, scale_embedding=True),
+    "t5": _t5(),
+    "t5-v1.1": _t5(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+}
+"""Configs of encoder-decoders, decoders of other depths than their encoders where `generate` bears it."""
+
+
+def make_writer(config: Any, *, spread: float = 3.0) -> Any:
+    """A random encoder-decoder as Hugging Face has it, whose logits are far from equal."""
+    torch.manual_seed(1)
+    model = transformers.AutoModelForSeq2SeqLM.from_config(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "embed_positions" not in name:  # Marian's are what the architecture says, and are in no file
+                weight.mul_(spread).add_(0.1 * torch.randn_like(weight))
+    model.tie_weights()
+    return model
 
 
 def make(name: str, folder: Path) -> None:

@@ -29,7 +29,10 @@ def command(
     for target in wanted:
         found = evaluate(model, target, split=split, backend=backend, device=device)
         if as_json:
-            click.echo(json.dumps(asdict(found), ensure_ascii=False))
+            record = {name: value for name, value in asdict(found).items() if value != ""}
+            click.echo(json.dumps(record, ensure_ascii=False))
         else:
             click.echo(f"{found.head} on {found.split}:")
             click.echo("\n".join(metric_lines(found.metrics, found.main_metric)))
+            if found.measured_by:
+                click.echo(f"    {found.measured_by}")

@@ -19,10 +19,25 @@ from torch import Tensor, nn
 from nlptasks.backbone import BackboneInfo
 from nlptasks.errors import DataError, UsageError, each, listing
 from nlptasks.files import TABLES
-from nlptasks.types import Ints, Outputs, Reader, Reading, Row, Source, Window
+from nlptasks.types import Ints, Outputs, Pass, Reader, Reading, Row, Source, Window
 
 IGNORED = -100
 """The label of a token that the loss leaves out."""
+
+
+class Graph(nn.Module, ABC):
+    """A further graph of a head, from named tensors to named tensors; traced for export."""
+
+    axes: Mapping[str, tuple[int, ...]]
+    """For each input, the axes whose length may change."""
+
+    @abstractmethod
+    def forward(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The named outputs."""
+
+    @abstractmethod
+    def samples(self) -> list[dict[str, Tensor]]:
+        """Inputs to compare two ways to run it. It is traced on the first: there, the axes are 2 or more long."""
 
 
 class Head(nn.Module, ABC):
@@ -48,11 +63,14 @@ class Head(nn.Module, ABC):
     """Folder with a small train, dev and test, inside the head's top-level package."""
     formats: ClassVar[Mapping[str, Reader]] = TABLES
     """Readers of the data files, by suffix."""
-    outputs: ClassVar[Mapping[str, str]]
-    """The outputs of `forward` and their shapes in letters, ``BSC`` for one row of scores a token, ``BC`` for one a window."""
+    outputs: Mapping[str, str]
+    """The outputs of `forward` and their shapes in letters, ``BSC`` for one row of scores a token, ``BC`` for one a window. A
+    head whose config decides them sets them in `__init__`."""
     lr_scale: ClassVar[float] = 1.0
     """The default learning rate in relation to that of heads which judge every token: of few numbers a text, less is learned
     well."""
+    own_lr_scale: float = 10.0
+    """The default learning rate of the head's own layers in relation to the backbone's: new ones learn faster."""
     hf_auto: ClassVar[str | None] = None
     """The Hugging Face auto class whose layers the head keeps as `layers`, such as ``AutoModelForTokenClassification``. A
     head that has one can be imported from its checkpoints and written as one; see `from_hugging_face`."""
@@ -70,6 +88,15 @@ class Head(nn.Module, ABC):
         Raises:
             DataError: the rows cannot be used.
         """
+
+    @classmethod
+    def for_backbone(cls, config: Any, rows: Sequence[Row], backbone: BackboneInfo) -> Any:
+        """The config for this backbone: what the training rows and it decide together.
+
+        Raises:
+            ModelError: this head cannot stand on it.
+        """
+        return config
 
     @property
     @abstractmethod
@@ -127,6 +154,19 @@ class Head(nn.Module, ABC):
     def forward(self, states: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The named outputs for states [B,S,H] and ``batch["mask"]`` [B,S]; traced for export."""
 
+    def graphs(self) -> Mapping[str, Graph]:
+        """Further graphs beside `forward`, by name."""
+        return {}
+
+    def collect(self, passed: Pass) -> list[Outputs]:
+        """What `decode` is to get of each window: its outputs, padding cut off. Other heads run their further graphs here."""
+        arrays = {name: passed.runtime.fetch(tensor) for name, tensor in passed.outputs.items()}  # [B,...]
+        by_token = {name for name, axes in self.outputs.items() if axes[1] == "S"}
+        return [
+            {name: array[row, : len(window)] if name in by_token else array[row] for name, array in arrays.items()}
+            for row, window in passed.windows.items()
+        ]
+
     @abstractmethod
     def loss(self, states: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The loss, as a sum, and the count that it is a sum over: scalars.
@@ -135,16 +175,24 @@ class Head(nn.Module, ABC):
         of an example are in one batch, side by side.
         """
 
-    def adopt(self, left_out: Callable[[], Mapping[str, Tensor]]) -> None:
+    def adopt(self, pretrained: Callable[[], Mapping[str, Tensor]]) -> None:
         """Take over pretrained weights before training begins.
 
         Args:
-            left_out: gives those that the backbone does not hold, by their names in the base model, such as a pooler's.
+            pretrained: gives all that were pretrained, the backbone's too, by their names in the base model.
+
+        Raises:
+            ModelError: what the head needs is not among them.
         """
 
     def calibrate(self, readings: Iterable[Reading]) -> Any:
         """The config with a temperature fitted to gold answers that were held out of training; the passes are made on demand."""
         return self.config
+
+    @property
+    def has_temperature(self) -> bool:
+        """Whether there is something to calibrate, so that rows are held out of training for it."""
+        return type(self).calibrate is not Head.calibrate
 
     def fit_thresholds(self, readings: Iterable[Reading]) -> Any:
         """The config with the thresholds by which it answers best on dev, after `calibrate`; the passes are made on demand."""
@@ -162,6 +210,10 @@ class Head(nn.Module, ABC):
     def metrics(self, examples: Sequence[Any], results: Sequence[Any]) -> dict[str, float]:
         """The metrics of results against the examples' gold answers."""
 
+    def measured_by(self) -> str:
+        """How `metrics` computed what it gave last, where the numbers alone do not say it; for the record."""
+        return ""
+
     def example_row(self) -> dict[str, str]:
         """The fields of a row that it could answer, for people."""
         return {"text": "A text."}
@@ -172,6 +224,17 @@ class Head(nn.Module, ABC):
 
     def annotate(self, doc: Any, result: Any, name: str) -> None:
         """Write a result where spaCy has a place for it; `result` itself already stands in ``doc._.nlptasks[name]``."""
+
+    @property
+    def borrowed(self) -> nn.Module | None:
+        """What `hf_auto` puts on the backbone, if this head has it: by default that of its `layers`."""
+        return getattr(getattr(self, "layers", None), "borrowed", None)
+
+    def like_hugging_face(
+        self, states: Tensor, batch: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What `hf_auto` gives, by its names, and what it is to be given beside tokens and mask to give that."""
+        return self.forward(states, batch), {}
 
     @classmethod
     def from_hugging_face(cls, config: Any, given: Mapping[str, Any]) -> Any:
@@ -196,3 +259,8 @@ class Head(nn.Module, ABC):
         """Where the task's sample data are."""
         package = importlib.resources.files(cls.__module__.partition(".")[0])
         return Path(str(package.joinpath(cls.sample)))
+
+
+def further_graphs(heads: Mapping[str, Head]) -> dict[str, Graph]:
+    """The graphs that these heads add to `encode`, as ``HEAD.graph``."""
+    return {f"{name}.{graph}": module for name, head in heads.items() for graph, module in head.graphs().items()}

@@ -102,7 +102,7 @@ class ClassificationHead(Head):
     fields: ClassVar = ("text", "text_pair", "label", "labels")
     gold_fields: ClassVar = ("label", "labels")
     sample = "samples/classification"
-    outputs: ClassVar = {"logits": "BC"}
+    outputs: Mapping[str, str] = {"logits": "BC"}
     lr_scale = 0.5
     hf_auto = "AutoModelForSequenceClassification"
 
@@ -194,8 +194,8 @@ class ClassificationHead(Head):
         targets = of_first_windows(batch["labels"], batch["example"])  # [E,S] or [E,C]
         return self._kind.loss(logits, targets, self.config)
 
-    def adopt(self, left_out: Callable[[], Mapping[str, Tensor]]) -> None:
-        self.layers.adopt(left_out)
+    def adopt(self, pretrained: Callable[[], Mapping[str, Tensor]]) -> None:
+        self.layers.adopt(pretrained)
 
     def calibrate(self, readings: Iterable[Reading]) -> Any:
         logits, right = self._logits_and_gold(readings)  # [N,C], [N,C]

@@ -114,7 +114,7 @@ class NerHead(Head):
     fields: ClassVar = ("tokens", "tags", "text", "spans")
     sample = "samples/ner"
     formats: ClassVar = {**TABLES, **dict.fromkeys(_CONLL_SUFFIXES, read_conll)}
-    outputs: ClassVar = {"logits": "BSC"}
+    outputs: Mapping[str, str] = {"logits": "BSC"}
     hf_auto = "AutoModelForTokenClassification"
 
     def __init__(self, config: NerConfig, *, backbone: BackboneInfo) -> None:

@@ -136,7 +136,7 @@ class QaHead(Head):
     gold_fields: ClassVar = fields[2:]
     sample = "samples/qa"
     formats: ClassVar = {**TABLES, ".json": read_squad}
-    outputs: ClassVar = {_START: "BS", _END: "BS"}
+    outputs: Mapping[str, str] = {_START: "BS", _END: "BS"}
     hf_auto = "AutoModelForQuestionAnswering"
 
     def __init__(self, config: QaConfig, *, backbone: BackboneInfo) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 
 from nlptasks.errors import BackendError, first_line
-from nlptasks.types import Floats, Tensors
+from nlptasks.types import Floats, Ints, Tensors
 
 _WARNING, _FATAL = 2, 4  # the runtime's severities; its default is the first
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -53,6 +53,10 @@ class OnnxRuntime:
     def fetch(self, tensor: Any) -> Floats:
         """One output as a numpy array."""
         return np.asarray(tensor, dtype=np.float32)
+
+    def take(self, tensor: Any, rows: Ints) -> Any:
+        """Some rows of one output."""
+        return tensor[rows]
 
 
 def open_session(path: Path, device: str) -> onnxruntime.InferenceSession:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nlptasks.errors import BackendError
-from nlptasks.types import Floats, Tensors
+from nlptasks.types import Floats, Ints, Tensors
 
 
 def torch_device(wanted: str) -> torch.device:
@@ -106,3 +106,8 @@ class TorchRuntime:
         assert isinstance(tensor, Tensor)
         array: Floats = tensor.float().cpu().numpy()
         return array
+
+    def take(self, tensor: Any, rows: Ints) -> Any:
+        """Some rows of one output."""
+        assert isinstance(tensor, Tensor)
+        return tensor[torch.from_numpy(rows).to(tensor.device)]

@@ -1,0 +1,33 @@
+"""Train a translation head on the sample data: the backbone reads English only, the head brings a decoder that writes German.
+
+python examples/translation.py [FOLDER]
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import nlptasks
+import nlptasks.pipeline
+
+SENTENCES = ["My sister draws the white horse in summer.", "Does the baker like the old car today?"]
+
+
+def main(folder: Path) -> None:
+    """Train, and translate with beams."""
+    target = nlptasks.Target("translation", "translation", None, options={"target_language": "de", "decoder_layers": 2})
+    result = nlptasks.train(target, output=folder, settings=nlptasks.TrainSettings(epochs=10))
+    print(f"test BLEU {result.metrics['test']['bleu']:.1f}")
+    pipe = nlptasks.pipeline.pipeline("translation", model=folder, options={"translation": {"num_beams": 4}})
+    for sentence, found in zip(SENTENCES, pipe(SENTENCES), strict=True):
+        print(f"{sentence}  ->  {found.text}  ({found.score:.2f}{', truncated' if found.truncated else ''})")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        main(Path(sys.argv[1]))
+    else:
+        with tempfile.TemporaryDirectory() as place:
+            main(Path(place) / "translation")

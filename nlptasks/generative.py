@@ -1,0 +1,372 @@
+"""What heads that write text have in common: a decoder, a search, and the vocabulary that they write in.
+
+On an encoder-decoder the head owns its decoder and writes in its vocabulary. On a bare encoder it brings a small decoder of its
+own, and a vocabulary made from the training targets: backbones may lower-case and strip accents, what is written must not.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import tokenizers
+import torch
+from torch import Tensor, nn
+
+from nlptasks.backbone import BackboneInfo
+from nlptasks.config import decided, parse_options, setting
+from nlptasks.decoder import Decoder
+from nlptasks.errors import DataError, ModelError, UsageError, listing
+from nlptasks.fields import text_field
+from nlptasks.heads.base import IGNORED, Graph, Head
+from nlptasks.losses import SMOOTHING_DOC, check_smoothing, cross_entropy
+from nlptasks.search import Hypothesis, Marks, SearchOptions, search
+from nlptasks.stepping import Step, Stepper
+from nlptasks.text import is_blank, readable
+from nlptasks.types import STEP, Ints, Outputs, Pass, Row, Source, Window
+from nlptasks.vocabulary import MARKS, own_config, own_decoder, train_vocabulary
+from nlptasks.weights import own_tensors
+
+_NEW_LR_SCALE = 4.0
+"""The learning rate of a decoder of our own, in relation to the backbone's."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text that was written.
+
+    Attributes:
+        text: the text.
+        score: the geometric mean of its tokens' probabilities, in 0..1; None for a text without tokens.
+        truncated: whether something is missing: the end of the source was not read, or there was no room to write on.
+    """
+
+    text: str
+    score: float | None
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class GenerativeConfig(SearchOptions):
+    """Options of a head that writes, and what its training data decided."""
+
+    long_texts: str = setting(
+        "truncate",
+        "a text that is too long to be read at once: truncate reads its beginning, and the result says that it is truncated; "
+        "windows writes on each part, and joins what was written",
+        choices=("truncate", "windows"),
+        at_run=True,
+    )
+    prefix: str = setting("", "what is put before every text, as T5 wants it: 'summarize: '")
+    label_smoothing: float = setting(0.1, SMOOTHING_DOC)
+    max_target_tokens: int = setting(256, "longest target that is learned, in tokens; the rest of it is cut off")
+    decoder_layers: int = setting(3, "layers of the decoder, on a backbone that has none")
+    decoder_width: int = setting(0, "width of this decoder; 0 for the backbone's")
+    vocabulary_size: int = setting(8000, "tokens of its vocabulary, at most")
+    vocabulary: str = decided("", "the vocabulary of a decoder of its own", file="tokenizer.json")
+    decoder: str = decided("", "the Hugging Face config of a decoder of its own, as JSON; empty for the backbone's")
+    prompt: tuple[int, ...] = decided((), "the tokens that every target begins with")
+    end: tuple[int, ...] = decided((), "the tokens that end a target")
+    forced_first: int | None = decided(None, "the token that comes first, behind the prompt")
+    forced_last: int | None = decided(None, "the token that comes last where there is no room for more")
+    never: tuple[int, ...] = decided((), "tokens that are never written")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_smoothing(self.label_smoothing, where="label_smoothing")
+        for name, least in (("max_target_tokens", 1), ("decoder_layers", 1), ("vocabulary_size", 300)):
+            if getattr(self, name) < least:
+                raise UsageError(name, f"is {getattr(self, name)}", f"give {least} or more")
+
+    @property
+    def marks(self) -> Marks:
+        """The tokens with a meaning of their own."""
+        return Marks(self.prompt, self.end, self.forced_first, self.forced_last, self.never)
+
+
+@dataclass(frozen=True)
+class Writing:
+    """A text to write about, and the gold texts, the first of which is learned: empty if there is none."""
+
+    source: str
+    targets: tuple[str, ...] = field(default=())
+
+
+class GenerativeHead(Head):
+    """Writes a text about a text. A task says which fields of a row these are, and how a text is measured."""
+
+    Config: ClassVar[type] = GenerativeConfig
+    config: GenerativeConfig
+    source_field: ClassVar[str]
+    target_field: ClassVar[str]
+    hf_auto = "AutoModelForSeq2SeqLM"
+
+    def __init__(self, config: GenerativeConfig, *, backbone: BackboneInfo) -> None:
+        super().__init__(config, backbone=backbone)
+        self.decoder = Decoder(own_config(config.decoder) if config.decoder else backbone.config)
+        width = self.decoder.width
+        self.bridge = nn.Identity() if width == backbone.width else nn.Linear(backbone.width, width)
+        self.outputs = dict.fromkeys(self.decoder.crosses, "BNSD")
+        self.own_lr_scale = _NEW_LR_SCALE if config.decoder else 1.0
+        self._vocabulary = tokenizers.Tokenizer.from_str(config.vocabulary or backbone.tokenizer.decode("utf-8"))
+        self._vocabulary.no_truncation()
+        self._vocabulary.no_padding()
+        self._vocabulary.encode_special_tokens = True
+        self.marks = config.marks
+        self.special: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def configure(cls, rows: Sequence[Row], given: Mapping[str, Any]) -> Any:
+        return cls.Config(**parse_options(cls.Config, given, where=cls.sample.rpartition("/")[2]))
+
+    @classmethod
+    def for_backbone(cls, config: Any, rows: Sequence[Row], backbone: BackboneInfo) -> Any:
+        if backbone.config.is_encoder_decoder:
+            marks = _marks_of(backbone.config, {}, backbone.source)
+            # Targets begin as texts do: BART's with <s>, T5's with nothing.
+            begins = [token for token in special_tokens(backbone) if token not in marks["end"]]
+            first = next(iter(begins), None) if marks["forced_first"] is None else marks["forced_first"]
+            return replace(config, **{**marks, "forced_first": first})
+        targets = [target for row in rows for target in cls._targets(row)]
+        vocabulary = train_vocabulary(targets, config.vocabulary_size)
+        decoder = own_decoder(
+            width=config.decoder_width or backbone.width,
+            layers=config.decoder_layers,
+            vocabulary_size=tokenizers.Tokenizer.from_str(vocabulary).get_vocab_size(),
+        )
+        return replace(config, vocabulary=vocabulary, decoder=json.dumps(decoder), **MARKS)
+
+    @classmethod
+    @abstractmethod
+    def _targets(cls, row: Row) -> tuple[str, ...]:
+        """The gold texts of a row, none if it has none."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return ()
+
+    def read(self, row: Row) -> Writing:
+        source = text_field(
+            row, "text" if self.source_field not in row.fields and "text" in row.fields else self.source_field
+        )
+        targets = self._targets(row)
+        for target in targets:
+            if is_blank(target):
+                raise DataError(row.where, f"has an empty {self.target_field}", "write one, or remove the row")
+        return Writing(source, targets)
+
+    def read_gold_row(self, row: Row) -> Writing:
+        example: Writing = super().read_gold_row(row)
+        if is_blank(example.source):
+            raise DataError(row.where, f"has an empty {self.source_field}", "remove the row")
+        return example
+
+    def gold(self, example: Writing) -> Hashable | None:
+        return example.targets or None
+
+    def sources(self, example: Writing) -> list[Source]:
+        if is_blank(example.source):
+            return []
+        begins_only = self.config.long_texts == "truncate"
+        return [
+            Source(
+                example.source, prefix=self.config.prefix, begins_only=begins_only, overlaps=False, special=self.special
+            )
+        ]
+
+    def features(self, example: Writing, window: Window) -> dict[str, Ints]:
+        """The target's tokens, at the first window of a text."""
+        if not window.opens:
+            return {"labels": np.array([IGNORED], dtype=np.int64)}
+        ids = self._vocabulary.encode(readable(example.targets[0]), add_special_tokens=False).ids
+        first = [] if self.marks.forced_first is None else [self.marks.forced_first]
+        whole = [*first, *ids, *self.marks.end[:1]]
+        return {"labels": np.array(whole[: min(self.config.max_target_tokens, self._room)], dtype=np.int64)}
+
+    @property
+    def _room(self) -> int:
+        """Tokens that the decoder has positions for, behind the prompt."""
+        return max(1, self.decoder.positions - len(self.marks.prompt))
+
+    def forward(self, states: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.decoder.cross(self.bridge(states), batch["mask"])  # each [B,N,S,D]
+
+    def graphs(self) -> Mapping[str, Graph]:
+        return {STEP: Step(self.decoder)}
+
+    def loss(self, states: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        labels = batch["labels"]  # [B,T]
+        prompt = labels.new_tensor(self.marks.prompt).expand(len(labels), -1)
+        tokens = torch.cat([prompt, labels[:, :-1].clamp(min=0)], 1)
+        logits = self.decoder.logits(self.bridge(states), batch["mask"], tokens)[:, prompt.shape[1] - 1 :]  # [B,T,V]
+        return cross_entropy(logits.float(), labels, smoothing=self.config.label_smoothing)
+
+    def adopt(self, pretrained: Callable[[], Mapping[str, Tensor]]) -> None:
+        if self.config.decoder:
+            return
+        found, base = pretrained(), f"{self.decoder.model.base_model_prefix}."
+        needed = dict(self.decoder.model.named_parameters())
+        for name, weight in own_tensors(self.decoder.model).items():
+            theirs = found.get(name.removeprefix(base))
+            if theirs is not None and theirs.shape == weight.shape:
+                weight.copy_(theirs)
+                needed.pop(name, None)
+        if needed:
+            problem = f"has no pretrained weights for {listing(needed)}"
+            raise ModelError(self.backbone_info.source, problem, "take a complete encoder-decoder")
+
+    def collect(self, passed: Pass) -> list[Outputs]:
+        rows = np.array(list(passed.windows))
+        stepper = Stepper(passed, rows, self.decoder)
+        sources = [window.ids for window in passed.windows.values()]
+        lengths = {name: min(getattr(self.config, name), self._room) for name in ("min_new_tokens", "max_new_tokens")}
+        options = replace(self.config, **lengths)
+        found = search(stepper, sources=sources, marks=self.marks, options=options)
+        return [_as_outputs(hypotheses) for hypotheses in found]
+
+    def decode(self, example: Writing, windows: Sequence[Window], outputs: Sequence[Outputs]) -> Any:
+        """The best text, or as many as are asked for; those for several windows are joined."""
+        if not windows:
+            nothing = Text("", None, False)
+            return nothing if self.config.num_return_sequences == 1 else [nothing]
+        found = [_from_outputs(output) for output in outputs]
+        unread = not windows[-1].closes
+        texts = [self._joined(parts, unread) for parts in zip(*found, strict=False)]
+        return texts[0] if self.config.num_return_sequences == 1 else texts
+
+    def _joined(self, parts: Sequence[Hypothesis], unread: bool) -> Text:
+        text = " ".join(self._vocabulary.decode(list(part.tokens)).strip() for part in parts)
+        score = float(np.mean([part.mean_probability for part in parts]))
+        return Text(text, score, unread or not all(part.ended for part in parts))
+
+    @property
+    def borrowed(self) -> nn.Module | None:
+        model: nn.Module = self.decoder.model
+        return None if self.config.decoder else model
+
+    def like_hugging_face(
+        self, states: Tensor, batch: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        tokens = batch["ids"].flip(1)  # any
+        return {"logits": self.decoder.logits(states, batch["mask"], tokens)}, {"decoder_input_ids": tokens}
+
+    @classmethod
+    def from_hugging_face(cls, config: Any, given: Mapping[str, Any]) -> Any:
+        """Options as the checkpoint has them for ``generate``, unless they are given."""
+        if not config.is_encoder_decoder:
+            problem = f"has the architecture {config.model_type}, which has no decoder"
+            raise ModelError("config.json", problem, "take an encoder-decoder, such as T5 or BART")
+        options = parse_options(cls.Config, given, where=cls.sample.rpartition("/")[2])
+        specific = (getattr(config, "task_specific_params", None) or {}).get(cls._specific(options), {})
+        generation = {**config.generation, **specific}
+        try:
+            return cls.Config(
+                **{**_search_options(generation), **options, **_marks_of(config, generation, "config.json")}
+            )
+        except UsageError as error:
+            if error.where in options:
+                raise
+            raise ModelError("generation_config.json", f"says that {error.where} {error.problem}", error.fix) from error
+
+    @classmethod
+    def _specific(cls, options: Mapping[str, Any]) -> str:
+        """The key that a checkpoint for several tasks has this one under, in its ``task_specific_params``."""
+        return ""
+
+    def to_hugging_face(self) -> tuple[dict[str, Any], list[str]]:
+        if self.config.decoder:
+            problem = f"has a decoder of its own on {self.backbone_info.config.model_type}, which no such class has"
+            raise UsageError(type(self).__name__, problem, "export it to ONNX instead")
+        marks, options = self.marks, asdict(self.config)
+        beams, samples = ("length_penalty", "early_stopping"), ("temperature", "top_k", "top_p")
+        unused = (beams if options["num_beams"] == 1 else ()) + (() if options["do_sample"] else samples)
+        generation = {name: options[name] for name in _OPTION_NAMES if name not in unused}
+        if "early_stopping" in generation:
+            generation["early_stopping"] = {"true": True, "false": False}.get(options["early_stopping"], "never")
+        generation |= {"decoder_start_token_id": marks.prompt[0], "eos_token_id": list(marks.end)}
+        generation |= {"forced_bos_token_id": marks.forced_first, "forced_eos_token_id": marks.forced_last}
+        generation |= {"pad_token_id": self.backbone_info.pad_id}
+        if marks.never:
+            generation["bad_words_ids"] = [[token] for token in marks.never]
+        prefix = self.config.prefix
+        return {"generation_config": generation}, [f"the prefix {prefix!r}: put it before every text"] if prefix else []
+
+    def show(self, example: Writing, result: Any) -> list[tuple[str, str]]:
+        texts = result if isinstance(result, list) else [result]
+        return [(example.source, ""), *((f" -> {one.text}", "truncated" if one.truncated else "") for one in texts)]
+
+
+def best(result: Any) -> Text:
+    """The best of the texts that were written, of one or of several."""
+    text: Text = result[0] if isinstance(result, list) else result
+    return text
+
+
+def _as_outputs(hypotheses: Sequence[Hypothesis]) -> Outputs:
+    longest = max(len(one.tokens) for one in hypotheses)
+    tokens = np.full((len(hypotheses), longest), IGNORED, dtype=np.int64)
+    for row, one in zip(tokens, hypotheses, strict=True):
+        row[: len(one.tokens)] = one.tokens
+    return {
+        "tokens": tokens,
+        "log_probability": np.array([one.log_probability for one in hypotheses]),
+        "ended": np.array([one.ended for one in hypotheses]),
+    }
+
+
+def _from_outputs(outputs: Outputs) -> list[Hypothesis]:
+    return [
+        Hypothesis(tuple(int(token) for token in tokens if token != IGNORED), float(log), bool(ended))
+        for tokens, log, ended in zip(outputs["tokens"], outputs["log_probability"], outputs["ended"], strict=True)
+    ]
+
+
+_OPTION_NAMES = tuple(item.name for item in fields(SearchOptions) if item.name != "seed")
+
+
+def special_tokens(backbone: BackboneInfo) -> list[int]:
+    """The special tokens that the backbone has around a text, in order."""
+    ids: list[int] = tokenizers.Tokenizer.from_str(backbone.tokenizer.decode("utf-8")).encode("").ids
+    return ids
+
+
+def _search_options(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of these options; its lengths count the decoder's start."""
+    found = {name: said[name] for name in (*_OPTION_NAMES, "prefix") if said.get(name) is not None}
+    if "early_stopping" in found:
+        found["early_stopping"] = str(found["early_stopping"]).lower()
+    for name, length, least in (("max_new_tokens", "max_length", 1), ("min_new_tokens", "min_length", 0)):
+        if name not in found and isinstance(said.get(length), int):
+            found[name] = max(least, said[length] - 1)
+    if found.get("num_beams", 1) != 1:
+        found["do_sample"] = False
+    return found
+
+
+def _marks_of(config: Any, generation: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """How an encoder-decoder's targets begin and end: by what is said for ``generate``, if anything is, else by its config."""
+
+    def said(name: str) -> Any:
+        return generation.get(name) if generation else getattr(config, name, None)
+
+    start = said("decoder_start_token_id")
+    start = getattr(config, "decoder_start_token_id", None) if start is None else start
+    end = said("eos_token_id")
+    end = getattr(config, "eos_token_id", None) if end is None else end
+    if start is None or end is None:
+        raise ModelError(
+            where,
+            "does not say with which token its decoder starts or ends",
+            "add decoder_start_token_id and eos_token_id to its config.json",
+        )
+    return {
+        "prompt": (start,),
+        "end": tuple(end) if isinstance(end, list) else (end,),
+        "forced_first": said("forced_bos_token_id"),
+        "forced_last": said("forced_eos_token_id"),
+        "never": tuple(ids[0] for ids in said("bad_words_ids") or () if len(ids) == 1),
+    }

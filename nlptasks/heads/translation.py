@@ -1,0 +1,95 @@
+"""Translation: a text in another language.
+
+Rows are ``source`` and ``target``, or two files of parallel lines, ``train.source`` and ``train.target``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import tokenizers
+
+from nlptasks.backbone import BackboneInfo
+from nlptasks.config import setting
+from nlptasks.errors import UsageError, listing, quote
+from nlptasks.fields import texts_field
+from nlptasks.files import TABLES, read_pairs
+from nlptasks.generative import GenerativeConfig, GenerativeHead, Writing, best, special_tokens
+from nlptasks.textscores import translation_scores
+from nlptasks.types import Reader, Row
+
+_CODE = re.compile("[a-z]{2,3}_[A-Z][A-Za-z]+|__[a-z]{2,3}__")
+
+
+@dataclass(frozen=True)
+class TranslationConfig(GenerativeConfig):
+    """Options of a translation head, and what its training data decided."""
+
+    source_language: str = setting("", "code of the language it reads, such as en")
+    target_language: str = setting("", "code of the language it writes, such as de; BLEU's words go by it")
+
+
+class TranslationHead(GenerativeHead):
+    """Writes a text in another language."""
+
+    Config = TranslationConfig
+    config: TranslationConfig
+    main_metric = "bleu"
+    fields: ClassVar = ("source", "text", "target")
+    gold_fields: ClassVar = ("target",)
+    formats: ClassVar[Mapping[str, Reader]] = {**TABLES, ".source": read_pairs}
+    source_field = "source"
+    target_field = "target"
+    sample = "samples/translation"
+
+    def __init__(self, config: TranslationConfig, *, backbone: BackboneInfo) -> None:
+        super().__init__(config, backbone=backbone)
+        self._signature = ""
+        codes = {} if config.decoder else _codes(backbone)
+        if codes:
+            source, target = (
+                _code(getattr(config, option), codes, option) for option in ("source_language", "target_language")
+            )
+            self.marks = replace(self.marks, forced_first=codes[target])
+            around = special_tokens(backbone)
+            self.special = tuple((token, codes[source]) for token in codes.values() if token in around)
+
+    @classmethod
+    def _specific(cls, options: Mapping[str, Any]) -> str:
+        return f"translation_{options.get('source_language')}_to_{options.get('target_language')}"
+
+    @classmethod
+    def _targets(cls, row: Row) -> tuple[str, ...]:
+        return texts_field(row, cls.target_field) if row.fields.get(cls.target_field) is not None else ()
+
+    def metrics(self, examples: Sequence[Writing], results: Sequence[Any]) -> dict[str, float]:
+        gold, found = [example.targets for example in examples], [best(result).text for result in results]
+        scores, self._signature = translation_scores(gold, found, language=self.config.target_language)
+        return scores
+
+    def measured_by(self) -> str:
+        return self._signature
+
+
+def _codes(backbone: BackboneInfo) -> dict[str, int]:
+    """The codes of languages among a tokenizer's special tokens, such as ``de_DE``, ``deu_Latn`` or ``__de__``, and their ids."""
+    vocabulary = tokenizers.Tokenizer.from_str(backbone.tokenizer.decode("utf-8"))
+    added = vocabulary.get_added_tokens_decoder().items()
+    return {token.content: number for number, token in added if token.special and _CODE.fullmatch(token.content)}
+
+
+def _code(wanted: str, codes: Collection[str], option: str) -> str:
+    """The code that is meant: as it stands, or by its language alone if that is enough.
+
+    Raises:
+        UsageError: there is none, or several.
+    """
+    language = [code for code in codes if code == wanted or code.strip("_").partition("_")[0] == wanted]
+    found = [wanted] if wanted in codes else language
+    if len(found) != 1:
+        problem = f"is {quote(wanted)}" if wanted else "is not given, and this backbone wants a language"
+        raise UsageError(option, problem, f"take one of {listing(sorted(codes), limit=len(codes))}")
+    return found[0]

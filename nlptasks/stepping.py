@@ -1,0 +1,79 @@
+"""The graph `step` of a head that writes, and how a search runs it on whatever runtime there is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nlptasks.decoder import Decoder
+from nlptasks.heads.base import Graph
+from nlptasks.probabilities import checked
+from nlptasks.types import STEP, Ints, Pass
+
+_SIZES = ((2, 3, 4, 5, 7, 6), (1, 1, 1, 0, 1, 2), (3, 1, 1, 0, 1, 9), (2, 4, 1, 3, 8, 7), (2, 1, 3, 10, 2, 5))
+"""Sizes G, K, T, t, P, S of the inputs by which two ways to run a step are compared."""
+
+
+class Step(Graph):
+    """The graph `step` of a decoder."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.axes = {
+            "tokens": (0, 1, 2),
+            "rows": (0, 1),
+            "mask": (0, 1),
+            **dict.fromkeys([*decoder.crosses, *decoder.past], (0, 2)),
+        }
+
+    def forward(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.decoder.step(given)
+
+    def samples(self) -> list[dict[str, Tensor]]:
+        return [self._sample(*sizes) for sizes in _SIZES]
+
+    def _sample(self, groups: int, beams: int, new: int, cached: int, rows: int, length: int) -> dict[str, Tensor]:
+        draw = torch.Generator().manual_seed(groups)
+        heads, width = self.decoder.cache_shape
+        mask = torch.ones(groups, length, dtype=torch.int64)
+        mask[1:, length // 2 :] = 0
+        floats = {
+            **dict.fromkeys(self.decoder.crosses, (groups, heads, length, width)),
+            **dict.fromkeys(self.decoder.past, (rows, heads, cached, width)),
+        }
+        return {
+            "tokens": torch.randint(self.decoder.vocabulary_size, (groups, beams, new), generator=draw),
+            "rows": torch.randint(rows, (groups, beams), generator=draw),
+            "mask": mask,
+            **{name: torch.randn(shape, generator=draw) for name, shape in floats.items()},
+        }
+
+
+class Stepper:
+    """Runs the steps of a decoder for some rows of a pass, on whatever runtime made it."""
+
+    def __init__(self, passed: Pass, rows: Ints, decoder: Decoder) -> None:
+        self._runtime, self._graph, self._decoder = passed.runtime, f"{passed.head}.{STEP}", decoder
+        self._fixed: dict[str, Any] = {"mask": passed.mask, **passed.outputs}
+        if len(rows) < len(passed.mask):
+            self.keep(rows)
+        heads, width = decoder.cache_shape
+        empty = np.zeros((1, heads, 0, width), np.float32)
+        self._cache: dict[str, Any] = dict.fromkeys(decoder.past, empty)
+
+    def advance(self, tokens: Ints, rows: Ints) -> Tensor:
+        outputs = self._runtime.run(self._graph, {"tokens": tokens, "rows": rows, **self._fixed, **self._cache})
+        self._cache = {
+            past: outputs[name] for past, name in zip(self._decoder.past, self._decoder.present, strict=True)
+        }
+        return torch.from_numpy(checked(self._runtime.fetch(outputs["logits"])))
+
+    def keep(self, groups: Ints) -> None:
+        mask = self._fixed.pop("mask")
+        self._fixed = {name: self._runtime.take(tensor, groups) for name, tensor in self._fixed.items()}
+        self._fixed["mask"] = mask[groups]
