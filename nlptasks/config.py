@@ -183,7 +183,9 @@ class TrainSettings:
     tune: str = setting("all", "what is trained: the whole backbone (all) or only the head on it (head)", choices=TUNE)
     epochs: int | None = setting(None, "passes over the training rows")
     lr: float | None = setting(None, "highest learning rate of the backbone")
-    head_lr: float | None = setting(None, "highest learning rate of the head; ten times --lr unless given")
+    head_lr: float | None = setting(
+        None, "highest learning rate of the head; by default ten times --lr, less where it writes"
+    )
     batch_tokens: int | None = setting(None, "tokens in a batch of one process, padding included")
     accumulate: int = setting(1, "batches of each process whose gradients are added up before the weights change")
     layer_decay: float = setting(

@@ -127,7 +127,7 @@ def _cases() -> Iterator[tuple[str, str]]:
         seen |= {graphs} - {Head.graphs}
 
 
-@pytest.mark.parametrize(("task", "architecture"), _cases())
+@pytest.mark.parametrize(("task", "architecture"), list(_cases()))
 def test_a_head_conforms(task: str, architecture: str, backbones: Path, tmp_path: Path) -> None:
     conformance.check_all(task, backbones / architecture, tmp_path / "model")
 
