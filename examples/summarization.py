@@ -21,7 +21,7 @@ DOCUMENT = (
 def main(folder: Path) -> None:
     """Train for some epochs, and summarize a short and a long document."""
     target = nlptasks.Target("summarization", "summarization", None, options={"decoder_layers": 2})
-    result = nlptasks.train(target, output=folder, settings=nlptasks.TrainSettings(epochs=6))
+    result = nlptasks.train(target, output=folder, settings=nlptasks.TrainSettings(epochs=3))
     print(f"test ROUGE-L {result.metrics['test']['rougeL']:.2f}")
     pipe = nlptasks.pipeline.pipeline("summarization", model=folder)
     print(pipe(DOCUMENT))
