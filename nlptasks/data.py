@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nlptasks.disk import sha256
 from nlptasks.errors import DataError, ErrorCollector, listing
-from nlptasks.files import PAIRED, PARTS, check_file, files_of, part_of, read_file, suffix_of
+from nlptasks.files import PARTS, check_file, files_of, is_second, part_of, read_file
 from nlptasks.related import unrelated_rows
 from nlptasks.types import Reader, Row
 
@@ -136,16 +136,10 @@ def load_part(
     )
 
 
-def _is_second(path: Path) -> bool:
-    """Whether a file is read together with another one, which is the part's."""
-    suffix = suffix_of(path)
-    return suffix in PAIRED and path.with_name(path.name.replace(suffix, PAIRED[suffix])).is_file()
-
-
 def _part_files(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        part = part_of(path) if path.is_file() and not _is_second(path) else None
+        part = part_of(path) if path.is_file() and not is_second(path) else None
         if part and part in found:
             raise DataError(
                 str(folder), f"has two files for {part}: {found[part].name} and {path.name}", "keep one of them"

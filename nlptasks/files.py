@@ -189,14 +189,15 @@ def _sentence_row(sentence: list[tuple[int, list[str]]], path: Path) -> Row:
     return Row(fields, f"{path}:{numbers[0]}", numbers)
 
 
-PAIRED = {".target": ".source"}
-"""Files that are read with another one, line by line: the suffix of the other one."""
-
-
 def files_of(path: Path) -> list[Path]:
     """All files that are read for one: itself, and the second one of a pair."""
     other = path.with_name(_SOURCE.sub(".target", path.name))
     return [path, *(found for found in (other,) if found != path and found.is_file())]
+
+
+def is_second(path: Path) -> bool:
+    """Whether a file is read together with another one, which is the part's."""
+    return any(path in files_of(other)[1:] for other in path.parent.glob(f"{path.name.partition('.')[0]}.source*"))
 
 
 _SOURCE = re.compile(r"\.source(?=(\.gz)?$)")

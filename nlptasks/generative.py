@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -93,7 +93,7 @@ class Writing:
     """A text to write about, and the gold texts, the first of which is learned: empty if there is none."""
 
     source: str
-    targets: tuple[str, ...] = field(default=())
+    targets: tuple[str, ...] = ()
 
 
 class GenerativeHead(Head):

@@ -127,15 +127,10 @@ def test_what_is_cut_says_so(translator: Path) -> None:
     parts = pipeline(
         "translation", model=translator, options={"translation": {"long_texts": "windows", "max_new_tokens": 40}}
     )
-    [windows] = parts.engine.tokenizer.windows(parts.engine.heads["translation"].sources(next(iter([_example(long)]))))
+    head = parts.engine.heads["translation"]
+    [windows] = parts.engine.tokenizer.windows(head.sources(head.read(Row({"source": long}, "row 1"))))
     assert len(windows) > 1
     assert len(parts(long).text) > len(pipeline("translation", model=translator)(long).text)
-
-
-def _example(text: str) -> Any:
-    from nlptasks.generative import Writing
-
-    return Writing(text)
 
 
 def test_a_bare_text_is_a_source(translator: Path) -> None:
