@@ -255,7 +255,11 @@ def trunk_of(full: PreTrainedModel) -> nn.Module:
 
 
 def names_of(full: PreTrainedModel, trunk: nn.Module) -> dict[str, str]:
-    """For each tensor that the trunk holds, its name there and in the full model's file; of tied ones the first."""
+    """For each tensor that the trunk holds, its name there and in the full model's file; of tied ones the first.
+
+    What the architecture ties goes by the one name even where the decoder has come to have other values: those are left out.
+    """
+    tied = full.get_expanded_tied_weights_keys(all_submodels=True)
     in_file: dict[int, str] = {}
     for name, tensor in full.state_dict(keep_vars=True).items():
         in_file.setdefault(id(tensor), name)
@@ -263,6 +267,6 @@ def names_of(full: PreTrainedModel, trunk: nn.Module) -> dict[str, str]:
     taken: set[int] = set()
     for name, tensor in trunk.state_dict(keep_vars=True).items():
         if id(tensor) not in taken:
-            names[name] = in_file[id(tensor)]
+            names[name] = tied.get(in_file[id(tensor)], in_file[id(tensor)])
             taken.add(id(tensor))
     return names

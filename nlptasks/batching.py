@@ -37,8 +37,9 @@ class Unit:
 
     @property
     def tokens(self) -> int:
-        """Tokens in all its windows, padded to the longest of them."""
-        return len(self.windows) * max(map(len, self.windows))
+        """Tokens in all its windows, padded to the longest of them, or of what they are to be made into."""
+        targets = (len(values) for own in self.features for values in own.values())
+        return len(self.windows) * max(*map(len, self.windows), *targets)
 
 
 def make_units(head: Head, tokenizer: Tokenizer, examples: Sequence[Any]) -> list[Unit]:

@@ -12,10 +12,12 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -28,6 +30,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 _ATTENTION = "sdpa_by_source"
 _FIXED = "Sinusoidal"
+_BEAMS: ContextVar[int] = ContextVar("beams", default=1)
+"""K of the step under way: where it is open, to find it out from shapes takes the tracer longer than everything else."""
 
 
 class Decoder(nn.Module):
@@ -47,11 +51,12 @@ class Decoder(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        self.model = _without_encoder(config)
-        self.width = int(self.model.config.hidden_size)
+        model = _without_encoder(config)
+        self.width = int(model.config.hidden_size)
         with torch.device("meta"):
-            probe = copy.deepcopy(self.model).to("meta").eval()
-            crossed = _crossed(probe, torch.zeros(1, 2, self.width), torch.ones(1, 2, dtype=torch.int64))
+            states, mask = torch.zeros(1, 2, self.width), torch.ones(1, 2, dtype=torch.int64)
+            crossed = _crossed(model.eval(), states, mask)
+        self.model = _with_memory(model.train(), torch.get_default_device())
         self.layers = len(crossed)
         self.vocabulary_size = int(self.model.config.vocab_size)
         self.positions = int(getattr(self.model.config, "max_position_embeddings", None) or sys.maxsize)
@@ -105,9 +110,10 @@ class Decoder(nn.Module):
         tokens, rows, mask = given["tokens"], given["rows"], given["mask"]
         groups, beams, new = tokens.shape
         rows = rows.reshape(groups * beams)
-        own = [given[name].index_select(0, rows) for name in self.past]  # [G*K,N,t,D]
+        own = _continued([given[name] for name in self.past], rows)  # each [G*K,N,t,D]
         cache = _cache(own, [given[name] for name in self.crosses])
         unused = given[self.crosses[0]].new_zeros(groups * beams, mask.shape[1], 1)  # stands for states that are known
+        before = _BEAMS.set(beams)
         outputs = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=unused),
             attention_mask=mask.repeat_interleave(beams, 0),
@@ -115,6 +121,7 @@ class Decoder(nn.Module):
             past_key_values=cache,
             use_cache=True,
         )
+        _BEAMS.reset(before)
         grown = [tensor for layer in cache.self_attention_cache.layers for tensor in (layer.keys, layer.values)]
         logits = outputs.logits[:, -1]  # [G*K,V]
         return {
@@ -128,13 +135,18 @@ class _Gone(nn.Module):
 
 
 def _without_encoder(config: Any) -> Any:
-    """The model of a config without its encoder, with new weights, on the device that `torch.device` says."""
+    """The model of a config without its encoder, and without memory."""
     with torch.device("meta"):
         model: Any = AutoModelForSeq2SeqLM.from_config(copy.deepcopy(config), dtype=torch.float32)
-        for owner in (model, model.base_model):
-            if isinstance(getattr(owner, "encoder", None), nn.Module):
-                owner.encoder = _Gone()
-    device = torch.get_default_device()
+    for owner in (model, model.base_model):
+        if isinstance(getattr(owner, "encoder", None), nn.Module):
+            owner.encoder = _Gone()
+    model.set_attn_implementation(_ATTENTION)
+    return model
+
+
+def _with_memory(model: Any, device: torch.device) -> Any:
+    """The model on a device, with new weights, those tied that were tied."""
     first: dict[int, str] = {}
     named = [
         (name, first.setdefault(id(weight), name)) for name, weight in model.named_parameters(remove_duplicate=False)
@@ -149,7 +161,6 @@ def _without_encoder(config: Any) -> Any:
     for module in model.modules():
         if _FIXED in type(module).__name__:  # positions that are computed, not learned
             module.requires_grad_(False)
-    model.set_attn_implementation(_ATTENTION)
     return model
 
 
@@ -164,6 +175,17 @@ def _crossed(model: Any, states: Tensor, mask: Tensor) -> list[tuple[Tensor, Ten
         use_cache=True,
     )
     return [(layer.keys, layer.values) for layer in cache.cross_attention_cache.layers]
+
+
+def _continued(cache: list[Tensor], rows: Tensor) -> list[Tensor]:
+    """The rows of the cache that go on; where it is all of them, in their order, they are not copied."""
+    if (
+        not torch.compiler.is_exporting()
+        and rows.device.type == "cpu"
+        and torch.equal(rows, torch.arange(len(cache[0])))
+    ):
+        return cache
+    return [tensor.index_select(0, rows) for tensor in cache]
 
 
 def _cache(own: list[Tensor], cross: list[Tensor]) -> EncoderDecoderCache:
@@ -196,8 +218,13 @@ def _by_source(
     """
     rows, heads, new, width = query.shape
     groups = key.shape[0]
-    beams = rows // groups
     bias = _bias(attention_mask, position_bias)  # [G*K,1 or N,T,S]
+    if statically_known_true(rows == groups):  # not where K is open, as in a graph
+        found = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling
+        )
+        return found.transpose(1, 2), None
+    beams = _BEAMS.get()
     query = query.reshape(groups, beams, heads, new, width).transpose(1, 2).reshape(groups, heads, beams * new, width)
     bias = bias.reshape(groups, beams, *bias.shape[1:]).transpose(1, 2).flatten(2, 3)  # [G,1 or N,K*T,S]
     found = nn.functional.scaled_dot_product_attention(

@@ -9,27 +9,32 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import tokenizers
 import torch
+from tokenizers.decoders import DecodeStream
 from torch import Tensor, nn
 
 from nlptasks.backbone import BackboneInfo
 from nlptasks.config import decided, parse_options, setting
 from nlptasks.decoder import Decoder
-from nlptasks.errors import DataError, ModelError, UsageError, listing
+from nlptasks.errors import DataError, ModelError, UsageError, each, listing
 from nlptasks.fields import text_field
+from nlptasks.generationconfig import marks_of, options_of, said_of
 from nlptasks.heads.base import IGNORED, Graph, Head
 from nlptasks.losses import SMOOTHING_DOC, check_smoothing, cross_entropy
-from nlptasks.search import Hypothesis, Marks, SearchOptions, search
+from nlptasks.search import Hypothesis, Listener, Marks, SearchOptions, search
 from nlptasks.stepping import Step, Stepper
 from nlptasks.text import is_blank, readable
 from nlptasks.types import STEP, Ints, Outputs, Pass, Row, Source, Window
 from nlptasks.vocabulary import MARKS, own_config, own_decoder, train_vocabulary
 from nlptasks.weights import own_tensors
+
+_MOST_SCORES = 2**25
+"""Scores of tokens that a step gives at most, if that leaves a source: 128 MiB, a few times over."""
 
 _NEW_LR_SCALE = 4.0
 """The learning rate of a decoder of our own, in relation to the backbone's."""
@@ -97,7 +102,12 @@ class Writing:
 
 
 class GenerativeHead(Head):
-    """Writes a text about a text. A task says which fields of a row these are, and how a text is measured."""
+    """Writes a text about a text. A task says which fields of a row these are, and how a text is measured.
+
+    Attributes:
+        listener: hears the pieces of texts as they are written, if it is set: the number of the text among those that are
+            written together, and the piece.
+    """
 
     Config: ClassVar[type] = GenerativeConfig
     config: GenerativeConfig
@@ -118,6 +128,7 @@ class GenerativeHead(Head):
         self._vocabulary.encode_special_tokens = True
         self.marks = config.marks
         self.special: tuple[tuple[int, int], ...] = ()
+        self.listener: Callable[[int, str], None] | None = None
 
     @classmethod
     def configure(cls, rows: Sequence[Row], given: Mapping[str, Any]) -> Any:
@@ -126,12 +137,12 @@ class GenerativeHead(Head):
     @classmethod
     def for_backbone(cls, config: Any, rows: Sequence[Row], backbone: BackboneInfo) -> Any:
         if backbone.config.is_encoder_decoder:
-            marks = _marks_of(backbone.config, {}, backbone.source)
+            marks = marks_of(backbone.config, {}, backbone.source)
             # Targets begin as texts do: BART's with <s>, T5's with nothing.
             begins = [token for token in special_tokens(backbone) if token not in marks["end"]]
             first = next(iter(begins), None) if marks["forced_first"] is None else marks["forced_first"]
             return replace(config, **{**marks, "forced_first": first})
-        targets = [target for row in rows for target in cls._targets(row)]
+        targets = [target for own in each(cls._targets, rows) for target in own]
         vocabulary = train_vocabulary(targets, config.vocabulary_size)
         decoder = own_decoder(
             width=config.decoder_width or backbone.width,
@@ -220,13 +231,31 @@ class GenerativeHead(Head):
             raise ModelError(self.backbone_info.source, problem, "take a complete encoder-decoder")
 
     def collect(self, passed: Pass) -> list[Outputs]:
-        rows = np.array(list(passed.windows))
-        stepper = Stepper(passed, rows, self.decoder)
-        sources = [window.ids for window in passed.windows.values()]
         lengths = {name: min(getattr(self.config, name), self._room) for name in ("min_new_tokens", "max_new_tokens")}
         options = replace(self.config, **lengths)
-        found = search(stepper, sources=sources, marks=self.marks, options=options)
+        beams = max(options.num_beams, options.num_return_sequences)
+        size = max(1, _MOST_SCORES // (beams * self.decoder.vocabulary_size))
+        rows = np.array(list(passed.windows))
+        found: list[list[Hypothesis]] = []
+        for start in range(0, len(rows), size):
+            own = rows[start : start + size]
+            stepper = Stepper(passed, own, self.decoder)
+            sources = [passed.windows[row].ids for row in own.tolist()]
+            listener = self._told(start) if self.listener else None
+            found += search(stepper, sources=sources, marks=self.marks, options=options, listener=listener)
         return [_as_outputs(hypotheses) for hypotheses in found]
+
+    def _told(self, first: int) -> Listener:
+        """What tells the listener of tokens in whole characters; `first` is the number of the first text."""
+        streams: dict[int, DecodeStream] = {}
+
+        def hear(source: int, token: int) -> None:
+            stream = streams.setdefault(source, DecodeStream(skip_special_tokens=True))
+            piece = stream.step(self._vocabulary, token)
+            if piece and self.listener:
+                self.listener(first + source, piece)
+
+        return hear
 
     def decode(self, example: Writing, windows: Sequence[Window], outputs: Sequence[Outputs]) -> Any:
         """The best text, or as many as are asked for; those for several windows are joined."""
@@ -265,7 +294,11 @@ class GenerativeHead(Head):
         generation = {**config.generation, **specific}
         try:
             return cls.Config(
-                **{**_search_options(generation), **options, **_marks_of(config, generation, "config.json")}
+                **{
+                    **options_of(generation, "generation_config.json"),
+                    **options,
+                    **marks_of(config, generation, "config.json"),
+                }
             )
         except UsageError as error:
             if error.where in options:
@@ -281,17 +314,7 @@ class GenerativeHead(Head):
         if self.config.decoder:
             problem = f"has a decoder of its own on {self.backbone_info.config.model_type}, which no such class has"
             raise UsageError(type(self).__name__, problem, "export it to ONNX instead")
-        marks, options = self.marks, asdict(self.config)
-        beams, samples = ("length_penalty", "early_stopping"), ("temperature", "top_k", "top_p")
-        unused = (beams if options["num_beams"] == 1 else ()) + (() if options["do_sample"] else samples)
-        generation = {name: options[name] for name in _OPTION_NAMES if name not in unused}
-        if "early_stopping" in generation:
-            generation["early_stopping"] = {"true": True, "false": False}.get(options["early_stopping"], "never")
-        generation |= {"decoder_start_token_id": marks.prompt[0], "eos_token_id": list(marks.end)}
-        generation |= {"forced_bos_token_id": marks.forced_first, "forced_eos_token_id": marks.forced_last}
-        generation |= {"pad_token_id": self.backbone_info.pad_id}
-        if marks.never:
-            generation["bad_words_ids"] = [[token] for token in marks.never]
+        generation = said_of(self.marks, self.config, pad_id=self.backbone_info.pad_id)
         prefix = self.config.prefix
         return {"generation_config": generation}, [f"the prefix {prefix!r}: put it before every text"] if prefix else []
 
@@ -325,48 +348,7 @@ def _from_outputs(outputs: Outputs) -> list[Hypothesis]:
     ]
 
 
-_OPTION_NAMES = tuple(item.name for item in fields(SearchOptions) if item.name != "seed")
-
-
 def special_tokens(backbone: BackboneInfo) -> list[int]:
     """The special tokens that the backbone has around a text, in order."""
     ids: list[int] = tokenizers.Tokenizer.from_str(backbone.tokenizer.decode("utf-8")).encode("").ids
     return ids
-
-
-def _search_options(said: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of these options; its lengths count the decoder's start."""
-    found = {name: said[name] for name in (*_OPTION_NAMES, "prefix") if said.get(name) is not None}
-    if "early_stopping" in found:
-        found["early_stopping"] = str(found["early_stopping"]).lower()
-    for name, length, least in (("max_new_tokens", "max_length", 1), ("min_new_tokens", "min_length", 0)):
-        if name not in found and isinstance(said.get(length), int):
-            found[name] = max(least, said[length] - 1)
-    if found.get("num_beams", 1) != 1:
-        found["do_sample"] = False
-    return found
-
-
-def _marks_of(config: Any, generation: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """How an encoder-decoder's targets begin and end: by what is said for ``generate``, if anything is, else by its config."""
-
-    def said(name: str) -> Any:
-        return generation.get(name) if generation else getattr(config, name, None)
-
-    start = said("decoder_start_token_id")
-    start = getattr(config, "decoder_start_token_id", None) if start is None else start
-    end = said("eos_token_id")
-    end = getattr(config, "eos_token_id", None) if end is None else end
-    if start is None or end is None:
-        raise ModelError(
-            where,
-            "does not say with which token its decoder starts or ends",
-            "add decoder_start_token_id and eos_token_id to its config.json",
-        )
-    return {
-        "prompt": (start,),
-        "end": tuple(end) if isinstance(end, list) else (end,),
-        "forced_first": said("forced_bos_token_id"),
-        "forced_last": said("forced_eos_token_id"),
-        "never": tuple(ids[0] for ids in said("bad_words_ids") or () if len(ids) == 1),
-    }

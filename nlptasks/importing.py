@@ -126,6 +126,9 @@ def to_hugging_face(
         for key, content in assets.items():
             (place / key).write_bytes(content)
         full.save_pretrained(place)
+        config = read_config(read_whole(place / CONFIG), where=str(output))
+        again = _original(place, str(own.hf_auto), config, str(output))
+        _check_same(model.backbone, own, again.eval(), where=f"{folder}: {name}", temperature=_temperature(own))
     return str(own.hf_auto), lost
 
 
@@ -173,10 +176,7 @@ def _take_over(borrowed: nn.Module, original: nn.Module, where: str) -> None:
 
 def _assembled(backbone: Backbone, head: Head, said: Mapping[str, Any], *, where: str) -> Any:
     """Hugging Face's model with the weights of the backbone and of the head, whose temperature is in its last layer."""
-    borrowed, temperature = (
-        _borrowed(head, where),
-        getattr(head.config, "temperature", 1.0) if head.has_temperature else 1.0,
-    )
+    borrowed = _borrowed(head, where)
     config = copy.deepcopy(backbone.info.config)
     for key, value in said.items():
         if key != GENERATION_CONFIG:
@@ -185,20 +185,42 @@ def _assembled(backbone: Backbone, head: Head, said: Mapping[str, Any], *, where
         config.label2id = {label: index for index, label in config.id2label.items()}
     with refusing(where, f"cannot be written for {head.hf_auto}", "report this with your versions"):
         full = getattr(transformers, str(head.hf_auto)).from_config(config, dtype=torch.float32)
-        with torch.no_grad():
-            for weight in full.parameters():
-                weight.fill_(math.nan)  # what is not set below shows
+        _emptied(full)
         trunk = full.get_encoder() if config.is_encoder_decoder else full.base_model
         unknown = trunk.load_state_dict(backbone.trunk.state_dict(), strict=False).unexpected_keys
-        unknown += full.load_state_dict(_cooled(borrowed, temperature), strict=False).unexpected_keys
+        unknown += full.load_state_dict(_cooled(borrowed, _temperature(head)), strict=False).unexpected_keys
         if unknown:
             raise ValueError(f"unknown are {listing(unknown)}")
-        full.tie_weights()
+        _tie_equal(full)
         if GENERATION_CONFIG in said:
             full.generation_config = transformers.GenerationConfig(**said[GENERATION_CONFIG])
     check_finite(dict(full.named_parameters()), where=where)
-    _check_same(backbone, head, full.eval(), where=where, temperature=temperature)
     return full
+
+
+def _emptied(full: Any) -> None:
+    """Give every weight memory of its own, tied ones too, and no number, so that it shows what is not set."""
+    for name, weight in list(full.named_parameters(remove_duplicate=False)):
+        owner, _, leaf = name.rpartition(".")
+        setattr(full.get_submodule(owner), leaf, nn.Parameter(torch.full_like(weight, math.nan)))
+
+
+def _tie_equal(full: Any) -> None:
+    """Tie what the architecture ties, but for weights that have learned different things: these are both kept.
+
+    An encoder-decoder's two halves are trained here each with its own copy of the embeddings they began with.
+    """
+    weights = dict(full.named_parameters(remove_duplicate=False))
+    for one, other in list(full.all_tied_weights_keys.items()):
+        apart = not torch.equal(weights[one], weights[other])
+        if apart and not weights[one].isnan().any() and not weights[other].isnan().any():
+            del full.all_tied_weights_keys[one]
+    full.tie_weights(recompute_mapping=False)
+
+
+def _temperature(head: Head) -> float:
+    """What a head's logits are divided by."""
+    return float(getattr(head.config, "temperature", 1.0)) if head.has_temperature else 1.0
 
 
 def _cooled(layers: nn.Module, temperature: float) -> dict[str, Tensor]:

@@ -218,7 +218,7 @@ def _check_kind(config: Any, source: str) -> None:
         raise ModelError(
             source,
             f"is a decoder ({config.model_type}), which reads only to the left",
-            "take an encoder, such as BERT or ModernBERT",
+            "take an encoder, such as BERT or ModernBERT, or an encoder-decoder, such as T5 or BART",
         )
 
 

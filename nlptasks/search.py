@@ -52,6 +52,9 @@ class SearchOptions:
     temperature: float = setting(1.0, "above 1 draws more freely, below 1 more cautiously", at_run=True)
     top_k: int = setting(50, "tokens to draw from, the most likely ones; 0 for all", at_run=True)
     top_p: float = setting(1.0, "probability that the tokens to draw from have together, in 0..1", at_run=True)
+    renormalize_logits: bool = setting(
+        False, "whether what these options leave of the probabilities is made to add up to 1 again", at_run=True
+    )
     seed: int = setting(0, "of the draws; a text's own draws do not depend on the texts beside it", at_run=True)
     num_return_sequences: int = setting(1, "answers to give, the best ones; above 1 as a list", at_run=True)
 
@@ -139,7 +142,7 @@ class Stepper(Protocol):
 
 
 Listener = Callable[[int, int], None]
-"""Hears every token of the first hypothesis as it is written: source and token. Beams have no such order."""
+"""Hears every token of the first hypothesis as it is written, but for its end: number of the source, and token."""
 
 
 def search(
@@ -152,8 +155,15 @@ def search(
         sources: the tokens of each source: what a sample is drawn by, beside the seed.
         marks: tokens with a meaning of their own.
         options: how to search.
-        listener: hears the tokens as they are written; beams have no such order.
+        listener: hears the tokens as they are written.
+
+    Raises:
+        UsageError: there is a listener, and beams to be followed: which of them is the answer shows in the end only.
     """
+    if options.num_beams > 1 and listener:
+        raise UsageError(
+            "num_beams", f"is {options.num_beams}, with a listener", "take 1 to hear texts as they are written"
+        )
     if options.num_beams > 1:
         return _Beams(stepper, len(sources), marks, options).run()
     choose = _Draws(sources, options) if options.do_sample else _likeliest
@@ -343,6 +353,8 @@ def _rules(marks: Marks, options: SearchOptions) -> Callable[[Tensor, Tensor], T
         found.append(processors.ForcedEOSTokenLogitsProcessor(last, marks.forced_last))
     if options.do_sample:
         found += _warpers(options)
+    if options.renormalize_logits:
+        found.append(processors.LogitNormalization())
     rules = LogitsProcessorList(found)
     return lambda history, scores: rules(history, scores)
 

@@ -6,6 +6,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores already
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 

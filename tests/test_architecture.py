@@ -31,7 +31,9 @@ ROWS = [
     | {f"nlptasks.{name}" for name in ("lines", "jsontext", "files", "fields")}
     | {f"nlptasks.{name}" for name in ("disk", "folders", "weights", "hub", "architecture", "signals")},
     {f"nlptasks.{name}" for name in ("backbone", "pretrained", "layers", "heads", "heads.base", "losses")}
-    | {f"nlptasks.{name}" for name in ("decoder", "search", "stepping", "vocabulary", "generative")},
+    | {
+        f"nlptasks.{name}" for name in ("decoder", "search", "stepping", "vocabulary", "generationconfig", "generative")
+    },
     set(),  # the heads, which nobody imports by name
     {f"nlptasks.{name}" for name in ("data", "checks", "batching", "model", "engine")}
     | {f"nlptasks.{name}" for name in ("defaults", "dropout", "optimization", "checkpoint", "loop")}

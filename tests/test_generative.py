@@ -133,6 +133,25 @@ def test_what_is_cut_says_so(translator: Path) -> None:
     assert len(parts(long).text) > len(pipeline("translation", model=translator)(long).text)
 
 
+def test_texts_are_heard_as_they_are_written(translator: Path) -> None:
+    pipe = pipeline("translation", model=translator)
+    heard: dict[int, str] = {}
+    head = pipe.engine.heads["translation"]
+    assert isinstance(head, TranslationHead)
+    head.listener = lambda text, piece: heard.update({text: heard.get(text, "") + piece})
+    found = pipe(["ada saw london", "bob left paris"])  # as long as each other, so in this order
+    assert [heard[0].strip(), heard[1].strip()] == [one.text for one in found]
+    assert found[1].text == "Bob verließ Paris."
+
+
+def test_a_step_has_no_more_scores_than_fit(translator: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = pipeline("translation", model=translator, options={"translation": {"num_beams": 2}})
+    sources = ["ada saw london", "bob left paris", "cleo saw rome"]
+    whole = pipe(sources)
+    monkeypatch.setattr("nlptasks.generative._MOST_SCORES", 1)
+    assert [one.text for one in pipe(sources)] == [one.text for one in whole]
+
+
 def test_a_bare_text_is_a_source(translator: Path) -> None:
     pipe = pipeline("translation", model=translator)
     assert pipe({"source": "ada saw london"}) == pipe("ada saw london")
@@ -210,6 +229,22 @@ def test_encoder_decoders_come_in_and_go_out_with_the_same_logits(name: str, tmp
     assert (config.num_beams, config.max_new_tokens, config.forced_last) == (2, 8, 2)
 
 
+@pytest.mark.parametrize("name", ["bart", "t5", "t5-v1.1", "marian"])
+def test_what_was_trained_here_goes_out_with_the_same_logits(name: str, tmp_path: Path) -> None:
+    make_checkpoint(name, tmp_path / "theirs")
+    rows = "".join(json.dumps({"source": f"ada {n}", "target": f"bob {n}"}) + "\n" for n in range(24))
+    (tmp_path / "train.jsonl").write_text(rows)
+    settings = TrainSettings(backbone=str(tmp_path / "theirs"), epochs=1, lr=1e-2, precision="fp32")
+    nlptasks.train(f"translation={tmp_path / 'train.jsonl'}", output=tmp_path / "ours", settings=settings)
+    to_hugging_face(tmp_path / "ours", "translation", output=tmp_path / "hf")
+    again = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "hf")
+    [decoders] = {again.get_decoder().embed_tokens.weight}
+    assert not torch.equal(again.get_encoder().embed_tokens.weight, decoders)  # each has learned its own
+    import_checkpoint(tmp_path / "hf", task="translation", output=tmp_path / "back")
+    one, two = (pipeline("translation", model=tmp_path / folder)("ada 7") for folder in ("ours", "back"))
+    assert one.text == two.text
+
+
 def test_what_a_checkpoint_says_for_generate_becomes_options(tmp_path: Path) -> None:
     make_checkpoint("bart", tmp_path / "theirs")
     config = json.loads((tmp_path / "theirs" / "config.json").read_text())
@@ -227,6 +262,17 @@ def test_what_a_checkpoint_says_for_generate_becomes_options(tmp_path: Path) -> 
     found = Model.load(tmp_path / "ours").heads["summarization"].config
     assert (found.num_beams, found.max_new_tokens, found.min_new_tokens, found.no_repeat_ngram_size) == (2, 8, 2, 3)
     assert (found.never, found.length_penalty, found.early_stopping, found.forced_last) == ((7,), 2.0, "true", 2)
+
+
+def test_what_a_checkpoint_says_and_is_not_followed_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_checkpoint("bart", tmp_path / "theirs")
+    says = {"suppress_tokens": [7, 9], "bad_words_ids": [[8], [10, 11]], "num_beam_groups": 1, "min_p": 0.3}
+    (tmp_path / "theirs" / "generation_config.json").write_text(json.dumps(says))
+    import_checkpoint(tmp_path / "theirs", task="summarization", output=tmp_path / "ours")
+    assert Model.load(tmp_path / "ours").heads["summarization"].config.never == (8, 7, 9)
+    assert caplog.messages == [
+        "generation_config.json: what it says for generate is followed, but for min_p, bad_words_ids of several tokens"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -360,6 +406,21 @@ def test_languages_are_told_by_their_codes(tmp_path: Path) -> None:
     assert pipe("ada").text == tokenizer.decode(theirs[0], skip_special_tokens=True).strip()
     labels = head.features(head.read(Row({"source": "ada", "target": "ada"}, "row 1")), window)["labels"]
     assert (labels[0], labels[-1]) == (german, 2)
+
+
+def test_where_texts_begin_with_their_language_it_is_the_one_that_is_asked_for(tmp_path: Path) -> None:
+    with_codes(tmp_path / "theirs")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    french, german = tokenizer.convert_tokens_to_ids(["fr_XX", "de_DE"])
+    says = json.dumps({"decoder_start_token_id": french, "eos_token_id": 2, "max_new_tokens": 6})
+    (tmp_path / "theirs" / "generation_config.json").write_text(says)
+    options = {"source_language": "en", "target_language": "de"}
+    pipe = pipeline("translation", model=tmp_path / "theirs", options={"translation": options})
+    original = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "theirs")
+    ids = torch.tensor([tokenizer("ada")["input_ids"]])
+    with torch.no_grad():
+        theirs = original.generate(input_ids=ids, decoder_start_token_id=german, max_new_tokens=6)
+    assert pipe("ada").text == tokenizer.decode(theirs[0], skip_special_tokens=True).strip()
 
 
 @pytest.mark.parametrize(("code", "message"), [("xx", "source_language: is 'xx'"), ("", "is not given")])

@@ -53,8 +53,24 @@ def settings(backbones: Path, **more: object) -> TrainSettings:
 
 def outcome(folder: Path) -> tuple[bytes, ...]:
     log = json.loads((folder / "training.json").read_text())
-    weights = (folder / "backbone/model.safetensors").read_bytes(), (folder / "heads/ner.safetensors").read_bytes()
-    return *weights, json.dumps([log["history"], log["metrics"]]).encode()
+    files = [folder / "backbone/model.safetensors", *sorted((folder / "heads").glob("*.safetensors"))]
+    return *(file.read_bytes() for file in files), json.dumps([log["history"], log["metrics"]]).encode()
+
+
+def test_a_head_that_writes_goes_on_to_the_same_numbers(
+    backbones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_LARGEST_SHARE", float("inf"))
+    rows = "".join(json.dumps({"source": f"ada {n}", "target": f"Ada Nummer {n}"}) + "\n" for n in range(40))
+    (tmp_path / "train.jsonl").write_text(rows)
+    train = partial(nlptasks.train, f"translation={tmp_path / 'train.jsonl'}")
+    chosen = settings(backbones, lr=1e-3)
+    train(output=tmp_path / "whole", settings=chosen)
+    for number, step in enumerate((3, 5, 9)):
+        stopped_at(train, tmp_path / "cut", step, chosen, resume=number > 0)
+    train(output=tmp_path / "cut", settings=chosen, resume=True)
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+    assert len(list((tmp_path / "cut" / "heads").iterdir())) == 2  # its weights, and the vocabulary that it learned
 
 
 def stopped_at(train: partial, output: Path, step: int, options: TrainSettings, **more: bool) -> list[str]:

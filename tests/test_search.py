@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,12 @@ import torch
 
 from nlptasks.decoder import Decoder
 from nlptasks.errors import UsageError
+from nlptasks.exporting import _export_checked, _of_head
+from nlptasks.runtime.onnx import OnnxRuntime
+from nlptasks.runtime.pytorch import TorchRuntime
 from nlptasks.search import Hypothesis, Marks, SearchOptions, search
+from nlptasks.stepping import Step, Stepper
+from nlptasks.types import Pass, Runtime
 
 ENDS = (2, 5, 17, 33, 60, 80, 101, 140, 203)
 """Many tokens end a text, so that texts of random models do end."""
@@ -44,9 +50,10 @@ class Steps:
 class Writer:
     """A random encoder-decoder of ours and of Hugging Face, with the same weights and sources."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, layers: int = 3, spread: float = 3.0) -> None:
         config = tiny.WRITERS[name]()
-        self.theirs = tiny.make_writer(config)
+        config.decoder_layers = config.num_decoder_layers = layers  # the second is T5's name
+        self.theirs = tiny.make_writer(config, spread=spread)
         self.decoder = Decoder(config).eval()
         self.decoder.model.load_state_dict(self.theirs.state_dict(), strict=False)
         draw = torch.Generator().manual_seed(3)
@@ -97,6 +104,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "no run of two twice": {"no_repeat_ngram_size": 2},
     "repetition costs, and four at least": {"repetition_penalty": 1.3, "min_new_tokens": 4},
     "beams": {"num_beams": 4},
+    "beams, probabilities that add up": {"num_beams": 4, "renormalize_logits": True, "repetition_penalty": 1.5},
     "beams, long ones": {"num_beams": 4, "length_penalty": 2.0, "no_repeat_ngram_size": 3},
     "beams, short ones": {"num_beams": 4, "length_penalty": -1.0},
     "beams, length free": {"num_beams": 2, "length_penalty": 0.0},
@@ -124,6 +132,27 @@ def test_the_tokens_are_those_of_generate(writer: Writer, way: str, forced: bool
         if options.num_beams > 1:
             score = one.log_probability / (end + (end < len(row))) ** options.length_penalty
             assert score == pytest.approx(float(theirs.sequences_scores[number]), abs=1e-3, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", tiny.WRITERS)
+def test_onnx_runtime_writes_the_same(name: str, tmp_path: Path) -> None:
+    writer = Writer(name, layers=1, spread=1.0)
+    path, graph = tmp_path / "step.onnx", "head.step"
+    _, difference = _export_checked(_of_head(graph, Step(writer.decoder), writer.theirs.config.model_type), path)
+    assert difference <= 1e-4
+    cross = {name: tensor.numpy() for name, tensor in writer.steps().cross.items()}
+    runtimes: list[tuple[Runtime, Any]] = [
+        (TorchRuntime({graph: Step(writer.decoder)}, torch.device("cpu")), writer.steps().cross),
+        (OnnxRuntime({graph: path}, device="cpu", precision="fp32"), cross),
+    ]
+    for way in ("greedy", "beams", "beams, long ones"):
+        options, written = SearchOptions(max_new_tokens=MOST, **WAYS[way]), []
+        for runtime, outputs in runtimes:
+            passed = Pass("head", dict.fromkeys(range(len(writer.ids))), writer.mask.numpy(), outputs, runtime)
+            stepper = Stepper(passed, np.arange(len(writer.ids)), writer.decoder)
+            found = search(stepper, sources=list(writer.ids.numpy()), marks=writer.marks(), options=options)
+            written.append([[one.tokens for one in own] for own in found])
+        assert written[0] == written[1]
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -203,6 +232,11 @@ def test_tokens_are_heard_as_they_are_written(bart: Writer) -> None:
     assert {source: tuple(tokens) for source, tokens in heard.items()} == {
         source: own[0].tokens for source, own in enumerate(found) if own[0].tokens
     }
+
+
+def test_beams_are_not_heard(bart: Writer) -> None:
+    with pytest.raises(UsageError, match="num_beams: is 2, with a listener"):
+        bart.ours(SearchOptions(num_beams=2), listener=lambda source, token: None)
 
 
 def test_a_text_without_end_is_bounded_and_says_so(bart: Writer) -> None:

@@ -173,9 +173,20 @@ def _writer(cls: type, **more: Any) -> Callable[[], Any]:
     return lambda: cls(**{**sizes, **more})
 
 
+_T5 = {
+    "vocab_size": _VOCABULARY,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 40,
+    "num_layers": 3,
+    "num_decoder_layers": 3,
+    "num_heads": 4,
+    "decoder_start_token_id": _PAD,
+}
+
+
 def _t5(**more: Any) -> Callable[[], Any]:
-    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 40, "num_layers": 3, "num_decoder_layers": 3, "num_heads": 4}
-    return lambda: transformers.T5Config(vocab_size=_VOCABULARY, decoder_start_token_id=_PAD, **{**sizes, **more})
+    return lambda: transformers.T5Config(**_T5, **more)
 
 
 WRITERS: dict[str, Callable[[], Any]] = {
@@ -185,6 +196,7 @@ WRITERS: dict[str, Callable[[], Any]] = {
     "m2m100": _writer(transformers.M2M100Config),
     "pegasus": _writer(transformers.PegasusConfig, scale_embedding=True),
     "t5": _t5(),
+    "mt5": lambda: transformers.MT5Config(**_T5, feed_forward_proj="gated-gelu"),
     "t5-v1.1": _t5(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
 }
 """Configs of encoder-decoders, decoders of other depths than their encoders where `generate` bears it."""

@@ -53,7 +53,10 @@ class TranslationHead(GenerativeHead):
             source, target = (
                 _code(getattr(config, option), codes, option) for option in ("source_language", "target_language")
             )
-            self.marks = replace(self.marks, forced_first=codes[target])
+            if self.marks.prompt[-1] in codes.values():  # mBART's first kind begins with the language, others force it
+                self.marks = replace(self.marks, prompt=(*self.marks.prompt[:-1], codes[target]), forced_first=None)
+            else:
+                self.marks = replace(self.marks, forced_first=codes[target])
             around = special_tokens(backbone)
             self.special = tuple((token, codes[source]) for token in codes.values() if token in around)
 

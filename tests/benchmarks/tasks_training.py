@@ -26,10 +26,10 @@ from quality import SETS, read, write
 Rows = list[dict[str, Any]]
 
 
-def rows_of(folder: Path, count: int, dev_count: int) -> tuple[Rows, Rows]:
-    """Rows of train and dev, drawn once for all runs."""
+def rows_of(folder: Path, count: int, dev_count: int, part: str) -> tuple[Rows, Rows]:
+    """Rows of train and of the part that is evaluated, drawn once for all runs."""
     draw = random.Random(0)
-    train, dev = read(folder, "train"), read(folder, "dev")
+    train, dev = read(folder, "train"), read(folder, part)
     return draw.sample(train, count), draw.sample(dev, min(dev_count, len(dev)))
 
 
@@ -160,11 +160,12 @@ def main() -> None:
     parser.add_argument("--set", choices=SETS, required=True)
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--dev-rows", type=int, default=1000)
+    parser.add_argument("--part", default="dev", help="what both are evaluated on after the one epoch")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--one", choices=RUNS)
     options = parser.parse_args()
     if options.one:
-        rows, dev = rows_of(options.data / options.set, options.rows, options.dev_rows)
+        rows, dev = rows_of(options.data / options.set, options.rows, options.dev_rows, options.part)
         print("RESULT", json.dumps(RUNS[options.one](options.set, rows, dev, options.seeds[0])))
         return
     names = list(RUNS) if SETS[options.set].head == "qa" else ["nlptasks", "trainer"]
@@ -178,6 +179,8 @@ def main() -> None:
         str(options.rows),
         "--dev-rows",
         str(options.dev_rows),
+        "--part",
+        options.part,
     ]
     for seed in options.seeds:
         for name, runs in results.items():
@@ -185,12 +188,18 @@ def main() -> None:
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             runs.append(json.loads(output.rpartition("RESULT ")[2]))
             print(seed, name, runs[-1], file=sys.stderr, flush=True)
-    record: dict[str, Any] = {"set": options.set, "rows": options.rows, "dev_rows": options.dev_rows, "epochs": 1}
+    record: dict[str, Any] = {
+        "set": options.set,
+        "rows": options.rows,
+        "evaluated_on": options.part,
+        "evaluated_rows": options.dev_rows,
+        "epochs": 1,
+    }
     for name, runs in results.items():
         record[name] = {key: summary([run[key] for run in runs]) for key in ("per_second", "quality")}
         ratios = [ours["per_second"] / run["per_second"] for ours, run in zip(results["nlptasks"], runs, strict=True)]
         record[name]["nlptasks_is_faster_by"] = summary(ratios)
-    sizes = f"--rows {options.rows} --dev-rows {options.dev_rows}"
+    sizes = f"--rows {options.rows} --dev-rows {options.dev_rows} --part {options.part}"
     command = f"python tests/benchmarks/tasks_training.py --data FOLDER_OF_SETS --set {options.set} {sizes}"
     keep(f"training_{options.set}", record, command=command)
 
