@@ -26,8 +26,9 @@ from nlptasks.tokenizer import Tokenizer
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
-MAX_TOKENS = 512
-"""Windows are never longer, whatever the backbone could read: attention's cost grows with the square of the length."""
+MAX_TOKENS, _MAX_SOURCE_TOKENS = 512, 1024
+"""Windows are never longer, whatever the backbone could read: attention's cost grows with the square of the length. The second
+is for encoder-decoders, many of which were trained on whole documents of that length."""
 
 
 @dataclass(frozen=True)
@@ -229,13 +230,13 @@ def check_vocabulary(backend: tokenizers.Tokenizer, config: Any, *, where: str) 
 
 
 def longest_window(trunk: nn.Module, config: Any) -> int:
-    """Tokens that a backbone can read at once, special ones included; at most `MAX_TOKENS`."""
+    """Tokens that a backbone can read at once, special ones included; at most 512, of an encoder-decoder 1,024."""
     positions = getattr(config, "max_position_embeddings", None) or MAX_TOKENS
     for name, module in trunk.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             # RoBERTa counts positions from behind the padding's
             positions = module.num_embeddings - module.padding_idx - 1
-    return int(min(positions, MAX_TOKENS))
+    return int(min(positions, _MAX_SOURCE_TOKENS if config.is_encoder_decoder else MAX_TOKENS))
 
 
 def reads_types(trunk: nn.Module, config: Any) -> bool:

@@ -29,17 +29,18 @@ class Unit:
         index: of the example among those given.
         windows: its windows.
         features: what the loss needs beside the tokens, by window and name.
+        target: tokens of the longest text that is to be written.
     """
 
     index: int
     windows: list[Window]
     features: list[dict[str, Ints]]
+    target: int
 
     @property
     def tokens(self) -> int:
         """Tokens in all its windows, padded to the longest of them, or of what they are to be made into."""
-        targets = (len(values) for own in self.features for values in own.values())
-        return len(self.windows) * max(*map(len, self.windows), *targets)
+        return len(self.windows) * max(self.target, *map(len, self.windows))
 
 
 def make_units(head: Head, tokenizer: Tokenizer, examples: Sequence[Any]) -> list[Unit]:
@@ -50,7 +51,9 @@ def make_units(head: Head, tokenizer: Tokenizer, examples: Sequence[Any]) -> lis
     for index, (example, own) in enumerate(zip(examples, sources, strict=True)):
         cut = [window for _ in own for window in next(windows)]
         if cut:
-            units.append(Unit(index, cut, [head.features(example, window) for window in cut]))
+            features = [head.features(example, window) for window in cut]
+            target = max((len(found[name]) for found in features for name in head.target_features), default=0)
+            units.append(Unit(index, cut, features, target))
     return units
 
 

@@ -114,14 +114,16 @@ class Decoder(nn.Module):
         cache = _cache(own, [given[name] for name in self.crosses])
         unused = given[self.crosses[0]].new_zeros(groups * beams, mask.shape[1], 1)  # stands for states that are known
         before = _BEAMS.set(beams)
-        outputs = self.model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=unused),
-            attention_mask=mask.repeat_interleave(beams, 0),
-            decoder_input_ids=tokens.reshape(groups * beams, new),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        _BEAMS.reset(before)
+        try:
+            outputs = self.model(
+                encoder_outputs=BaseModelOutput(last_hidden_state=unused),
+                attention_mask=mask.repeat_interleave(beams, 0),
+                decoder_input_ids=tokens.reshape(groups * beams, new),
+                past_key_values=cache,
+                use_cache=True,
+            )
+        finally:
+            _BEAMS.reset(before)
         grown = [tensor for layer in cache.self_attention_cache.layers for tensor in (layer.keys, layer.values)]
         logits = outputs.logits[:, -1]  # [G*K,V]
         return {

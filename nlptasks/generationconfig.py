@@ -15,39 +15,35 @@ _log = logging.getLogger("nlptasks")
 _OPTIONS = tuple(item.name for item in fields(SearchOptions) if item.name != "seed")
 _OF_BEAMS, _OF_SAMPLES = ("length_penalty", "early_stopping"), ("temperature", "top_k", "top_p")
 
-_NOT_FOLLOWED = (
-    "begin_suppress_tokens",
-    "constraints",
-    "diversity_penalty",
-    "dola_layers",
-    "encoder_no_repeat_ngram_size",
-    "encoder_repetition_penalty",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "exponential_decay_length_penalty",
-    "force_words_ids",
-    "guidance_scale",
-    "min_p",
-    "num_beam_groups",
-    "penalty_alpha",
-    "sequence_bias",
-    "stop_strings",
-    "top_h",
-    "typical_p",
-    "watermarking_config",
-)
-"""What changes the tokens of ``generate``, and is not known here."""
-
-_NEUTRAL: tuple[Any, ...] = (None, 0, 1, [], {})
-"""Values of these that change nothing."""
+_NOT_FOLLOWED: Mapping[str, Any] = {
+    "begin_suppress_tokens": [],
+    "constraints": [],
+    "diversity_penalty": 0,
+    "dola_layers": None,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1,
+    "epsilon_cutoff": 0,
+    "eta_cutoff": 0,
+    "exponential_decay_length_penalty": None,
+    "force_words_ids": [],
+    "guidance_scale": 1,
+    "min_p": 0,
+    "num_beam_groups": 1,
+    "penalty_alpha": 0,
+    "sequence_bias": {},
+    "stop_strings": [],
+    "top_h": None,
+    "typical_p": 1,
+    "watermarking_config": None,
+}
+"""What changes the tokens of ``generate`` and is not known here, with the value that changes nothing."""
 
 
-def options_of(said: Mapping[str, Any], where: str) -> dict[str, Any]:
+def options_of(said: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a search that a checkpoint sets; what it sets beside them is warned of.
 
     Args:
         said: its ``generation_config.json``, or what older ones say in their ``config.json``; lengths count the decoder's start.
-        where: its name, for the warning.
     """
     found = {name: said[name] for name in (*_OPTIONS, "prefix") if said.get(name) is not None}
     if "early_stopping" in found:
@@ -55,12 +51,12 @@ def options_of(said: Mapping[str, Any], where: str) -> dict[str, Any]:
     for name, length, least in (("max_new_tokens", "max_length", 1), ("min_new_tokens", "min_length", 0)):
         if name not in found and isinstance(said.get(length), int):
             found[name] = max(least, said[length] - 1)
-    if found.get("num_beams", 1) != 1:
-        found["do_sample"] = False
-    ignored = [name for name in _NOT_FOLLOWED if said.get(name) not in _NEUTRAL]
+    ignored = [name for name, neutral in _NOT_FOLLOWED.items() if said.get(name) not in (None, neutral)]
+    if found.get("num_beams", 1) != 1 and found.pop("do_sample", False):
+        ignored.append("do_sample with beams")
     ignored += ["bad_words_ids of several tokens"] * any(len(ids) > 1 for ids in said.get("bad_words_ids") or ())
     if ignored:
-        _log.warning("%s: what it says for generate is followed, but for %s", where, listing(ignored))
+        _log.warning("what the checkpoint says for generate is followed, but for %s", listing(ignored))
     return found
 
 

@@ -7,7 +7,6 @@ own, and a vocabulary made from the training targets: backbones may lower-case a
 from __future__ import annotations
 
 import json
-from abc import abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -18,19 +17,20 @@ import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor, nn
 
+from nlptasks.architecture import refusing
 from nlptasks.backbone import BackboneInfo
 from nlptasks.config import decided, parse_options, setting
 from nlptasks.decoder import Decoder
 from nlptasks.errors import DataError, ModelError, UsageError, each, listing
-from nlptasks.fields import text_field
+from nlptasks.fields import text_field, texts_field
 from nlptasks.generationconfig import marks_of, options_of, said_of
 from nlptasks.heads.base import IGNORED, Graph, Head
 from nlptasks.losses import SMOOTHING_DOC, check_smoothing, cross_entropy
 from nlptasks.search import Hypothesis, Listener, Marks, SearchOptions, search
 from nlptasks.stepping import Step, Stepper
-from nlptasks.text import is_blank, readable
+from nlptasks.text import is_blank, is_mostly_unspaced, readable
 from nlptasks.types import STEP, Ints, Outputs, Pass, Row, Source, Window
-from nlptasks.vocabulary import MARKS, own_config, own_decoder, train_vocabulary
+from nlptasks.vocabulary import MARKS, MAX_LAYERS, own_config, own_decoder, train_vocabulary
 from nlptasks.weights import own_tensors
 
 _MOST_SCORES = 2**25
@@ -46,7 +46,8 @@ class Text:
 
     Attributes:
         text: the text.
-        score: the geometric mean of its tokens' probabilities, in 0..1; None for a text without tokens.
+        score: the geometric mean of its tokens' probabilities, in 0..1 (of a text that was written in parts their mean); None
+            for a text without tokens.
         truncated: whether something is missing: the end of the source was not read, or there was no room to write on.
     """
 
@@ -83,9 +84,16 @@ class GenerativeConfig(SearchOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_smoothing(self.label_smoothing, where="label_smoothing")
-        for name, least in (("max_target_tokens", 1), ("decoder_layers", 1), ("vocabulary_size", 300)):
+        for name, least in (
+            ("max_target_tokens", 1),
+            ("decoder_layers", 1),
+            ("decoder_width", 0),
+            ("vocabulary_size", 300),
+        ):
             if getattr(self, name) < least:
                 raise UsageError(name, f"is {getattr(self, name)}", f"give {least} or more")
+        if self.decoder_layers > MAX_LAYERS:
+            raise UsageError("decoder_layers", f"is {self.decoder_layers}", f"give at most {MAX_LAYERS}")
 
     @property
     def marks(self) -> Marks:
@@ -105,19 +113,22 @@ class GenerativeHead(Head):
     """Writes a text about a text. A task says which fields of a row these are, and how a text is measured.
 
     Attributes:
-        listener: hears the pieces of texts as they are written, if it is set: the number of the text among those that are
-            written together, and the piece.
+        listener: hears the pieces of texts as they are written, if it is set. Texts are then written one after another: give
+            one at a time to know whose pieces these are.
     """
 
     Config: ClassVar[type] = GenerativeConfig
     config: GenerativeConfig
     source_field: ClassVar[str]
     target_field: ClassVar[str]
+    target_features = ("labels",)
     hf_auto = "AutoModelForSeq2SeqLM"
 
     def __init__(self, config: GenerativeConfig, *, backbone: BackboneInfo) -> None:
         super().__init__(config, backbone=backbone)
-        self.decoder = Decoder(own_config(config.decoder) if config.decoder else backbone.config)
+        problem = f"has the architecture {backbone.config.model_type}, whose decoder cannot be run token by token"
+        with refusing(backbone.source, problem, "take another one, such as T5 or BART"):
+            self.decoder = Decoder(own_config(config.decoder) if config.decoder else backbone.config)
         width = self.decoder.width
         self.bridge = nn.Identity() if width == backbone.width else nn.Linear(backbone.width, width)
         self.outputs = dict.fromkeys(self.decoder.crosses, "BNSD")
@@ -128,7 +139,7 @@ class GenerativeHead(Head):
         self._vocabulary.encode_special_tokens = True
         self.marks = config.marks
         self.special: tuple[tuple[int, int], ...] = ()
-        self.listener: Callable[[int, str], None] | None = None
+        self.listener: Callable[[str], None] | None = None
 
     @classmethod
     def configure(cls, rows: Sequence[Row], given: Mapping[str, Any]) -> Any:
@@ -152,9 +163,9 @@ class GenerativeHead(Head):
         return replace(config, vocabulary=vocabulary, decoder=json.dumps(decoder), **MARKS)
 
     @classmethod
-    @abstractmethod
     def _targets(cls, row: Row) -> tuple[str, ...]:
         """The gold texts of a row, none if it has none."""
+        return texts_field(row, cls.target_field) if row.fields.get(cls.target_field) is not None else ()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -193,10 +204,31 @@ class GenerativeHead(Head):
         """The target's tokens, at the first window of a text."""
         if not window.opens:
             return {"labels": np.array([IGNORED], dtype=np.int64)}
+        return {"labels": np.array(self._target(example)[: self._longest_target], dtype=np.int64)}
+
+    def _target(self, example: Writing) -> list[int]:
+        """The tokens to be learned."""
         ids = self._vocabulary.encode(readable(example.targets[0]), add_special_tokens=False).ids
         first = [] if self.marks.forced_first is None else [self.marks.forced_first]
-        whole = [*first, *ids, *self.marks.end[:1]]
-        return {"labels": np.array(whole[: min(self.config.max_target_tokens, self._room)], dtype=np.int64)}
+        return [*first, *ids, *self.marks.end[:1]]
+
+    def warnings(self, examples: Sequence[Writing], windows: Sequence[Sequence[Window]]) -> list[str]:
+        """How many texts and targets are cut before anything is learned from them."""
+        sources = sum(not own[-1].closes for own in windows)
+        targets = sum(len(self._target(example)) > self._longest_target for example in examples)
+        cut = [
+            (sources, self.source_field, f"{self.backbone_info.max_tokens} tokens, the most that the backbone reads"),
+            (targets, self.target_field, f"max_target_tokens={self._longest_target}"),
+        ]
+        return [
+            f"{count} of {len(examples)} rows of train have a {name} that is cut at {limit}"
+            for count, name, limit in cut
+            if count
+        ]
+
+    @property
+    def _longest_target(self) -> int:
+        return min(self.config.max_target_tokens, self._room)
 
     @property
     def _room(self) -> int:
@@ -234,26 +266,25 @@ class GenerativeHead(Head):
         lengths = {name: min(getattr(self.config, name), self._room) for name in ("min_new_tokens", "max_new_tokens")}
         options = replace(self.config, **lengths)
         beams = max(options.num_beams, options.num_return_sequences)
-        size = max(1, _MOST_SCORES // (beams * self.decoder.vocabulary_size))
+        size = 1 if self.listener else max(1, _MOST_SCORES // (beams * self.decoder.vocabulary_size))
         rows = np.array(list(passed.windows))
         found: list[list[Hypothesis]] = []
         for start in range(0, len(rows), size):
             own = rows[start : start + size]
             stepper = Stepper(passed, own, self.decoder)
             sources = [passed.windows[row].ids for row in own.tolist()]
-            listener = self._told(start) if self.listener else None
+            listener = self._hearer(self.listener) if self.listener else None
             found += search(stepper, sources=sources, marks=self.marks, options=options, listener=listener)
         return [_as_outputs(hypotheses) for hypotheses in found]
 
-    def _told(self, first: int) -> Listener:
-        """What tells the listener of tokens in whole characters; `first` is the number of the first text."""
-        streams: dict[int, DecodeStream] = {}
+    def _hearer(self, listener: Callable[[str], None]) -> Listener:
+        """What tells a listener of the tokens of one text, in whole characters."""
+        stream = DecodeStream(skip_special_tokens=True)
 
-        def hear(source: int, token: int) -> None:
-            stream = streams.setdefault(source, DecodeStream(skip_special_tokens=True))
+        def hear(_: int, token: int) -> None:
             piece = stream.step(self._vocabulary, token)
-            if piece and self.listener:
-                self.listener(first + source, piece)
+            if piece:
+                listener(piece)
 
         return hear
 
@@ -268,7 +299,8 @@ class GenerativeHead(Head):
         return texts[0] if self.config.num_return_sequences == 1 else texts
 
     def _joined(self, parts: Sequence[Hypothesis], unread: bool) -> Text:
-        text = " ".join(self._vocabulary.decode(list(part.tokens)).strip() for part in parts)
+        texts = [self._vocabulary.decode(list(part.tokens)).strip() for part in parts]
+        text = ("" if is_mostly_unspaced(texts[0]) else " ").join(texts)
         score = float(np.mean([part.mean_probability for part in parts]))
         return Text(text, score, unread or not all(part.ended for part in parts))
 
@@ -290,25 +322,18 @@ class GenerativeHead(Head):
             problem = f"has the architecture {config.model_type}, which has no decoder"
             raise ModelError("config.json", problem, "take an encoder-decoder, such as T5 or BART")
         options = parse_options(cls.Config, given, where=cls.sample.rpartition("/")[2])
-        specific = (getattr(config, "task_specific_params", None) or {}).get(cls._specific(options), {})
+        specific = cls._specific(getattr(config, "task_specific_params", None) or {}, options)
         generation = {**config.generation, **specific}
         try:
-            return cls.Config(
-                **{
-                    **options_of(generation, "generation_config.json"),
-                    **options,
-                    **marks_of(config, generation, "config.json"),
-                }
-            )
+            said = cls.Config(**options_of(generation), **marks_of(config, generation, "config.json"))
         except UsageError as error:
-            if error.where in options:
-                raise
             raise ModelError("generation_config.json", f"says that {error.where} {error.problem}", error.fix) from error
+        return replace(said, **options)
 
     @classmethod
-    def _specific(cls, options: Mapping[str, Any]) -> str:
-        """The key that a checkpoint for several tasks has this one under, in its ``task_specific_params``."""
-        return ""
+    def _specific(cls, named: Mapping[str, Any], options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a checkpoint for several tasks says of this one, in its ``task_specific_params``."""
+        return {}
 
     def to_hugging_face(self) -> tuple[dict[str, Any], list[str]]:
         if self.config.decoder:
@@ -316,7 +341,10 @@ class GenerativeHead(Head):
             raise UsageError(type(self).__name__, problem, "export it to ONNX instead")
         generation = said_of(self.marks, self.config, pad_id=self.backbone_info.pad_id)
         prefix = self.config.prefix
-        return {"generation_config": generation}, [f"the prefix {prefix!r}: put it before every text"] if prefix else []
+        lost = [f"the prefix {prefix!r}: put it before every text"] if prefix else []
+        if self.config.long_texts == "windows":
+            lost.append("that long texts are read in windows: others cut them")
+        return {"generation_config": generation}, lost
 
     def show(self, example: Writing, result: Any) -> list[tuple[str, str]]:
         texts = result if isinstance(result, list) else [result]
@@ -350,5 +378,8 @@ def _from_outputs(outputs: Outputs) -> list[Hypothesis]:
 
 def special_tokens(backbone: BackboneInfo) -> list[int]:
     """The special tokens that the backbone has around a text, in order."""
-    ids: list[int] = tokenizers.Tokenizer.from_str(backbone.tokenizer.decode("utf-8")).encode("").ids
+    tokenizer = tokenizers.Tokenizer.from_str(backbone.tokenizer.decode("utf-8"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    ids: list[int] = tokenizer.encode("").ids
     return ids

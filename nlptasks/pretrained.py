@@ -213,6 +213,11 @@ def _tokenizer(folder: Path, source: str) -> Any:
 
 
 def _check_kind(config: Any, source: str) -> None:
+    if not all(isinstance(getattr(config, name, None), int) for name in ("vocab_size", "hidden_size")):
+        problem = (
+            f"has the architecture {config.model_type}, which does not say how many tokens it knows and how wide it is"
+        )
+        raise ModelError(source, problem, "take an encoder, such as BERT or ModernBERT, or T5 or BART")
     decodes = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
     if decodes and type(config) not in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder:
         raise ModelError(

@@ -158,12 +158,12 @@ def search(
         listener: hears the tokens as they are written.
 
     Raises:
-        UsageError: there is a listener, and beams to be followed: which of them is the answer shows in the end only.
+        UsageError: there is a listener, and several hypotheses: which of them is the answer shows in the end only.
     """
-    if options.num_beams > 1 and listener:
-        raise UsageError(
-            "num_beams", f"is {options.num_beams}, with a listener", "take 1 to hear texts as they are written"
-        )
+    for name in ("num_beams", "num_return_sequences"):
+        if listener and getattr(options, name) > 1:
+            problem = f"is {getattr(options, name)}, with a listener"
+            raise UsageError(name, problem, "take 1 to hear texts as they are written")
     if options.num_beams > 1:
         return _Beams(stepper, len(sources), marks, options).run()
     choose = _Draws(sources, options) if options.do_sample else _likeliest

@@ -15,6 +15,7 @@ import numpy as np
 from nlptasks.text import is_mostly_unspaced, split_unspaced
 
 _ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+_WORD = re.compile(r"[^\W_]+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*")  # noqa: RUF001
 
 
@@ -32,12 +33,14 @@ def rouge_scores(gold: Sequence[Sequence[str]], predicted: Sequence[str]) -> dic
     from rouge_score.tokenizers import DefaultTokenizer
 
     class Words(DefaultTokenizer):  # type: ignore[misc]
-        """Its own words; of Chinese text, of which it would leave nothing, the characters."""
+        """Its own words; it knows no other letters than a to z, so those with others are taken whole, Chinese ones singly."""
 
         def tokenize(self, text: str) -> list[str]:
             if is_mostly_unspaced(text):
                 return split_unspaced(text.lower()).split()
-            words: list[str] = super().tokenize(text)
+            words: list[str] = []
+            for word in _WORD.findall(text.lower()):
+                words += super().tokenize(word) if word.isascii() else [word]
             return words
 
     scorer = RougeScorer(_ROUGE, tokenizer=Words(use_stemmer=True))

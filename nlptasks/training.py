@@ -331,5 +331,7 @@ def _announce(lesson: Lesson) -> None:
         f"learning rate {settings.lr:.2g} (head {settings.head_lr:.2g}), {settings.precision}, seed {settings.seed}"
     )
     rows = {part: own for part, own in lesson.rows.items() if part != CALIBRATION}
-    for warning in warnings_of(lesson.head, rows, lesson.examples):
+    examples = [lesson.examples["train"][unit.index] for unit in lesson.units]
+    own = lesson.head.warnings(examples, [unit.windows for unit in lesson.units])
+    for warning in [*warnings_of(lesson.head, rows, lesson.examples), *own]:
         lesson.reporter.note(f"warning: {warning}")

@@ -19,7 +19,8 @@ _SPECIAL = ["<pad>", "<s>", "</s>"]
 _HEAD_WIDTH = 64
 """Width of an attention head, about."""
 
-_MAX_LAYERS = 100
+MAX_LAYERS = 100
+"""Of such a decoder."""
 
 _POSITIONS = 1024
 """Tokens that such a decoder can write."""
@@ -59,8 +60,10 @@ def own_config(text: str) -> Any:
     if not isinstance(values, dict) or values.keys() != known.keys():
         raise ValueError("the decoder's config has other settings than a decoder of our own")
     wrong = [name for name, value in values.items() if type(value) is not type(known[name])]
-    if wrong or values["encoder_layers"] != 1 or not 0 < values["decoder_layers"] <= _MAX_LAYERS:
-        raise ValueError(f"the decoder's config has wrong values ({listing(wrong) or 'layers'})")
+    if not wrong and (values["encoder_layers"] != 1 or not 0 < values["decoder_layers"] <= MAX_LAYERS):
+        wrong = ["layers"]
+    if wrong:
+        raise ValueError(f"the decoder's config has wrong values ({listing(wrong)})")
     return PegasusConfig(**values)
 
 
@@ -68,16 +71,20 @@ def own_decoder(*, width: int, layers: int, vocabulary_size: int) -> dict[str, A
     """The config of such a decoder, of Pegasus's kind: norms before the sublayers and fixed positions learn well from few data.
 
     Raises:
-        UsageError: the width cannot be divided among attention heads.
+        UsageError: the width is odd.
     """
-    heads = max(1, round(width / _HEAD_WIDTH))
-    if width % heads or width % 2:
-        raise UsageError("decoder_width", f"is {width}", f"give a multiple of {_HEAD_WIDTH}")
+    if width % 2:
+        raise UsageError("decoder_width", f"is {width}", "give an even number")
+    heads = min(
+        (count for count in range(1, width + 1) if not width % count),
+        key=lambda count: abs(count - width / _HEAD_WIDTH),
+    )
     return {
         "vocab_size": vocabulary_size,
         "d_model": width,
         "encoder_layers": 1,
         "decoder_layers": layers,
+        "encoder_attention_heads": heads,  # of an encoder that is never there
         "decoder_attention_heads": heads,
         "decoder_ffn_dim": 4 * width,
         "max_position_embeddings": _POSITIONS,

@@ -11,9 +11,11 @@ import pytest
 import tiny
 import torch
 import transformers
+from rouge_score import rouge_scorer
 from tokenizers import processors
 
 import nlptasks
+from nlptasks.batching import make_units
 from nlptasks.config import TrainSettings
 from nlptasks.data import load_data
 from nlptasks.errors import DataError, ModelError, UsageError
@@ -24,6 +26,7 @@ from nlptasks.importing import TOLERANCE, import_checkpoint, to_hugging_face
 from nlptasks.model import Model
 from nlptasks.pipeline import pipeline
 from nlptasks.pretrained import load_backbone
+from nlptasks.textscores import rouge_scores
 from nlptasks.types import FIRST, Row
 from nlptasks.vocabulary import own_config, own_decoder
 
@@ -135,13 +138,13 @@ def test_what_is_cut_says_so(translator: Path) -> None:
 
 def test_texts_are_heard_as_they_are_written(translator: Path) -> None:
     pipe = pipeline("translation", model=translator)
-    heard: dict[int, str] = {}
+    heard: list[str] = []
     head = pipe.engine.heads["translation"]
     assert isinstance(head, TranslationHead)
-    head.listener = lambda text, piece: heard.update({text: heard.get(text, "") + piece})
-    found = pipe(["ada saw london", "bob left paris"])  # as long as each other, so in this order
-    assert [heard[0].strip(), heard[1].strip()] == [one.text for one in found]
-    assert found[1].text == "Bob verließ Paris."
+    head.listener = heard.append
+    assert pipe("bob left paris").text == "Bob verließ Paris."
+    assert "".join(heard) == "Bob verließ Paris."
+    assert len(heard) > 3
 
 
 def test_a_step_has_no_more_scores_than_fit(translator: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +274,7 @@ def test_what_a_checkpoint_says_and_is_not_followed_is_told(tmp_path: Path, capl
     import_checkpoint(tmp_path / "theirs", task="summarization", output=tmp_path / "ours")
     assert Model.load(tmp_path / "ours").heads["summarization"].config.never == (8, 7, 9)
     assert caplog.messages == [
-        "generation_config.json: what it says for generate is followed, but for min_p, bad_words_ids of several tokens"
+        "what the checkpoint says for generate is followed, but for min_p, bad_words_ids of several tokens"
     ]
 
 
@@ -346,6 +349,87 @@ def test_training_begins_with_the_pretrained_decoder(tmp_path: Path) -> None:
     assert head.own_lr_scale == 1
 
 
+def test_targets_begin_as_the_backbones_texts_do(tmp_path: Path) -> None:
+    rows = rows_of(("a", "b"), ("c", "d"))
+    for name, first in (("t5", None), ("bart", 1)):
+        make_checkpoint(name, tmp_path / name)
+        assert head_on(tmp_path / name, rows).marks.forced_first == first
+
+
+def test_a_language_pair_that_a_checkpoint_does_not_know_is_answered_with_those_it_knows(tmp_path: Path) -> None:
+    make_checkpoint("t5", tmp_path / "theirs")
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    specific = {f"translation_en_to_{other}": {"prefix": f"to {other}: "} for other in ("de", "fr")}
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps({**config, "task_specific_params": specific}))
+
+    def prefix(**given: str) -> str:
+        pipe = pipeline("translation", model=tmp_path / "theirs", options={"translation": given})
+        return str(pipe.heads["translation"].config.prefix)
+
+    assert prefix(source_language="en", target_language="fr") == "to fr: "
+    assert prefix(prefix="x: ") == "x: "
+    with pytest.raises(UsageError, match="'en' and 'es'; take one of en to de, en to fr"):
+        prefix(source_language="en", target_language="es")
+
+
+def test_an_option_against_the_checkpoint_is_the_users(tmp_path: Path) -> None:
+    make_checkpoint("bart", tmp_path / "theirs", min_length=50, max_length=60)
+    with pytest.raises(UsageError, match="min_new_tokens: is 49, above max_new_tokens"):
+        pipeline("summarization", model=tmp_path / "theirs", options={"summarization": {"max_new_tokens": 20}})
+
+
+def test_what_is_cut_in_training_is_counted(backbones: Path) -> None:
+    rows = rows_of(("a " * 300, "b"), ("c", "b " * 50), ("d", "b"))
+    head = head_on(backbones / "bert", rows, max_target_tokens="7")
+    examples = head.read_gold(rows)
+    windows = load_backbone(str(backbones / "bert")).tokenizer().windows([head.sources(one)[0] for one in examples])
+    assert head.warnings(examples, windows) == [
+        "1 of 3 rows of train have a source that is cut at 128 tokens, the most that the backbone reads",
+        "1 of 3 rows of train have a target that is cut at max_target_tokens=7",
+    ]
+    assert make_units(head, load_backbone(str(backbones / "bert")).tokenizer(), examples)[1].tokens == 7
+
+
+def test_encoder_decoders_read_whole_documents(tmp_path: Path) -> None:
+    config = tiny.WRITERS["bart"]()
+    config.max_position_embeddings = 2000
+    tiny.make_writer(config).save_pretrained(tmp_path)
+    tiny.save_tokenizer(tiny.ARCHITECTURES["bart"][1](), tmp_path)
+    assert load_backbone(str(tmp_path)).info.max_tokens == 1024
+
+
+def test_two_models_in_one_config_are_refused_by_name(tmp_path: Path) -> None:
+    parts = (transformers.BertConfig(), transformers.BertConfig(is_decoder=True, add_cross_attention=True))
+    transformers.EncoderDecoderConfig.from_encoder_decoder_configs(*parts).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="has the architecture encoder-decoder, which does not say"):
+        load_backbone(str(tmp_path))
+
+
+def test_what_a_checkpoint_cannot_say_is_told(tmp_path: Path) -> None:
+    with_codes(tmp_path / "theirs")
+    options = {"source_language": "fr", "target_language": "de", "long_texts": "windows", "prefix": "x: "}
+    import_checkpoint(tmp_path / "theirs", task="translation", output=tmp_path / "ours", options=options)
+    _, lost = to_hugging_face(tmp_path / "ours", "translation", output=tmp_path / "hf")
+    assert [text.partition(":")[0] for text in lost] == [
+        "the prefix 'x",
+        "that long texts are read in windows",
+        "the source language 'fr'",
+    ]
+
+
+@pytest.mark.parametrize("text", ["Привет, мир", "안녕 세상", "γειά σου", "新华社北京电"])  # noqa: RUF001
+def test_summaries_in_any_script_are_measured(text: str) -> None:
+    assert rouge_scores([[text]], [text])["rougeL"] == 1
+    assert rouge_scores([[text]], ["anders"])["rougeL"] == 0
+    assert 0 < rouge_scores([[f"{text} {text[:2]}"]], [text])["rouge1"] < 1
+
+
+def test_latin_words_are_those_of_rouge_score() -> None:
+    gold, found = "The U.S. runners' runs: 3.5 miles_long!", "runner running 5 miles long in the us"
+    theirs = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True).score(gold, found)["rougeL"].fmeasure
+    assert rouge_scores([[gold]], [found])["rougeL"] == pytest.approx(theirs)
+
+
 def test_without_a_pretrained_decoder_there_is_no_checkpoint(backbones: Path, translator: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="bert, which has no decoder"):
         import_checkpoint(backbones / "bert", task="summarization", output=tmp_path / "m")
@@ -360,8 +444,10 @@ def test_sizes_of_the_own_decoder_are_options(backbones: Path) -> None:
     assert head.decoder.vocabulary_size <= 300
     with pytest.raises(UsageError, match="vocabulary_size"):
         head_on(backbones / "bert", rows, vocabulary_size="20")
-    with pytest.raises(UsageError, match="decoder_width"):
-        head_on(backbones / "bert", rows, decoder_width="131")
+    for name, value in (("decoder_width", "131"), ("decoder_width", "-64"), ("decoder_layers", "200")):
+        with pytest.raises(UsageError, match=f"{name}: is {value}"):
+            head_on(backbones / "bert", rows, **{name: value})
+    assert head_on(backbones / "bert", rows, decoder_width="312").decoder.cache_shape == (4, 78)
 
 
 def test_targets_are_cut_where_they_are_told_to_be(backbones: Path) -> None:

@@ -182,6 +182,7 @@ _T5 = {
     "num_decoder_layers": 3,
     "num_heads": 4,
     "decoder_start_token_id": _PAD,
+    "eos_token_id": _END,
 }
 
 

@@ -66,6 +66,8 @@ class Head(nn.Module, ABC):
     outputs: Mapping[str, str]
     """The outputs of `forward` and their shapes in letters, ``BSC`` for one row of scores a token, ``BC`` for one a window. A
     head whose config decides them sets them in `__init__`."""
+    target_features: ClassVar[tuple[str, ...]] = ()
+    """Those of its features that are texts to be written, which cost as much as the tokens that are read."""
     lr_scale: ClassVar[float] = 1.0
     """The default learning rate in relation to that of heads which judge every token: of few numbers a text, less is learned
     well."""
@@ -184,6 +186,15 @@ class Head(nn.Module, ABC):
         Raises:
             ModelError: what the head needs is not among them.
         """
+
+    def warnings(self, examples: Sequence[Any], windows: Sequence[Sequence[Window]]) -> list[str]:
+        """What to tell the user of the training rows before anything is learned from them, a line each.
+
+        Args:
+            examples: the examples that have tokens.
+            windows: the windows of each.
+        """
+        return []
 
     def calibrate(self, readings: Iterable[Reading]) -> Any:
         """The config with a temperature fitted to gold answers that were held out of training; the passes are made on demand."""

@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from nlptasks.fields import texts_field
 from nlptasks.generative import GenerativeHead, Writing, best
 from nlptasks.textscores import rouge_scores
-from nlptasks.types import Row
 
 
 class SummarizationHead(GenerativeHead):
@@ -25,12 +23,9 @@ class SummarizationHead(GenerativeHead):
     sample = "samples/summarization"
 
     @classmethod
-    def _specific(cls, options: Mapping[str, Any]) -> str:
-        return "summarization"
-
-    @classmethod
-    def _targets(cls, row: Row) -> tuple[str, ...]:
-        return texts_field(row, cls.target_field) if row.fields.get(cls.target_field) is not None else ()
+    def _specific(cls, named: Mapping[str, Any], options: Mapping[str, Any]) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = named.get("summarization", {})
+        return found
 
     def metrics(self, examples: Sequence[Writing], results: Sequence[Any]) -> dict[str, float]:
         return rouge_scores([example.targets for example in examples], [best(result).text for result in results])

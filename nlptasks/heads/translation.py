@@ -15,12 +15,12 @@ import tokenizers
 from nlptasks.backbone import BackboneInfo
 from nlptasks.config import setting
 from nlptasks.errors import UsageError, listing, quote
-from nlptasks.fields import texts_field
 from nlptasks.files import TABLES, read_pairs
 from nlptasks.generative import GenerativeConfig, GenerativeHead, Writing, best, special_tokens
 from nlptasks.textscores import translation_scores
-from nlptasks.types import Reader, Row
+from nlptasks.types import Reader
 
+_PAIR = re.compile("translation_(.+)_to_(.+)")
 _CODE = re.compile("[a-z]{2,3}_[A-Z][A-Za-z]+|__[a-z]{2,3}__")
 
 
@@ -61,12 +61,21 @@ class TranslationHead(GenerativeHead):
             self.special = tuple((token, codes[source]) for token in codes.values() if token in around)
 
     @classmethod
-    def _specific(cls, options: Mapping[str, Any]) -> str:
-        return f"translation_{options.get('source_language')}_to_{options.get('target_language')}"
+    def _specific(cls, named: Mapping[str, Any], options: Mapping[str, Any]) -> Mapping[str, Any]:
+        pairs = {match.groups(): said for name, said in named.items() if (match := _PAIR.fullmatch(name))}
+        wanted = options.get("source_language", ""), options.get("target_language", "")
+        if pairs and wanted not in pairs and "prefix" not in options:
+            known = listing(" to ".join(pair) for pair in pairs)
+            problem = f"are {quote(wanted[0])} and {quote(wanted[1])}"
+            raise UsageError("source_language, target_language", problem, f"take one of {known}, or give a prefix")
+        found: Mapping[str, Any] = pairs.get(wanted, {})
+        return found
 
-    @classmethod
-    def _targets(cls, row: Row) -> tuple[str, ...]:
-        return texts_field(row, cls.target_field) if row.fields.get(cls.target_field) is not None else ()
+    def to_hugging_face(self) -> tuple[dict[str, Any], list[str]]:
+        said, lost = super().to_hugging_face()
+        if self.special:
+            lost.append(f"the source language {quote(self.config.source_language)}: set src_lang of the tokenizer")
+        return said, lost
 
     def metrics(self, examples: Sequence[Writing], results: Sequence[Any]) -> dict[str, float]:
         gold, found = [example.targets for example in examples], [best(result).text for result in results]
