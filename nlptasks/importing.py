@@ -135,10 +135,12 @@ def to_hugging_face(
 def _generation(folder: Path, config: Any, where: str) -> dict[str, Any]:
     """What a checkpoint says for ``generate``: in a file of its own, or, in older ones, in its config."""
     own = (folder / _GENERATION_FILE).is_file()
-    values = read_json(folder / (_GENERATION_FILE if own else CONFIG))
+    in_config = read_json(folder / CONFIG)
+    values = read_json(folder / _GENERATION_FILE) if own else in_config
+    prefix = {"prefix": in_config["prefix"]} if "prefix" in in_config else {}  # this one is said nowhere else
     refuse_code(values, where=f"{where}: {_GENERATION_FILE if own else CONFIG}")
     declared = {} if own else {name: getattr(config, name, None) for name in _DECLARED}
-    return {**declared, **values}
+    return {**prefix, **declared, **values}
 
 
 def _borrowed(head: Head, where: str) -> nn.Module:

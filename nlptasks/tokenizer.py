@@ -37,6 +37,12 @@ class _Piece:
     def cut(self, start: int, end: int) -> _Piece:
         return _Piece(self.ids[start:end], self.offsets[start:end])
 
+    def split(self, chars: int) -> tuple[_Piece, _Piece]:
+        """The tokens that end within the first characters, and the others, whose offsets count from behind these."""
+        behind = self.offsets[:, 1] > chars
+        count = int(behind.argmax()) if behind.any() else len(behind)
+        return self.cut(0, count), _Piece(self.ids[count:], np.maximum(self.offsets[count:] - chars, 0))
+
     def behind(self, other: _Piece) -> _Piece:
         """With the tokens of a prefix before it, which stand nowhere in the text."""
         return _Piece(np.concatenate([other.ids, self.ids]), np.concatenate([0 * other.offsets, self.offsets]))
@@ -94,7 +100,8 @@ class Tokenizer:
         Raises:
             BackendError: the tokenizer fails.
         """
-        first = self._pieces([source.first for source in sources])
+        # A prefix is read together with what is behind it: in between, words may begin otherwise than alone.
+        first = self._pieces([source.prefix + source.first for source in sources])
         seconds = [source.second for source in sources if source.second is not None]
         second = iter(self._pieces(seconds))
         cut = [
@@ -126,7 +133,7 @@ class Tokenizer:
 
     def _single_windows(self, piece: _Piece, source: Source) -> list[Window]:
         template = self._single.changed(source.special) if source.special else self._single
-        before = self._pieces([source.prefix])[0] if source.prefix else None
+        before, piece = piece.split(len(source.prefix)) if source.prefix else (None, piece)
         room = self.max_tokens - template.size - (len(before.ids) if before else 0)
         if room < _MIN_CUT_TOKENS:
             raise BackendError("the prefix", f"leaves room for {room} tokens", "give a shorter one")

@@ -70,9 +70,9 @@ class Source:
 
     A source that is too long is cut into overlapping windows. Of a pair that text is cut which takes more than half of the
     room, `second` rather than `first`, and the other one is in every window; if both do, the parts of one meet those of the
-    other in order, as far into their texts. Of a single text, `prefix` stands before it in every window, the first window is
-    the only one where `begins_only` is set, windows do not overlap unless `overlaps` is, and `special` has tokens that stand for
-    special ones of the tokenizer: pairs of ids, old and new.
+    other in order, as far into their texts. Of a single text (pairs have none of these), `prefix` stands before it in every
+    window, the first window is the only one where `begins_only` is set, windows do not overlap unless `overlaps` is, and
+    `special` has tokens that stand for special ones of the tokenizer: pairs of ids, old and new.
     """
 
     first: str

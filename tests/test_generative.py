@@ -326,6 +326,26 @@ def test_parts_have_the_prefix_and_do_not_overlap(tmp_path: Path) -> None:
     assert pipe({"document": text}).text is not None
 
 
+def test_the_prefix_stands_in_the_config_even_of_newer_checkpoints(tmp_path: Path) -> None:
+    make_checkpoint("bart", tmp_path / "theirs", num_beams=2)
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps({**config, "prefix": " "}))
+    found = pipeline("summarization", model=tmp_path / "theirs").heads["summarization"].config
+    assert (found.prefix, found.num_beams) == (" ", 2)
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("t5", "a b: "), ("bart", " "), ("bart", "a b: ")])
+def test_a_prefix_is_read_as_hugging_face_reads_it(name: str, prefix: str, tmp_path: Path) -> None:
+    make_checkpoint(name, tmp_path / "theirs")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    pipe = pipeline("summarization", model=tmp_path / "theirs", options={"summarization": {"prefix": prefix}})
+    head = pipe.heads["summarization"]
+    [[window]] = pipe.engine.tokenizer.windows(head.sources(head.read(Row({"document": TEXT}, "row 1"))))
+    assert window.ids.tolist() == tokenizer(prefix + TEXT, truncation=False, padding=False)["input_ids"]
+    inside = window.offsets[(window.parts == FIRST) & (window.offsets[:, 1] > 0)]
+    assert (inside[0, 0], inside[-1, 1]) == (0, len(TEXT))
+
+
 def test_a_checkpoint_writes_what_generate_writes(tmp_path: Path) -> None:
     original = make_checkpoint("bart", tmp_path / "theirs", num_beams=3, max_length=12, forced_bos_token_id=1)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
