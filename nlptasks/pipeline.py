@@ -209,9 +209,11 @@ def _open_torch(stored: ModelFolder, names: list[str], device: str) -> tuple[dic
 
 def _torch_runtime(model: Model, device: str) -> Runtime:
     where = torch_device(device)
+    graphs = model.graphs()
     if where.type == "cpu":
-        pack_linears(model)
-    return TorchRuntime(model.graphs(), where)
+        for name, graph in graphs.items():
+            pack_linears(graph, few_rows=name != ENCODE)
+    return TorchRuntime(graphs, where)
 
 
 def _open_onnx(precision: str) -> OpenBackend:

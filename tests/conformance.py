@@ -23,10 +23,9 @@ from nlptasks.data import load_data
 from nlptasks.exporting import export
 from nlptasks.heads.base import Head
 from nlptasks.model import HeadRecord, Model
-from nlptasks.pipeline import pipeline
+from nlptasks.pipeline import _torch_runtime, pipeline
 from nlptasks.pretrained import load_backbone
 from nlptasks.registry import head_class
-from nlptasks.runtime.pytorch import TorchRuntime, pack_linears
 from nlptasks.tokenizer import Tokenizer
 from nlptasks.types import ENCODE, FIRST, SPECIAL, Row
 
@@ -147,9 +146,7 @@ def check_saving(subject: Subject, folder: Path) -> list[Any]:
     model = subject.model()
     model.save(folder)
     loaded = pipeline(_NAME, model=folder, backend="torch").engine
-    same = copy.deepcopy(model)
-    pack_linears(same)
-    unsaved = replace(loaded, heads={_NAME: subject.head}, runtime=TorchRuntime(same.graphs(), torch.device("cpu")))
+    unsaved = replace(loaded, heads={_NAME: subject.head}, runtime=_torch_runtime(copy.deepcopy(model), "cpu"))
     before, after = ([found[_NAME] for found in engine.stream(_items(subject))] for engine in (unsaved, loaded))
     assert before == after
     assert len(after) == len(subject.rows)

@@ -230,8 +230,7 @@ def test_packed_linear_layers_answer_the_same(monkeypatch: pytest.MonkeyPatch) -
     assert type(module[0]) is torch.nn.Linear
     if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         pytest.skip("this build of torch has no oneDNN")
-    monkeypatch.setattr(runtime, "_packing_pays", lambda: True)
-    runtime.pack_linears(module)
+    runtime.pack_linears(module, few_rows=True)
     assert not any(type(layer) is torch.nn.Linear for layer in module)
     with torch.inference_mode():
         assert torch.allclose(module(x), expected, atol=1e-5)

@@ -56,7 +56,7 @@ def main() -> None:
         path = Path(place) / "step.onnx"
         _export_checked(_of_head(f"{_HEAD}.{STEP}", Step(decoder), config.model_type), path)
         onnx = OnnxRuntime({f"{_HEAD}.{STEP}": path}, device="cpu", precision="fp32")
-        pack_linears(decoder)
+        pack_linears(decoder, few_rows=True)
         runtimes = {"torch": TorchRuntime({f"{_HEAD}.{STEP}": Step(decoder)}, torch.device("cpu")), "onnx": onnx}
         result = {
             f"{beams} beams": compare(theirs, decoder, runtimes, ids, mask, beams, options.runs) for beams in (1, 4)
