@@ -82,6 +82,25 @@ def _roberta(cls: type) -> Callable[[], Any]:
     return _config(cls, type_vocab_size=1)
 
 
+def _writer(cls: type, **more: Any) -> Callable[[], Any]:
+    sizes = {
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 3,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 40,
+        "max_position_embeddings": _POSITIONS,
+        "vocab_size": _VOCABULARY,
+        "pad_token_id": _PAD,
+        "bos_token_id": _START,
+        "eos_token_id": _END,
+        "decoder_start_token_id": _END,
+    }
+    return lambda: cls(**{**sizes, **more})
+
+
 ARCHITECTURES: dict[str, tuple[Callable[[], Any], Callable[[], tokenizers.Tokenizer]]] = {
     "bert": (_config(transformers.BertConfig), _wordpiece),
     "roberta": (_roberta(transformers.RobertaConfig), _bytes),
@@ -132,45 +151,18 @@ ARCHITECTURES: dict[str, tuple[Callable[[], Any], Callable[[], tokenizers.Tokeni
         _unigram,
     ),
     "bart": (
-        lambda: transformers.BartConfig(
-            vocab_size=_VOCABULARY,
-            d_model=32,
-            encoder_layers=2,
+        _writer(
+            transformers.BartConfig,
             decoder_layers=1,
-            encoder_attention_heads=2,
             decoder_attention_heads=2,
             encoder_ffn_dim=64,
             decoder_ffn_dim=64,
-            max_position_embeddings=_POSITIONS,
-            pad_token_id=_PAD,
-            bos_token_id=_START,
-            eos_token_id=_END,
-            decoder_start_token_id=_END,
             forced_eos_token_id=_END,
         ),
         _bytes,
     ),
 }
 """Name: config and tokenizer."""
-
-
-def _writer(cls: type, **more: Any) -> Callable[[], Any]:
-    sizes = {
-        "d_model": 32,
-        "encoder_layers": 2,
-        "decoder_layers": 3,
-        "encoder_attention_heads": 2,
-        "decoder_attention_heads": 4,
-        "encoder_ffn_dim": 48,
-        "decoder_ffn_dim": 40,
-        "max_position_embeddings": _POSITIONS,
-        "vocab_size": _VOCABULARY,
-        "pad_token_id": _PAD,
-        "bos_token_id": _START,
-        "eos_token_id": _END,
-        "decoder_start_token_id": _END,
-    }
-    return lambda: cls(**{**sizes, **more})
 
 
 _T5 = {

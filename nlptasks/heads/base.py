@@ -252,7 +252,7 @@ class Head(nn.Module, ABC):
         """The head's config for a checkpoint of `hf_auto`.
 
         Args:
-            config: the checkpoint's config.
+            config: the checkpoint's config; its ``generation`` is what the checkpoint says for ``generate``, by name.
             given: the head's options.
 
         Raises:
