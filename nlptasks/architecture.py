@@ -27,6 +27,9 @@ _CODE_PREFIXES = ("_attn_implementation", "attn_implementation", "_experts_imple
 _COUNTED = re.compile("layer|label|expert|block|depth")
 """Settings that config classes make lists of, before any module is built."""
 
+_COMPUTED = "Sinusoidal"
+"""What the classes of positions that are computed have in their names."""
+
 _SPARE_TENSORS = 64
 """A pooler and tied weights are in the model, and not in its file."""
 
@@ -99,6 +102,13 @@ def build(config: Any) -> PreTrainedModel:
         model: PreTrainedModel = AutoModel.from_config(config, dtype=torch.float32)
     model.tie_weights()
     return model
+
+
+def freeze_computed(model: nn.Module) -> None:
+    """Leave positions that are computed, not learned, out of what is trained: no gradient comes to them."""
+    for module in model.modules():
+        if _COMPUTED in type(module).__name__:
+            module.requires_grad_(False)
 
 
 def plan(config: Any, header: Header, *, where: str) -> PreTrainedModel:

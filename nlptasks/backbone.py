@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nlptasks import weights
-from nlptasks.architecture import build, plan, read_config, refusing
+from nlptasks.architecture import build, freeze_computed, plan, read_config, refusing
 from nlptasks.errors import ModelError
 from nlptasks.folders import RESTORE, plain_files, read_whole
-from nlptasks.tokenizer import Tokenizer
+from nlptasks.tokenizer import Tokenizer, plain
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -43,6 +43,7 @@ class BackboneInfo:
         pad_id: id of the padding token.
         has_types: whether it reads token type ids.
         tokenizer: its ``tokenizer.json``.
+        generation: what it says for ``generate``, by name, as long as it has not been saved here.
     """
 
     source: str
@@ -52,6 +53,7 @@ class BackboneInfo:
     pad_id: int
     has_types: bool
     tokenizer: bytes = field(default=b"", repr=False)
+    generation: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def width(self) -> int:
@@ -62,6 +64,10 @@ class BackboneInfo:
     def inputs(self) -> tuple[str, ...]:
         """Names of the integer inputs [B,S] of `Backbone.forward`."""
         return ("ids", "mask", "types") if self.has_types else ("ids", "mask")
+
+    def vocabulary(self) -> tokenizers.Tokenizer:
+        """A new Rust tokenizer of its, for texts alone."""
+        return plain(tokenizers.Tokenizer.from_str(self.tokenizer.decode("utf-8")))
 
     def record(self) -> dict[str, Any]:
         """What a model folder keeps of it beside the Hugging Face files."""
@@ -105,6 +111,7 @@ class Backbone(nn.Module):
         self._left_out = left_out
         self._beyond = beyond
         self.trunk = trunk_of(full)
+        freeze_computed(self.trunk)
         self.names = names_of(full, self.trunk)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -207,7 +214,7 @@ def read_tokenizer(info: BackboneInfo) -> Tokenizer:
         ModelError: it cannot be read, or has tokens that the backbone does not have.
     """
     with refusing(TOKENIZER, "cannot be read", RESTORE):
-        backend = tokenizers.Tokenizer.from_str(info.tokenizer.decode("utf-8"))
+        backend = info.vocabulary()
         check_vocabulary(backend, info.config, where=TOKENIZER)
         return Tokenizer(backend, max_tokens=info.max_tokens)
 

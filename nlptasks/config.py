@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -19,16 +20,41 @@ RUNS = "runs"
 """The folder that models are written into unless told otherwise."""
 
 
-def setting(default: Any, doc: str, *, choices: tuple[str, ...] = (), at_run: bool = False) -> Any:
+@dataclass(frozen=True)
+class Range:
+    """The finite numbers that a setting may be: from `least` or `above` on, up to `most` or `below`."""
+
+    least: float = -math.inf
+    above: float = -math.inf
+    most: float = math.inf
+    below: float = math.inf
+
+    def __contains__(self, value: float) -> bool:
+        return self.least <= value <= self.most and self.above < value < self.below
+
+    def __str__(self) -> str:
+        names = {"least": "of at least", "above": "above", "most": "at most", "below": "below"}
+        bounds = [f"{word} {bound}" for name, word in names.items() if math.isfinite(bound := getattr(self, name))]
+        return f"a number {', '.join(bounds)}".rstrip()
+
+
+ANY, AT_LEAST_0, AT_LEAST_1, ABOVE_0 = Range(), Range(least=0), Range(least=1), Range(above=0)
+SEEDS = Range(least=0, most=2**63 - 1)
+SHARE_ABOVE_0, SHARE_BELOW_1 = Range(above=0, most=1), Range(least=0, below=1)
+
+
+def setting(default: Any, doc: str, *, choices: tuple[str, ...] = (), within: Range = ANY, at_run: bool = False) -> Any:
     """A field that the user may set: its default, its meaning with the unit, and the values it may take.
 
     Args:
         default: its default.
         doc: its meaning, with the unit.
-        choices: the values it may take; empty if any.
+        choices: the texts it may be; empty if any.
+        within: the numbers it may be.
         at_run: whether a trained model may be run with another value.
     """
-    return field(default=default, metadata={"doc": doc, "choices": choices, "given": True, "at_run": at_run})
+    metadata = {"doc": doc, "choices": choices, "within": within, "given": True, "at_run": at_run}
+    return field(default=default, metadata=metadata)
 
 
 def decided(default: Any, doc: str, *, file: str = "") -> Any:
@@ -82,11 +108,16 @@ def settings_of(cls: type) -> list[Field[Any]]:
 
 def value_type(cls: type, item: Field[Any]) -> type[Any]:
     """The type a value of this field has when it is given: ``float`` for ``float | None``."""
-    hint = typing.get_type_hints(cls)[item.name]
+    hint = _hints(cls)[item.name]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
     kind: type[Any] = typing.get_origin(hint) or hint
     return kind
+
+
+@functools.cache
+def _hints(cls: type) -> Mapping[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def parse_options(cls: type, given: Mapping[str, Any], *, where: str) -> dict[str, Any]:
@@ -100,18 +131,46 @@ def parse_options(cls: type, given: Mapping[str, Any], *, where: str) -> dict[st
     for name, value in given.items():
         if name not in known:
             raise UsageError(f"{where}.{name}", "is no option of this head", did_you_mean(name, known))
-        parsed[name] = _parse(value, value_type(cls, known[name]), f"{where}.{name}")
-        choices = known[name].metadata["choices"]
-        if choices and parsed[name] not in choices:
-            raise UsageError(f"{where}.{name}", f"is {quote(parsed[name])}", f"take one of {listing(choices)}")
+        kind = value_type(cls, known[name])
+        parsed[name] = _parse(value, kind, f"{where}.{name}")
+        _check(parsed[name], kind, known[name], f"{where}.{name}")
     return parsed
+
+
+def check_values(config: Any, *, spell: Callable[[str], str] = str) -> None:
+    """Refuse settings that are not of their types, choices and ranges, wherever they come from.
+
+    Args:
+        config: an instance of a dataclass with settings; what is None by default may be None.
+        spell: how a field is named to the user.
+
+    Raises:
+        UsageError: one is not.
+    """
+    for item in settings_of(type(config)):
+        value = getattr(config, item.name)
+        if value is not None or item.default is not None:
+            _check(value, value_type(type(config), item), item, spell(item.name))
+
+
+def _check(value: Any, kind: type, item: Field[Any], where: str) -> None:
+    _check_type(value, kind, where)
+    choices, within = item.metadata["choices"], item.metadata["within"]
+    if choices and value not in choices:
+        raise UsageError(where, f"is {quote(value)}", f"take one of {listing(choices)}")
+    if kind in (int, float) and value not in within:
+        raise UsageError(where, f"is {value}", f"give {within}")
+
+
+def _check_type(value: Any, kind: type, where: str) -> None:
+    kinds: Any = {float: (int, float), tuple: (list, tuple)}.get(kind, kind)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
+        raise UsageError(where, f"is {quote(value)}, not a value of type {kind.__name__}", "correct the value")
 
 
 def _parse(value: Any, kind: type, where: str) -> Any:
     if not isinstance(value, str):
-        kinds: Any = {float: (int, float), tuple: (list, tuple)}.get(kind, kind)
-        if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
-            raise UsageError(where, f"is {quote(value)}, not a value of type {kind.__name__}", "correct the value")
+        _check_type(value, kind, where)
         return kind(value)
     if kind is str:
         return value
@@ -181,51 +240,43 @@ class TrainSettings:
 
     backbone: str = setting("minilm", "backbone: a hub name, a folder, or minilm, the embedded default")
     tune: str = setting("all", "what is trained: the whole backbone (all) or only the head on it (head)", choices=TUNE)
-    epochs: int | None = setting(None, "passes over the training rows")
-    lr: float | None = setting(None, "highest learning rate of the backbone")
+    epochs: int | None = setting(None, "passes over the training rows", within=AT_LEAST_1)
+    lr: float | None = setting(None, "highest learning rate of the backbone", within=ABOVE_0)
     head_lr: float | None = setting(
-        None, "highest learning rate of the head; by default ten times --lr, less where it writes"
+        None, "highest learning rate of the head; by default ten times --lr, less where it writes", within=ABOVE_0
     )
-    batch_tokens: int | None = setting(None, "tokens in a batch of one process, padding included")
-    accumulate: int = setting(1, "batches of each process whose gradients are added up before the weights change")
+    batch_tokens: int | None = setting(None, "tokens in a batch of one process, padding included", within=AT_LEAST_1)
+    accumulate: int = setting(
+        1, "batches of each process whose gradients are added up before the weights change", within=AT_LEAST_1
+    )
     layer_decay: float = setting(
-        1.0, "the learning rate of each layer of the backbone as a share of the one above it; 1 for equal rates"
+        1.0,
+        "the learning rate of each layer of the backbone as a share of the one above it; 1 for equal rates",
+        within=SHARE_ABOVE_0,
     )
-    warmup: float = setting(0.1, "share of all steps in which the learning rate rises to its highest")
-    weight_decay: float = setting(0.01, "AdamW's decoupled decay of weight matrices, per step, times the learning rate")
-    clip: float = setting(1.0, "largest norm of the gradient")
-    patience: int = setting(3, "epochs without a better main metric on dev before training stops early")
+    warmup: float = setting(
+        0.1, "share of all steps in which the learning rate rises to its highest", within=SHARE_BELOW_1
+    )
+    weight_decay: float = setting(
+        0.01, "AdamW's decoupled decay of weight matrices, per step, times the learning rate", within=AT_LEAST_0
+    )
+    clip: float = setting(1.0, "largest norm of the gradient", within=ABOVE_0)
+    patience: int = setting(
+        3, "epochs without a better main metric on dev before training stops early", within=AT_LEAST_1
+    )
     precision: str = setting(
         "auto", "arithmetic of the passes: auto takes bf16 where the hardware has it", choices=PRECISIONS
     )
     device: str = setting("auto", "where to train: auto takes a GPU if there is one", choices=DEVICES)
-    seed: int = setting(0, "seed of the split, the order of batches, dropout and new weights")
-
+    seed: int = setting(0, "seed of the split, the order of batches, dropout and new weights", within=SEEDS)
     checkpoint_seconds: float = setting(
-        60.0, "seconds between checkpoints; more where writing them would take over a twenty-fifth of the time"
+        60.0,
+        "seconds between checkpoints; more where writing them would take over a twenty-fifth of the time",
+        within=AT_LEAST_0,
     )
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "lr", "head_lr", "batch_tokens", "accumulate", "layer_decay", "clip", "patience"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UsageError(_flag(name), f"is {value}", "give a number above 0")
-        if not self.layer_decay <= 1:
-            raise UsageError("--layer-decay", f"is {self.layer_decay}", "give a share above 0, up to 1")
-        if not self.checkpoint_seconds >= 0:
-            raise UsageError("--checkpoint-seconds", f"is {self.checkpoint_seconds}", "give 0 or more")
-        if not 0 <= self.warmup < 1:
-            raise UsageError(_flag("warmup"), f"is {self.warmup}", "give a share from 0 up to 1")
-        if not self.weight_decay >= 0:
-            raise UsageError(_flag("weight_decay"), f"is {self.weight_decay}", "give 0 or more")
-        if not 0 <= self.seed < 2**63:
-            raise UsageError(_flag("seed"), f"is {self.seed}", "give a number from 0 up to 2**63 - 1")
-        for item in fields(self):
-            choices = item.metadata["choices"]
-            if choices and getattr(self, item.name) not in choices:
-                raise UsageError(
-                    _flag(item.name), f"is {getattr(self, item.name)!r}", f"take one of {listing(choices)}"
-                )
+        check_values(self, spell=_flag)
 
 
 def _flag(name: str) -> str:

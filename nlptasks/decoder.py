@@ -28,8 +28,9 @@ from transformers import (
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_outputs import BaseModelOutput
 
+from nlptasks.architecture import freeze_computed
+
 _ATTENTION = "sdpa_by_source"
-_FIXED = "Sinusoidal"
 _BEAMS: ContextVar[int] = ContextVar("beams", default=1)
 """K of the step under way: where it is open, to find it out from shapes takes the tracer longer than everything else."""
 
@@ -80,6 +81,11 @@ class Decoder(nn.Module):
 
     def _names(self, what: str) -> list[str]:
         return [f"{what}_{kind}_{layer}" for layer in range(self.layers) for kind in ("key", "value")]
+
+    def empty_cache(self) -> dict[str, Tensor]:
+        """The cache [1,N,0,D] that a text begins with."""
+        heads, width = self.cache_shape
+        return dict.fromkeys(self.past, torch.zeros(1, heads, 0, width))
 
     def cross(self, states: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """What the layers see of the states [G,S,H] by cross attention: keys and values [G,N,S,D], by name."""
@@ -160,9 +166,7 @@ def _with_memory(model: Any, device: torch.device) -> Any:
             setattr(model.get_submodule(owner), leaf, model.get_parameter(same))
     if device.type != "meta":
         model.initialize_weights()
-    for module in model.modules():
-        if _FIXED in type(module).__name__:  # positions that are computed, not learned
-            module.requires_grad_(False)
+    freeze_computed(model)
     return model
 
 

@@ -39,17 +39,19 @@ def evaluate(
 
     Args:
         model: the model's folder.
-        target: the head's name and its data, as on the command line (``ner=DATA``) or as an object.
+        target: the head's name and its data, as on the command line (``ner=DATA``) or as an object, whose options are those
+            that may be changed at run.
         split: ``train``, ``dev`` or ``test``; None for test, else dev, else all of a single file.
         backend: as for `pipeline`.
         device: as for `pipeline`.
 
     Raises:
-        UsageError: the model has no such head.
+        UsageError: the model has no such head, or it no such option.
         DataError: the data cannot be used, or have no such part.
     """
     target = parse_target(target) if isinstance(target, str) else target
-    pipe = pipeline([target.name], model=model, backend=backend, device=device)
+    options = {target.name: target.options} if target.options else None
+    pipe = pipeline([target.name], model=model, backend=backend, device=device, options=options)
     name, head = next(iter(pipe.heads.items()))
     place = Path(target.data) if target.data else head.sample_folder()
     check_columns(target.columns, head.fields)

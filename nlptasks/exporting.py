@@ -232,8 +232,6 @@ def _export_checked(graph: _Traceable, path: Path) -> tuple[str, float]:
     expected = _outputs_of(TorchRuntime({graph.name: graph.module}, torch.device("cpu")), graph)
     failures = []
     for name, attention, engine in _ENGINES:
-        if attention and graph.trunk is None:
-            continue
         try:
             with _attention(graph.trunk, attention), _quiet():
                 engine(graph.traced, dict(graph.samples[0]), _axes(graph.axes), path)

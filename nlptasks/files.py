@@ -14,7 +14,7 @@ from typing import Any
 
 from nlptasks.errors import DataError, UsageError, did_you_mean, listing, quote
 from nlptasks.jsontext import parse_json, refuse_twice
-from nlptasks.lines import MAX_LINE_BYTES, read_lines, whole_lines
+from nlptasks.lines import MAX_LINE_BYTES, read_lines, whole_lines, without_end
 from nlptasks.types import OnError, Reader, Row, refuse
 
 _MAX_JSON_BYTES = 2**30
@@ -190,43 +190,55 @@ def _sentence_row(sentence: list[tuple[int, list[str]]], path: Path) -> Row:
 
 
 def files_of(path: Path) -> list[Path]:
-    """All files that are read for one: itself, and the second one of a pair."""
-    other = path.with_name(_SOURCE.sub(".target", path.name))
-    return [path, *(found for found in (other,) if found != path and found.is_file())]
+    """All files that are read for one: itself, and the second one of a pair, each plain or ``.gz``."""
+    second = _partners(path, ".source", ".target")
+    return [path, *second[:1]]
 
 
 def is_second(path: Path) -> bool:
     """Whether a file is read together with another one, which is the part's."""
-    return any(path in files_of(other)[1:] for other in path.parent.glob(f"{path.name.partition('.')[0]}.source*"))
+    return any(path in files_of(first) for first in _partners(path, ".target", ".source"))
 
 
-_SOURCE = re.compile(r"\.source(?=(\.gz)?$)")
+def _partners(path: Path, own: str, other: str) -> list[Path]:
+    """The files beside a file that have another suffix in place of its own, plain or ``.gz``."""
+    name = path.name.removesuffix(".gz")
+    if not name.endswith(own):
+        return []
+    names = [name.removesuffix(own) + other + end for end in ("", ".gz")]
+    return [found for found in map(path.with_name, names) if found.is_file()]
 
 
-def read_pairs(path: Path, on_error: OnError = refuse) -> Iterator[Row]:
-    """A text a line in ``train.source``, and what it becomes in the same line of ``train.target``, if there is such a file.
+def pairs_of(first: str, second: str) -> Reader:
+    """A reader of a text a line in ``train.source``, and of what it becomes in the same line of ``train.target``.
 
-    Raises:
-        DataError: the files have not as many lines.
+    Args:
+        first: the field that a line of the one file is.
+        second: that of the other file.
     """
-    paths = files_of(path)
-    lines = itertools.zip_longest(
-        *(whole_lines(one, refuse) for one in paths)
-    )  # a line left out would shift the others
-    for number, found in enumerate(lines, start=1):
-        if None in found:
-            short = paths[found.index(None)]
-            long = paths[1 - found.index(None)]
-            problem = f"ends after {number - 1} lines, {long.name} goes on"
-            raise DataError(f"{short}:{number}", problem, "give both files the same lines in the same order")
-        texts = (line.rstrip("\r\n") for _, line in found)
-        yield Row(dict(zip(("source", "target"), texts, strict=False)), f"{path}:{number}")
+
+    def read(path: Path, on_error: OnError = refuse) -> Iterator[Row]:
+        paths = files_of(path)
+        if len(paths) < 2:
+            problem = "has no file beside it with the same name that ends in .target"
+            raise DataError(str(path), problem, "add one, with what each text becomes in the same line")
+        # A line left out would shift the others.
+        lines = itertools.zip_longest(*(whole_lines(one, refuse) for one in paths))
+        for number, found in enumerate(lines, start=1):
+            if None in found:
+                short, long = paths[found.index(None)], paths[1 - found.index(None)]
+                problem = f"ends after {number - 1} lines, {long.name} goes on"
+                raise DataError(f"{short}:{number}", problem, "give both files the same lines in the same order")
+            texts = (without_end(line) for _, line in found)
+            yield Row(dict(zip((first, second), texts, strict=True)), f"{path}:{number}")
+
+    return read
 
 
 TABLES: Mapping[str, Reader] = {".jsonl": read_jsonl, ".ndjson": read_jsonl, ".csv": read_csv, ".tsv": read_tsv}
 """The readers of files whose records have named fields, by suffix."""
 
-TEXTS: Mapping[str, Reader] = {**TABLES, ".txt": read_text, "": read_text}
+TEXTS: Mapping[str, Reader] = {**TABLES, ".txt": read_text, ".source": read_text, "": read_text}
 """The readers of texts to predict, by suffix."""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
-from nlptasks.errors import ModelError, listing
+from nlptasks.errors import ModelError, listing, quote
 from nlptasks.search import Marks, SearchOptions
 
 _log = logging.getLogger("nlptasks")
@@ -54,7 +54,7 @@ def options_of(said: Mapping[str, Any]) -> dict[str, Any]:
     ignored = [name for name, neutral in _NOT_FOLLOWED.items() if said.get(name) not in (None, neutral)]
     if found.get("num_beams", 1) != 1 and found.pop("do_sample", False):
         ignored.append("do_sample with beams")
-    ignored += ["bad_words_ids of several tokens"] * any(len(ids) > 1 for ids in said.get("bad_words_ids") or ())
+    ignored += ["bad_words_ids of several tokens"] * any(len(ids) > 1 for ids in _lists(said.get("bad_words_ids")))
     if ignored:
         _log.warning("what the checkpoint says for generate is followed, but for %s", listing(ignored))
     return found
@@ -69,30 +69,49 @@ def marks_of(config: Any, said: Mapping[str, Any], where: str) -> dict[str, Any]
         where: its name, for messages.
 
     Raises:
-        ModelError: neither says with which token it starts or ends.
+        ModelError: neither says with which token it starts or ends, or what is said is no token of its.
     """
 
-    def found(name: str) -> Any:
+    def value(name: str) -> Any:
         return said.get(name) if said else getattr(config, name, None)
 
+    def tokens(name: str, value: Any) -> tuple[int, ...]:
+        return _tokens([] if value is None else value, name, config.vocab_size, where)
+
     start, end = (
-        getattr(config, name, None) if found(name) is None else found(name)
+        tokens(name, getattr(config, name, None) if value(name) is None else value(name))
         for name in ("decoder_start_token_id", "eos_token_id")
     )
-    if start is None or end is None:
+    if not start or not end:
         raise ModelError(
             where,
             "does not say with which token its decoder starts or ends",
             "add decoder_start_token_id and eos_token_id to its config.json",
         )
-    never = [ids[0] for ids in found("bad_words_ids") or () if len(ids) == 1] + list(found("suppress_tokens") or ())
+    forced = {name: tokens(name, value(name))[:1] for name in ("forced_bos_token_id", "forced_eos_token_id")}
+    single = [ids[0] for ids in _lists(value("bad_words_ids")) if len(ids) == 1]
+    never = {"bad_words_ids": single, "suppress_tokens": value("suppress_tokens")}
     return {
-        "prompt": (start,),
-        "end": tuple(end) if isinstance(end, list) else (end,),
-        "forced_first": found("forced_bos_token_id"),
-        "forced_last": found("forced_eos_token_id"),
-        "never": tuple(never),
+        "prompt": start[:1],
+        "end": end,
+        "forced_first": next(iter(forced["forced_bos_token_id"]), None),
+        "forced_last": next(iter(forced["forced_eos_token_id"]), None),
+        "never": tuple(token for name, ids in never.items() for token in tokens(name, ids)),
     }
+
+
+def _lists(value: Any) -> list[list[Any]]:
+    """The lists in a list."""
+    return [one for one in value if isinstance(one, list)] if isinstance(value, list) else []
+
+
+def _tokens(value: Any, name: str, size: int, where: str) -> tuple[int, ...]:
+    """A token or a list of tokens, every one of which a vocabulary of this size has."""
+    found = value if isinstance(value, list) else [value]
+    for one in found:
+        if not isinstance(one, int) or isinstance(one, bool) or not 0 <= one < size:
+            raise ModelError(where, f"says {name}={quote(one)}, expected a token from 0 to {size - 1}", "correct it")
+    return tuple(found)
 
 
 def said_of(marks: Marks, options: SearchOptions, *, pad_id: int) -> dict[str, Any]:

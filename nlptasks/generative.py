@@ -19,25 +19,23 @@ from torch import Tensor, nn
 
 from nlptasks.architecture import refusing
 from nlptasks.backbone import BackboneInfo
-from nlptasks.config import decided, parse_options, setting
+from nlptasks.config import AT_LEAST_0, AT_LEAST_1, SHARE_BELOW_1, Range, decided, parse_options, setting
 from nlptasks.decoder import Decoder
 from nlptasks.errors import DataError, ModelError, UsageError, each, listing
 from nlptasks.fields import text_field, texts_field
 from nlptasks.generationconfig import marks_of, options_of, said_of
 from nlptasks.heads.base import IGNORED, Graph, Head
-from nlptasks.losses import SMOOTHING_DOC, check_smoothing, cross_entropy
+from nlptasks.losses import SMOOTHING_DOC, cross_entropy
+from nlptasks.origins import New, OfBackbone, Origin
 from nlptasks.search import Hypothesis, Listener, Marks, SearchOptions, search
-from nlptasks.stepping import Step, Stepper
+from nlptasks.stepping import CachedStepper, StepGraph
 from nlptasks.text import is_blank, is_mostly_unspaced, readable
+from nlptasks.tokenizer import reserved_tokens, tokens_around
 from nlptasks.types import STEP, Ints, Outputs, Pass, Row, Source, Window
-from nlptasks.vocabulary import MARKS, MAX_LAYERS, own_config, own_decoder, train_vocabulary
-from nlptasks.weights import own_tensors
+from nlptasks.vocabulary import MARKS, MAX_LAYERS, own_decoder, train_vocabulary
 
 _MOST_SCORES = 2**25
 """Scores of tokens that a step gives at most, if that leaves a source: 128 MiB, a few times over."""
-
-_NEW_LR_SCALE = 4.0
-"""The learning rate of a decoder of our own, in relation to the backbone's."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +66,15 @@ class GenerativeConfig(SearchOptions):
         at_run=True,
     )
     prefix: str = setting("", "what is put before every text, as T5 wants it: 'summarize: '")
-    label_smoothing: float = setting(0.1, SMOOTHING_DOC)
-    max_target_tokens: int = setting(256, "longest target that is learned, in tokens; the rest of it is cut off")
-    decoder_layers: int = setting(3, "layers of the decoder, on a backbone that has none")
-    decoder_width: int = setting(0, "width of this decoder; 0 for the backbone's")
-    vocabulary_size: int = setting(8000, "tokens of its vocabulary, at most")
+    label_smoothing: float = setting(0.1, SMOOTHING_DOC, within=SHARE_BELOW_1)
+    max_target_tokens: int = setting(
+        128, "longest target that is learned, in tokens; the rest of it is cut off", within=AT_LEAST_1
+    )
+    decoder_layers: int = setting(
+        3, "layers of the decoder, on a backbone that has none", within=Range(least=1, most=MAX_LAYERS)
+    )
+    decoder_width: int = setting(0, "width of this decoder; 0 for the backbone's", within=AT_LEAST_0)
+    vocabulary_size: int = setting(8000, "tokens of its vocabulary, at most", within=Range(least=300))
     vocabulary: str = decided("", "the vocabulary of a decoder of its own", file="tokenizer.json")
     decoder: str = decided("", "the Hugging Face config of a decoder of its own, as JSON; empty for the backbone's")
     prompt: tuple[int, ...] = decided((), "the tokens that every target begins with")
@@ -80,20 +82,6 @@ class GenerativeConfig(SearchOptions):
     forced_first: int | None = decided(None, "the token that comes first, behind the prompt")
     forced_last: int | None = decided(None, "the token that comes last where there is no room for more")
     never: tuple[int, ...] = decided((), "tokens that are never written")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_smoothing(self.label_smoothing, where="label_smoothing")
-        for name, least in (
-            ("max_target_tokens", 1),
-            ("decoder_layers", 1),
-            ("decoder_width", 0),
-            ("vocabulary_size", 300),
-        ):
-            if getattr(self, name) < least:
-                raise UsageError(name, f"is {getattr(self, name)}", f"give {least} or more")
-        if self.decoder_layers > MAX_LAYERS:
-            raise UsageError("decoder_layers", f"is {self.decoder_layers}", f"give at most {MAX_LAYERS}")
 
     @property
     def marks(self) -> Marks:
@@ -113,6 +101,7 @@ class GenerativeHead(Head):
     """Writes a text about a text. A task says which fields of a row these are, and how a text is measured.
 
     Attributes:
+        vocabulary: what it writes in.
         listener: hears the pieces of texts as they are written, if it is set. Texts are then written one after another: give
             one at a time to know whose pieces these are.
     """
@@ -126,20 +115,30 @@ class GenerativeHead(Head):
 
     def __init__(self, config: GenerativeConfig, *, backbone: BackboneInfo) -> None:
         super().__init__(config, backbone=backbone)
+        self._origin: Origin = New(config.decoder, config.vocabulary) if config.decoder else OfBackbone(backbone)
         problem = f"has the architecture {backbone.config.model_type}, whose decoder cannot be run token by token"
         with refusing(backbone.source, problem, "take another one, such as T5 or BART"):
-            self.decoder = Decoder(own_config(config.decoder) if config.decoder else backbone.config)
+            self.decoder = Decoder(self._origin.config)
         width = self.decoder.width
         self.bridge = nn.Identity() if width == backbone.width else nn.Linear(backbone.width, width)
         self.outputs = dict.fromkeys(self.decoder.crosses, "BNSD")
-        self.own_lr_scale = _NEW_LR_SCALE if config.decoder else 1.0
-        self._vocabulary = tokenizers.Tokenizer.from_str(config.vocabulary or backbone.tokenizer.decode("utf-8"))
-        self._vocabulary.no_truncation()
-        self._vocabulary.no_padding()
-        self._vocabulary.encode_special_tokens = True
+        self.own_lr_scale = self._origin.lr_scale
+        self.vocabulary = self._origin.vocabulary
+        self._reserved = reserved_tokens(self.vocabulary)
         self.marks = config.marks
+        self._check_marks(backbone.source)
         self.special: tuple[tuple[int, int], ...] = ()
         self.listener: Callable[[str], None] | None = None
+
+    def _check_marks(self, where: str) -> None:
+        """Check that the tokens which targets begin and end with are tokens of the vocabulary."""
+        marks = (*self.marks.prompt, *self.marks.end, self.marks.forced_first, self.marks.forced_last)
+        unknown = sorted({token for token in marks if token is not None and not self.vocabulary.id_to_token(token)})
+        if unknown:
+            problem = (
+                f"begins or ends what it writes with the tokens {listing(unknown)}, which its tokenizer does not have"
+            )
+            raise ModelError(where, problem, "take a checkpoint with its own tokenizer.json")
 
     @classmethod
     def configure(cls, rows: Sequence[Row], given: Mapping[str, Any]) -> Any:
@@ -148,10 +147,10 @@ class GenerativeHead(Head):
     @classmethod
     def for_backbone(cls, config: Any, rows: Sequence[Row], backbone: BackboneInfo) -> Any:
         if backbone.config.is_encoder_decoder:
-            marks = marks_of(backbone.config, {}, backbone.source)
+            marks = marks_of(backbone.config, backbone.generation, backbone.source)
             # Targets begin as texts do: BART's with <s>, T5's with nothing.
-            begins = [token for token in special_tokens(backbone) if token not in marks["end"]]
-            first = next(iter(begins), None) if marks["forced_first"] is None else marks["forced_first"]
+            before, _ = tokens_around(backbone.vocabulary())
+            first = next(iter(before), None) if marks["forced_first"] is None else marks["forced_first"]
             return replace(config, **{**marks, "forced_first": first})
         targets = [target for own in each(cls._targets, rows) for target in own]
         vocabulary = train_vocabulary(targets, config.vocabulary_size)
@@ -208,17 +207,21 @@ class GenerativeHead(Head):
 
     def _target(self, example: Writing) -> list[int]:
         """The tokens to be learned."""
-        ids = self._vocabulary.encode(readable(example.targets[0]), add_special_tokens=False).ids
+        found = self.vocabulary.encode(readable(example.targets[0]), add_special_tokens=False).ids
+        # A Unigram model takes </s> that stands in a text for its own.
+        ids = [token for token in found if token not in self._reserved]
         first = [] if self.marks.forced_first is None else [self.marks.forced_first]
         return [*first, *ids, *self.marks.end[:1]]
 
     def warnings(self, examples: Sequence[Writing], windows: Sequence[Sequence[Window]]) -> list[str]:
         """How many texts and targets are cut before anything is learned from them."""
         sources = sum(not own[-1].closes for own in windows)
-        targets = sum(len(self._target(example)) > self._longest_target for example in examples)
+        lengths = np.array([len(self._target(example)) for example in examples])
+        learned, written = self._longest_target, self.config.max_new_tokens
         cut = [
             (sources, self.source_field, f"{self.backbone_info.max_tokens} tokens, the most that the backbone reads"),
-            (targets, self.target_field, f"max_target_tokens={self._longest_target}"),
+            (int((lengths > learned).sum()), self.target_field, f"max_target_tokens={learned}"),
+            (int((lengths > written).sum()), self.target_field, f"max_new_tokens={written} when it is written"),
         ]
         return [
             f"{count} of {len(examples)} rows of train have a {name} that is cut at {limit}"
@@ -239,7 +242,7 @@ class GenerativeHead(Head):
         return self.decoder.cross(self.bridge(states), batch["mask"])  # each [B,N,S,D]
 
     def graphs(self) -> Mapping[str, Graph]:
-        return {STEP: Step(self.decoder)}
+        return {STEP: StepGraph(self.decoder)}
 
     def loss(self, states: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         labels = batch["labels"]  # [B,T]
@@ -249,29 +252,21 @@ class GenerativeHead(Head):
         return cross_entropy(logits.float(), labels, smoothing=self.config.label_smoothing)
 
     def adopt(self, pretrained: Callable[[], Mapping[str, Tensor]]) -> None:
-        if self.config.decoder:
-            return
-        found, base = pretrained(), f"{self.decoder.model.base_model_prefix}."
-        needed = dict(self.decoder.model.named_parameters())
-        for name, weight in own_tensors(self.decoder.model).items():
-            theirs = found.get(name.removeprefix(base))
-            if theirs is not None and theirs.shape == weight.shape:
-                weight.copy_(theirs)
-                needed.pop(name, None)
-        if needed:
-            problem = f"has no pretrained weights for {listing(needed)}"
-            raise ModelError(self.backbone_info.source, problem, "take a complete encoder-decoder")
+        self._origin.adopt(self.decoder.model, pretrained)
 
     def collect(self, passed: Pass) -> list[Outputs]:
         lengths = {name: min(getattr(self.config, name), self._room) for name in ("min_new_tokens", "max_new_tokens")}
         options = replace(self.config, **lengths)
         beams = max(options.num_beams, options.num_return_sequences)
         size = 1 if self.listener else max(1, _MOST_SCORES // (beams * self.decoder.vocabulary_size))
+        if self.listener and not all(window.opens for window in passed.windows.values()):
+            fix = "take truncate to hear texts as they are written"
+            raise UsageError("long_texts", "is windows, with a listener, and a text has several", fix)
         rows = np.array(list(passed.windows))
         found: list[list[Hypothesis]] = []
         for start in range(0, len(rows), size):
             own = rows[start : start + size]
-            stepper = Stepper(passed, own, self.decoder)
+            stepper = CachedStepper(passed, own, self.decoder)
             sources = [passed.windows[row].ids for row in own.tolist()]
             listener = self._hearer(self.listener) if self.listener else None
             found += search(stepper, sources=sources, marks=self.marks, options=options, listener=listener)
@@ -282,7 +277,7 @@ class GenerativeHead(Head):
         stream = DecodeStream(skip_special_tokens=True)
 
         def hear(_: int, token: int) -> None:
-            piece = stream.step(self._vocabulary, token)
+            piece = stream.step(self.vocabulary, token)
             if piece:
                 listener(piece)
 
@@ -299,15 +294,15 @@ class GenerativeHead(Head):
         return texts[0] if self.config.num_return_sequences == 1 else texts
 
     def _joined(self, parts: Sequence[Hypothesis], unread: bool) -> Text:
-        texts = [self._vocabulary.decode(list(part.tokens)).strip() for part in parts]
-        text = ("" if is_mostly_unspaced(texts[0]) else " ").join(texts)
+        decoded = (self.vocabulary.decode(list(part.tokens)).strip() for part in parts)
+        texts = [text for text in decoded if text]
+        text = ("" if is_mostly_unspaced("".join(texts)) else " ").join(texts)
         score = float(np.mean([part.mean_probability for part in parts]))
         return Text(text, score, unread or not all(part.ended for part in parts))
 
     @property
     def borrowed(self) -> nn.Module | None:
-        model: nn.Module = self.decoder.model
-        return None if self.config.decoder else model
+        return self._origin.borrowed(self.decoder.model)
 
     def like_hugging_face(
         self, states: Tensor, batch: Mapping[str, Tensor]
@@ -316,14 +311,17 @@ class GenerativeHead(Head):
         return {"logits": self.decoder.logits(states, batch["mask"], tokens)}, {"decoder_input_ids": tokens}
 
     @classmethod
-    def from_hugging_face(cls, config: Any, given: Mapping[str, Any]) -> Any:
+    def from_hugging_face(cls, backbone: BackboneInfo, given: Mapping[str, Any]) -> Any:
         """Options as the checkpoint has them for ``generate``, unless they are given."""
+        config = backbone.config
         if not config.is_encoder_decoder:
             problem = f"has the architecture {config.model_type}, which has no decoder"
             raise ModelError("config.json", problem, "take an encoder-decoder, such as T5 or BART")
         options = parse_options(cls.Config, given, where=cls.sample.rpartition("/")[2])
-        specific = cls._specific(getattr(config, "task_specific_params", None) or {}, options)
-        generation = {**config.generation, **specific}
+        named = getattr(config, "task_specific_params", None)
+        params = named.items() if isinstance(named, Mapping) else ()
+        specific = cls._specific({name: said for name, said in params if isinstance(said, Mapping)}, options)
+        generation = {**backbone.generation, **specific}
         try:
             said = cls.Config(**options_of(generation), **marks_of(config, generation, "config.json"))
         except UsageError as error:
@@ -331,12 +329,12 @@ class GenerativeHead(Head):
         return replace(said, **options)
 
     @classmethod
-    def _specific(cls, named: Mapping[str, Any], options: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _specific(cls, named: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any]) -> Mapping[str, Any]:
         """What a checkpoint for several tasks says of this one, in its ``task_specific_params``."""
         return {}
 
     def to_hugging_face(self) -> tuple[dict[str, Any], list[str]]:
-        if self.config.decoder:
+        if self.borrowed is None:
             problem = f"has a decoder of its own on {self.backbone_info.config.model_type}, which no such class has"
             raise UsageError(type(self).__name__, problem, "export it to ONNX instead")
         generation = said_of(self.marks, self.config, pad_id=self.backbone_info.pad_id)
@@ -374,12 +372,3 @@ def _from_outputs(outputs: Outputs) -> list[Hypothesis]:
         Hypothesis(tuple(int(token) for token in tokens if token != IGNORED), float(log), bool(ended))
         for tokens, log, ended in zip(outputs["tokens"], outputs["log_probability"], outputs["ended"], strict=True)
     ]
-
-
-def special_tokens(backbone: BackboneInfo) -> list[int]:
-    """The special tokens that the backbone has around a text, in order."""
-    tokenizer = tokenizers.Tokenizer.from_str(backbone.tokenizer.decode("utf-8"))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    ids: list[int] = tokenizer.encode("").ids
-    return ids

@@ -17,14 +17,14 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from nlptasks.architecture import read_config, refuse_code, refusing
+from nlptasks.architecture import read_config, refusing
 from nlptasks.backbone import CONFIG, WEIGHTS, Backbone
 from nlptasks.batching import random_batch
 from nlptasks.card import imported_card
 from nlptasks.config import check_head_name, recorded
 from nlptasks.disk import written_beside
 from nlptasks.errors import DataError, ModelError, UsageError, listing
-from nlptasks.folders import CARD, read_json, read_whole
+from nlptasks.folders import CARD, read_whole
 from nlptasks.heads.base import Head
 from nlptasks.model import HeadRecord, Model, ModelFolder, check_output
 from nlptasks.pretrained import from_foreign, locate, read_weights
@@ -35,10 +35,6 @@ TOLERANCE = 1e-5
 """Largest difference of any logit from the original's."""
 
 GENERATION_CONFIG = "generation_config"
-_GENERATION_FILE = f"{GENERATION_CONFIG}.json"
-_DECLARED = ("decoder_start_token_id", "eos_token_id", "forced_bos_token_id", "forced_eos_token_id")
-"""What the config classes themselves may say."""
-
 
 _SHAPES = ((1, 2), (2, 9), (3, 17))
 """Batch and length of the random inputs that are compared."""
@@ -84,9 +80,7 @@ def read_checkpoint(source: str | Path, *, task: str, name: str, options: Mappin
     backbone = from_foreign(folder, source=str(source), revision=revision)
     config = read_config(read_whole(folder / CONFIG, links=True), where=str(source))
     try:
-        said = read_config(read_whole(folder / CONFIG, links=True), where=str(source))
-        said.generation = _generation(folder, said, str(source))
-        head = cls(cls.from_hugging_face(said, options or {}), backbone=backbone.info)
+        head = cls(cls.from_hugging_face(backbone.info, options or {}), backbone=backbone.info)
     except (DataError, ModelError) as error:
         raise ModelError(f"{source}: {error.where}", error.problem, error.fix) from error
     original = _original(folder, cls.hf_auto, config, str(source))
@@ -130,17 +124,6 @@ def to_hugging_face(
         again = _original(place, str(own.hf_auto), config, str(output))
         _check_same(model.backbone, own, again.eval(), where=f"{folder}: {name}", temperature=_temperature(own))
     return str(own.hf_auto), lost
-
-
-def _generation(folder: Path, config: Any, where: str) -> dict[str, Any]:
-    """What a checkpoint says for ``generate``: in a file of its own, or, in older ones, in its config."""
-    own = (folder / _GENERATION_FILE).is_file()
-    in_config = read_json(folder / CONFIG)
-    values = read_json(folder / _GENERATION_FILE) if own else in_config
-    prefix = {"prefix": in_config["prefix"]} if "prefix" in in_config else {}  # this one is said nowhere else
-    refuse_code(values, where=f"{where}: {_GENERATION_FILE if own else CONFIG}")
-    declared = {} if own else {name: getattr(config, name, None) for name in _DECLARED}
-    return {**prefix, **declared, **values}
 
 
 def _borrowed(head: Head, where: str) -> nn.Module:

@@ -127,7 +127,10 @@ class Loop:
     def __init__(self, lesson: Lesson, *, checkpoints: Checkpoints | None, found: Checkpoint | None) -> None:
         self.lesson, self.progress = lesson, Progress()
         self._checkpoints, self._stop = checkpoints, StopRequest(patient=lesson.accelerator.num_processes > 1)
-        lesson.model.backbone.requires_grad_(lesson.settings.tune == "all")
+        # What is computed, such as Marian's positions, came frozen, and stays so.
+        self._learnable = [weight for weight in lesson.model.parameters() if weight.requires_grad]
+        if lesson.settings.tune == "head":
+            lesson.model.backbone.requires_grad_(False)
         lesson.model.to(lesson.accelerator.device)
         self._best = _copied(_changing(lesson.model))
         self._lengths = [unit.tokens for unit in lesson.units]
@@ -159,7 +162,8 @@ class Loop:
             _put(model, self._best)
             self._check_equal_everywhere()
             outcome = self._outcome()
-        model.requires_grad_(True)
+        for weight in self._learnable:
+            weight.requires_grad_(True)
         self.progress.seconds = time.monotonic() - self._started
         return outcome
 

@@ -130,13 +130,3 @@ def _weight(text: str, label: str, where: str) -> float:
         problem = f"has the weight {quote(text)} for {quote(label)}"
         raise UsageError(where, problem, "give a finite number above 0")
     return weight
-
-
-def check_smoothing(value: float, *, where: str) -> None:
-    """Refuse a smoothing that is no share.
-
-    Raises:
-        UsageError: it is not from 0 up to 1.
-    """
-    if not (isinstance(value, int | float) and 0 <= value < 1):
-        raise UsageError(where, f"is {quote(value)}", "give a share from 0 up to 1")

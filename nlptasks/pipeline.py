@@ -119,7 +119,7 @@ def pipeline(
             it was fine-tuned for.
         backend: ``auto`` (ONNX Runtime if there is a fresh export, else PyTorch), ``torch``, ``onnx`` or ``onnx:fp32``.
         device: ``auto``, ``cpu`` or ``cuda``.
-        options: options of the heads that may be changed at run, by head's name and option.
+        options: options of the heads that may be changed at run, by head's name (or its task, as above) and option.
 
     Raises:
         UsageError: no model, unknown head, backend, device or option.
@@ -169,6 +169,7 @@ def _open_stored(model: str, names: list[str] | None, backend: str, device: str,
     """An engine on a model folder."""
     stored = ModelFolder.open(model)
     found = stored.head_names(names)
+    options = {stored.head_name(name): given for name, given in options.items()}
     _check_options(options, found)
     heads, runtime = _backend(stored, backend)(stored, found, device)
     for name, given in options.items():

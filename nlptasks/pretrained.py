@@ -46,6 +46,9 @@ _EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128
 _SHARDS = f"{WEIGHTS}.index.json"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "sentencepiece.bpe.model")
 _TOKENIZER_CONFIG = "tokenizer_config.json"
+_GENERATION_CONFIG = "generation_config.json"
+_DECLARED = ("decoder_start_token_id", "eos_token_id", "forced_bos_token_id", "forced_eos_token_id")
+"""What the classes of configs themselves may say for ``generate``."""
 _ADDED_CODE = ("adapter_config.json", "custom_generate")
 _OLD_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 
@@ -87,7 +90,7 @@ def from_foreign(folder: Path, *, source: str, revision: str | None, known: bool
         check_finite(trunk.state_dict(), where=source)
     with refusing(source, f"has an unusable {_TOKENIZER_CONFIG}", "repair its model_max_length"):
         max_tokens = int(min(longest_window(trunk, config), tokenizer.model_max_length))
-    assets = _assets(config, tokenizer)
+    assets = _assets(folder, config, tokenizer)
     info = BackboneInfo(
         source=source,
         revision=revision,
@@ -98,6 +101,7 @@ def from_foreign(folder: Path, *, source: str, revision: str | None, known: bool
         ),
         has_types=reads_types(trunk, config),
         tokenizer=assets[TOKENIZER],
+        generation=_generation(folder, config, source),
     )
     return Backbone(
         full,
@@ -262,11 +266,24 @@ def read_weights(auto: Any, folder: Path, config: Any) -> tuple[Any, Mapping[str
     return model, report
 
 
-def _assets(config: Any, tokenizer: Any) -> dict[str, bytes]:
-    with tempfile.TemporaryDirectory() as folder:
-        config.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}
+def _assets(folder: Path, config: Any, tokenizer: Any) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as place:
+        config.save_pretrained(place)
+        tokenizer.save_pretrained(place)
+        assets = {path.name: path.read_bytes() for path in sorted(Path(place).iterdir()) if path.is_file()}
+    own = folder / _GENERATION_CONFIG
+    return {**assets, own.name: read_whole(own, links=True)} if own.is_file() else assets
+
+
+def _generation(folder: Path, config: Any, source: str) -> dict[str, Any]:
+    """What a checkpoint says for ``generate``: in a file of its own, or, in older ones, in its config."""
+    own = (folder / _GENERATION_CONFIG).is_file()
+    in_config = read_json(folder / CONFIG)
+    values = read_json(folder / _GENERATION_CONFIG) if own else in_config
+    prefix = {"prefix": in_config["prefix"]} if "prefix" in in_config else {}  # this one is said nowhere else
+    refuse_code(values, where=f"{source}: {_GENERATION_CONFIG if own else CONFIG}")
+    declared = {} if own else {name: getattr(config, name, None) for name in _DECLARED}
+    return {**prefix, **declared, **values}
 
 
 def _beyond(folder: Path, config: Any, source: str) -> dict[str, Tensor]:

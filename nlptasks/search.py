@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process as processors
 
-from nlptasks.config import setting
-from nlptasks.errors import UsageError, listing, quote
+from nlptasks.config import ABOVE_0, AT_LEAST_0, AT_LEAST_1, SEEDS, SHARE_ABOVE_0, Range, check_values, setting
+from nlptasks.errors import UsageError
 from nlptasks.types import Ints
 
 _KEPT = 0.75
@@ -33,12 +33,15 @@ class SearchOptions:
     """How a text is searched for. Names and meanings are those of transformers' ``generate``."""
 
     max_new_tokens: int = setting(
-        128, "longest answer, in tokens of the target's vocabulary, its end included", at_run=True
+        128, "longest answer, in tokens of the target's vocabulary, its end included", within=AT_LEAST_1, at_run=True
     )
-    min_new_tokens: int = setting(0, "shortest answer, in tokens, its end left out", at_run=True)
-    num_beams: int = setting(1, "hypotheses that are followed at a time; 1 is greedy", at_run=True)
+    min_new_tokens: int = setting(0, "shortest answer, in tokens, its end left out", within=AT_LEAST_0, at_run=True)
+    num_beams: int = setting(1, "hypotheses that are followed at a time; 1 is greedy", within=AT_LEAST_1, at_run=True)
     length_penalty: float = setting(
-        1.0, "a hypothesis's score is divided by its length to this power: more makes longer answers", at_run=True
+        1.0,
+        "a hypothesis's score is divided by its length to this power: more makes longer answers",
+        within=Range(least=-10, most=10),
+        at_run=True,
     )
     early_stopping: str = setting(
         "false",
@@ -46,21 +49,30 @@ class SearchOptions:
         choices=("true", "false", "never"),
         at_run=True,
     )
-    no_repeat_ngram_size: int = setting(0, "no run of so many tokens stands twice; 0 for any", at_run=True)
-    repetition_penalty: float = setting(1.0, "a token's score is divided by this once it has been written", at_run=True)
+    no_repeat_ngram_size: int = setting(
+        0, "no run of so many tokens stands twice; 0 for any", within=AT_LEAST_0, at_run=True
+    )
+    repetition_penalty: float = setting(
+        1.0, "a token's score is divided by this once it has been written", within=ABOVE_0, at_run=True
+    )
     do_sample: bool = setting(False, "whether tokens are drawn by their probability", at_run=True)
-    temperature: float = setting(1.0, "above 1 draws more freely, below 1 more cautiously", at_run=True)
-    top_k: int = setting(50, "tokens to draw from, the most likely ones; 0 for all", at_run=True)
-    top_p: float = setting(1.0, "probability that the tokens to draw from have together, in 0..1", at_run=True)
+    temperature: float = setting(1.0, "above 1 draws more freely, below 1 more cautiously", within=ABOVE_0, at_run=True)
+    top_k: int = setting(50, "tokens to draw from, the most likely ones; 0 for all", within=AT_LEAST_0, at_run=True)
+    top_p: float = setting(
+        1.0, "probability that the tokens to draw from have together, in 0..1", within=SHARE_ABOVE_0, at_run=True
+    )
     renormalize_logits: bool = setting(
         False, "whether what these options leave of the probabilities is made to add up to 1 again", at_run=True
     )
-    seed: int = setting(0, "of the draws; a text's own draws do not depend on the texts beside it", at_run=True)
-    num_return_sequences: int = setting(1, "answers to give, the best ones; above 1 as a list", at_run=True)
+    seed: int = setting(
+        0, "of the draws; a text's own draws do not depend on the texts beside it", within=SEEDS, at_run=True
+    )
+    num_return_sequences: int = setting(
+        1, "answers to give, the best ones; above 1 as a list", within=AT_LEAST_1, at_run=True
+    )
 
     def __post_init__(self) -> None:
-        for item in fields(SearchOptions):
-            _check_value(item, getattr(self, item.name))
+        check_values(self)
         if self.min_new_tokens > self.max_new_tokens:
             raise UsageError("min_new_tokens", f"is {self.min_new_tokens}, above max_new_tokens", "lower it")
         if self.num_beams > 1 and self.do_sample:
@@ -68,29 +80,6 @@ class SearchOptions:
         if self.num_return_sequences > self.num_beams and not self.do_sample:
             problem = f"is {self.num_return_sequences} with {self.num_beams} beams"
             raise UsageError("num_return_sequences", problem, "take as many beams, or do_sample=true")
-
-
-_LEAST = {"max_new_tokens": 1, "num_beams": 1, "num_return_sequences": 1}
-"""Whole numbers are at least 0, but for these."""
-
-
-def _check_value(item: Any, value: Any) -> None:
-    """Refuse a value that is not of the option's type and range, wherever it comes from."""
-    kind = type(item.default)
-    if not isinstance(value, (int, float) if kind is float else kind) or (kind is not bool and isinstance(value, bool)):
-        raise UsageError(item.name, f"is {quote(value)}", f"give a value of type {kind.__name__}")
-    choices = item.metadata["choices"]
-    if choices and value not in choices:
-        raise UsageError(item.name, f"is {quote(value)}", f"take one of {listing(choices)}")
-    least = _LEAST.get(item.name, 0)
-    if kind is int and value < least:
-        raise UsageError(item.name, f"is {value}", f"give {least} or more")
-    if kind is float and not math.isfinite(value):
-        raise UsageError(item.name, f"is {value}", "give a number")
-    if item.name in ("repetition_penalty", "temperature", "top_p") and value <= 0:
-        raise UsageError(item.name, f"is {value}", "give a number above 0")
-    if item.name == "top_p" and value > 1:
-        raise UsageError(item.name, f"is {value}", "give at most 1")
 
 
 @dataclass(frozen=True)
@@ -117,7 +106,7 @@ class Hypothesis(NamedTuple):
 
     Attributes:
         tokens: its tokens, without the prompt and the end.
-        log_probability: of these tokens, and of the end if it came to one; for beams after what the options make of it.
+        log_probability: of these tokens, and of the end if it came to one by itself; for beams after what the options make of it.
         ended: whether it came to its end by itself, not for lack of room.
     """
 
@@ -236,7 +225,9 @@ class _Independent:
         scores = self._rules(self._history.view(groups * beams, -1), logits.reshape(-1, size)).view(logits.shape)
         chosen = self._choose(scores, self._sources).unsqueeze(-1)  # [G,K,1]
         certain = (logits.gather(-1, chosen) - logits.logsumexp(-1, keepdim=True)).squeeze(-1)  # [G,K]
-        self._logs += certain.masked_fill(self._ended, 0)
+        is_last = self._history.shape[-1] - len(self._marks.prompt) == self._options.max_new_tokens - 1
+        if self._marks.forced_last is None or not is_last:  # an end that is forced says nothing of the answer
+            self._logs += certain.masked_fill(self._ended, 0)
         open_before = ~self._ended
         self._ended |= torch.isin(chosen.squeeze(-1), torch.tensor(self._marks.end))
         self._history = torch.cat([self._history, chosen], -1)
@@ -299,8 +290,7 @@ class _Beams:
         for group, place in torch.nonzero(ends[:, :beams] & torch.from_numpy(self._open).unsqueeze(1)).tolist():
             history = [*self._history[group, parents[group, place]].tolist(), int(tokens[group, place])]
             self._note(group, history, float(logs[group, place]), length)
-        going = logs.masked_fill(ends, _NEVER_SEEN).topk(beams).indices  # [G,K]
-        self._logs = logs.gather(1, going)
+        self._logs, going = logs.masked_fill(ends, _NEVER_SEEN).topk(beams)  # each [G,K]
         parents, tokens = parents.gather(1, going), tokens.gather(1, going)
         before = self._history.gather(1, parents.unsqueeze(-1).expand(-1, -1, self._history.shape[-1]))
         self._history = torch.cat([before, tokens.unsqueeze(-1)], -1)
@@ -339,7 +329,7 @@ def _rules(marks: Marks, options: SearchOptions) -> Callable[[Tensor, Tensor], T
     end = list(marks.end)
     found: list[Any] = []
     if options.repetition_penalty != 1:
-        found.append(processors.RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
+        found.append(processors.RepetitionPenaltyLogitsProcessor(float(options.repetition_penalty)))
     if options.no_repeat_ngram_size:
         found.append(processors.NoRepeatNGramLogitsProcessor(options.no_repeat_ngram_size))
     if marks.never:
@@ -363,9 +353,9 @@ def _warpers(options: SearchOptions) -> list[Any]:
     """What leaves the likelier tokens to be drawn from."""
     found: list[Any] = []
     if options.temperature != 1:
-        found.append(processors.TemperatureLogitsWarper(options.temperature))
+        found.append(processors.TemperatureLogitsWarper(float(options.temperature)))
     if options.top_k:
         found.append(processors.TopKLogitsWarper(options.top_k))
     if options.top_p < 1:
-        found.append(processors.TopPLogitsWarper(options.top_p))
+        found.append(processors.TopPLogitsWarper(float(options.top_p)))
     return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +17,7 @@ _SIZES = ((2, 3, 4, 5, 7, 6), (1, 1, 1, 0, 1, 2), (3, 1, 1, 0, 1, 9), (2, 4, 1, 
 """Sizes G, K, T, t, P, S of the inputs by which two ways to run a step are compared."""
 
 
-class Step(Graph):
+class StepGraph(Graph):
     """The graph `step` of a decoder."""
 
     def __init__(self, decoder: Decoder) -> None:
@@ -54,7 +53,7 @@ class Step(Graph):
         }
 
 
-class Stepper:
+class CachedStepper:
     """Runs the steps of a decoder for some rows of a pass, on whatever runtime made it."""
 
     def __init__(self, passed: Pass, rows: Ints, decoder: Decoder) -> None:
@@ -62,9 +61,7 @@ class Stepper:
         self._fixed: dict[str, Any] = {"mask": passed.mask, **passed.outputs}
         if len(rows) < len(passed.mask):
             self.keep(rows)
-        heads, width = decoder.cache_shape
-        empty = np.zeros((1, heads, 0, width), np.float32)
-        self._cache: dict[str, Any] = dict.fromkeys(decoder.past, empty)
+        self._cache: dict[str, Any] = {name: empty.numpy() for name, empty in decoder.empty_cache().items()}
 
     def advance(self, tokens: Ints, rows: Ints) -> Tensor:
         outputs = self._runtime.run(self._graph, {"tokens": tokens, "rows": rows, **self._fixed, **self._cache})

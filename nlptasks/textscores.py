@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,6 @@ import numpy as np
 from nlptasks.text import is_mostly_unspaced, split_unspaced
 
 _ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-_WORD = re.compile(r"[^\W_]+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*")  # noqa: RUF001
 
 
@@ -39,7 +39,7 @@ def rouge_scores(gold: Sequence[Sequence[str]], predicted: Sequence[str]) -> dic
             if is_mostly_unspaced(text):
                 return split_unspaced(text.lower()).split()
             words: list[str] = []
-            for word in _WORD.findall(text.lower()):
+            for word in _words(text.lower()):
                 words += super().tokenize(word) if word.isascii() else [word]
             return words
 
@@ -52,6 +52,16 @@ def rouge_scores(gold: Sequence[Sequence[str]], predicted: Sequence[str]) -> dic
         **{name: float(np.mean([row[name].fmeasure for row in rows])) for name in _ROUGE},
         "support": float(len(rows)),
     }
+
+
+def _words(text: str) -> list[str]:
+    """Runs of letters, digits and the marks that belong to them, such as the vowels of Hindi."""
+    composed = unicodedata.normalize("NFC", text)
+    return "".join(char if char.isalnum() or _is_mark(char) else " " for char in composed).split()
+
+
+def _is_mark(char: str) -> bool:
+    return unicodedata.category(char).startswith("M") or char in "\u200c\u200d"
 
 
 def _by_sentence(text: str) -> str:
@@ -67,7 +77,7 @@ def translation_scores(
     Args:
         gold: the right translations of each text.
         predicted: the found one.
-        language: code of the language they are in, which decides what a word is; empty if unknown.
+        language: code of the language they are in, which decides what a word is; empty if unknown: then their script does.
 
     Returns:
         ``bleu``, ``chrf`` and ``support``, the number of texts; and sacrebleu's signatures, which say how they were computed.
@@ -78,7 +88,8 @@ def translation_scores(
     most = max(map(len, gold))
     # None where a text has fewer references than others.
     references: list[Any] = [[own[number] if number < len(own) else None for own in gold] for number in range(most)]
-    bleu, chrf = BLEU(tokenize=_words_of(language)), CHRF()
+    unspaced = is_mostly_unspaced("".join(own[0] for own in gold))
+    bleu, chrf = BLEU(tokenize=_words_of(language, unspaced=unspaced)), CHRF()
     scores: dict[str, Any] = {
         name: metric.corpus_score(list(predicted), references) for name, metric in (("bleu", bleu), ("chrf", chrf))
     }
@@ -86,9 +97,11 @@ def translation_scores(
     return {**{name: float(score.score) for name, score in scores.items()}, "support": float(len(gold))}, signature
 
 
-def _words_of(language: str) -> str:
-    """Sacrebleu's tokenizer for a language; that for Japanese needs a package more, without which characters are words."""
+def _words_of(language: str, *, unspaced: bool) -> str:
+    """Sacrebleu's tokenizer for a language; that for Japanese needs two packages more, without which characters are words."""
     main = re.split("[-_]", language.lower().strip("_"))[0]
     if main in ("ja", "jpn"):
-        return "ja-mecab" if importlib.util.find_spec("MeCab") else "char"
-    return "zh" if main in ("zh", "zho", "cmn") else "13a"
+        return "ja-mecab" if all(map(importlib.util.find_spec, ("MeCab", "ipadic"))) else "char"
+    if main in ("zh", "zho", "cmn", "yue"):
+        return "zh"
+    return "char" if unspaced else "13a"

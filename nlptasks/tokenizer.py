@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 import tokenizers
 
-from nlptasks.errors import BackendError, ModelError
+from nlptasks.errors import BackendError, ModelError, UsageError
 from nlptasks.text import readable
 from nlptasks.types import FIRST, SECOND, SPECIAL, Ints, Source, Window
 
@@ -79,15 +79,11 @@ class Tokenizer:
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, *, max_tokens: int) -> None:
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = True
-        self._backend = backend
+        self._backend = plain(backend)
         self._single = _probe(backend, "a")
         self._pair = _probe(backend, "a", "a")
-        self._unknown = backend.encode(_NO_CHARACTER, add_special_tokens=False).ids[-1:]
-        special = {number for number, token in backend.get_added_tokens_decoder().items() if token.special}
-        self._reserved = np.array(sorted(special.difference(self._unknown)), dtype=np.int64)
+        self._unknown = unknown_token(backend)
+        self._reserved = np.array(sorted(reserved_tokens(backend)), dtype=np.int64)
         self.max_tokens = max_tokens
         if max_tokens < self._pair.size + _MIN_CUT_TOKENS:
             raise ModelError(
@@ -99,16 +95,16 @@ class Tokenizer:
 
         Raises:
             BackendError: the tokenizer fails.
+            UsageError: a prefix leaves no room for a text.
         """
         # A prefix is read together with what is behind it: in between, words may begin otherwise than alone.
         first = self._pieces([source.prefix + source.first for source in sources])
         seconds = [source.second for source in sources if source.second is not None]
         second = iter(self._pieces(seconds))
-        cut = [
+        return [
             self._single_windows(piece, source) if source.second is None else self._pair_windows(piece, next(second))
             for source, piece in zip(sources, first, strict=True)
         ]
-        return [own[:1] if source.begins_only else own for source, own in zip(sources, cut, strict=True)]
 
     def _pieces(self, texts: Sequence[str]) -> list[_Piece]:
         try:
@@ -135,9 +131,14 @@ class Tokenizer:
         template = self._single.changed(source.special) if source.special else self._single
         before, piece = piece.split(len(source.prefix)) if source.prefix else (None, piece)
         room = self.max_tokens - template.size - (len(before.ids) if before else 0)
-        if room < _MIN_CUT_TOKENS:
-            raise BackendError("the prefix", f"leaves room for {room} tokens", "give a shorter one")
-        parts = _parts(piece, room, overlap=source.overlaps)
+        if before and room < _MIN_CUT_TOKENS:
+            most = len(before.ids) + room - _MIN_CUT_TOKENS
+            problem = f"is {len(before.ids)} tokens, of {self.max_tokens} that the backbone reads"
+            raise UsageError("prefix", problem, f"give at most {most}")
+        if source.begins_only:
+            parts = [_Part(piece.cut(0, room), closes=len(piece.ids) <= room)] if len(piece.ids) else []
+        else:
+            parts = _parts(piece, room, overlap=source.overlaps)
         return [
             _assemble(template, replace(part, piece=part.piece.behind(before)) if before else part) for part in parts
         ]
@@ -180,9 +181,10 @@ def _parts(piece: _Piece, room: int, *, overlap: bool = True) -> list[_Part]:
     if total <= room:
         return [_Part(piece)] if total else []
     if not overlap:
+        size = -(-total // -(-total // room))  # as few parts as there must be, none of them a scrap
         return [
-            _Part(piece.cut(start, start + room), start, start == 0, start + room >= total)
-            for start in range(0, total, room)
+            _Part(piece.cut(start, start + size), start, start == 0, start + size >= total)
+            for start in range(0, total, size)
         ]
     step = room - room // _OVERLAP_SHARE
     starts = [*range(0, total - room, step), total - room]  # the last part is moved back, so that it is a full one too
@@ -213,6 +215,32 @@ def _assemble(template: _Template, *texts: _Part) -> Window:
         closes=last.closes,
         begin=last.begin,
     )
+
+
+def plain(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The tokenizer, made to cut and pad nothing, and to take special tokens that stand in a text for text."""
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    return backend
+
+
+def unknown_token(backend: tokenizers.Tokenizer) -> list[int]:
+    """The token that stands for what a vocabulary does not know, if there is one."""
+    ids: list[int] = backend.encode(_NO_CHARACTER, add_special_tokens=False).ids[-1:]
+    return ids
+
+
+def reserved_tokens(backend: tokenizers.Tokenizer) -> set[int]:
+    """The special tokens of a vocabulary, but for the unknown one: no text has them."""
+    special = {number for number, token in backend.get_added_tokens_decoder().items() if token.special}
+    return special.difference(unknown_token(backend))
+
+
+def tokens_around(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
+    """The special tokens that stand before a text and behind it, in order."""
+    before, behind = _probe(backend, "a").glue
+    return before.tolist(), behind.tolist()
 
 
 def _probe(backend: tokenizers.Tokenizer, first: str, second: str | None = None) -> _Template:

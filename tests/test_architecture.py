@@ -32,7 +32,8 @@ ROWS = [
     | {f"nlptasks.{name}" for name in ("disk", "folders", "weights", "hub", "architecture", "signals")},
     {f"nlptasks.{name}" for name in ("backbone", "pretrained", "layers", "heads", "heads.base", "losses")}
     | {
-        f"nlptasks.{name}" for name in ("decoder", "search", "stepping", "vocabulary", "generationconfig", "generative")
+        f"nlptasks.{name}"
+        for name in ("decoder", "search", "stepping", "vocabulary", "origins", "generationconfig", "generative")
     },
     set(),  # the heads, which nobody imports by name
     {f"nlptasks.{name}" for name in ("data", "checks", "batching", "model", "engine")}

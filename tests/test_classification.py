@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -382,7 +383,7 @@ def test_fitting_thresholds_and_a_temperature_goes_through_the_config(info: Back
 def test_configs_that_say_no_labels_are_refused(info: BackboneInfo, says: dict[str, Any], message: str) -> None:
     config = info.config.__class__(**{**info.config.to_dict(), **says})
     with pytest.raises(ModelError, match=message):
-        ClassificationHead.from_hugging_face(config, {})
+        ClassificationHead.from_hugging_face(replace(info, config=config), {})
 
 
 # From end to end.

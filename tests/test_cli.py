@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from nlptasks.cli.common import metric_lines
 from nlptasks.cli.main import main
 from nlptasks.errors import TrainingError
 
@@ -68,6 +69,11 @@ def test_train_evaluate_export_predict_show(backbones: Path, conll_data: Path, t
     assert "head people (task ner" in done.stdout
     assert "LOC, PER" in done.stdout
     assert "onnx fp32: fresh" in done.stdout
+
+
+def test_metrics_for_people() -> None:
+    found = {"bleu": 37.4211, "chrf": 61.9, "f1": 0.83, "support": 12.0}
+    assert metric_lines(found, "bleu") == ["    bleu 37.42  chrf 61.90  f1 0.8300  support 12"]
 
 
 def test_evaluate_for_people(trained: Path, conll_data: Path) -> None:
@@ -164,7 +170,7 @@ def mistakes(trained: Path, conll_data: Path, backbones: Path, place: Path) -> l
         ([*train, "--set", "pos.scheme=io"], 2, "the head here is 'ner'"),
         ([*train, "--columns", "tags"], 2, "expected WANTED=FOUND"),
         ([*train, "--columns", "tags=9"], 3, "has no column '9' for 'tags'"),
-        ([*train, "--epochs", "0"], 2, "--epochs: is 0; give a number above 0"),
+        ([*train, "--epochs", "0"], 2, "--epochs: is 0; give a number of at least 1"),
         ([*train, "--epochs", "many"], 2, "'many' is not a valid integer"),
         ([*train, "--device", "cuda"], 6, "--device cuda: PyTorch finds no GPU"),
         ([*train, "--lr", "1e30", "--epochs", "5"], 5, "not finite"),
@@ -183,6 +189,7 @@ def mistakes(trained: Path, conll_data: Path, backbones: Path, place: Path) -> l
         (["predict", trained, "x", "--input", place / "none.txt"], 2, "not both"),
         (["evaluate", trained, f"ner={conll_data}", "--split", "test"], 3, "has no part test, only train, dev"),
         (["evaluate", trained, f"qa={conll_data}"], 2, "has no head 'qa'"),
+        (["evaluate", trained, f"ner={conll_data}", "--set", "ner.scheme=iob1"], 2, "is an option of the training"),
         (["export", place / "used"], 4, "it is no model"),
         (["show", place / "none"], 4, "is no folder"),
         (["tasks", "sentimnt"], 2, "is not registered"),

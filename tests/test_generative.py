@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +56,7 @@ def test_every_dev_target_survives_encoding_and_decoding(cls: Any, backbones: Pa
     )
     for row in [*parts["dev"], *parts["test"]]:
         [target] = head.read(row).targets
-        assert head._vocabulary.decode(head._vocabulary.encode(target, add_special_tokens=False).ids) == target
+        assert head.vocabulary.decode(head.vocabulary.encode(target, add_special_tokens=False).ids) == target
 
 
 @pytest.mark.parametrize(
@@ -61,9 +64,9 @@ def test_every_dev_target_survives_encoding_and_decoding(cls: Any, backbones: Pa
 )
 def test_a_vocabulary_writes_what_it_has_never_seen(text: str, backbones: Path) -> None:
     head = head_on(backbones / "bert", rows_of(("a", "ein Haus"), ("b", "zwei Häuser")))
-    ids = head._vocabulary.encode(text, add_special_tokens=False).ids
+    ids = head.vocabulary.encode(text, add_special_tokens=False).ids
     assert not set(ids) & {0, 1, 2}
-    assert head._vocabulary.decode(ids) == text
+    assert head.vocabulary.decode(ids) == text
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +136,7 @@ def test_what_is_cut_says_so(translator: Path) -> None:
     head = parts.engine.heads["translation"]
     [windows] = parts.engine.tokenizer.windows(head.sources(head.read(Row({"source": long}, "row 1"))))
     assert len(windows) > 1
+    assert max(map(len, windows)) - min(map(len, windows)) < len(windows)  # no scrap at the end
     assert len(parts(long).text) > len(pipeline("translation", model=translator)(long).text)
 
 
@@ -145,6 +149,9 @@ def test_texts_are_heard_as_they_are_written(translator: Path) -> None:
     assert pipe("bob left paris").text == "Bob verließ Paris."
     assert "".join(heard) == "Bob verließ Paris."
     assert len(heard) > 3
+    head.config = replace(head.config, long_texts="windows")
+    with pytest.raises(UsageError, match="long_texts: is windows, with a listener, and a text has several"):
+        pipe("ada saw london " * 100)
 
 
 def test_a_step_has_no_more_scores_than_fit(translator: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,6 +160,15 @@ def test_a_step_has_no_more_scores_than_fit(translator: Path, monkeypatch: pytes
     whole = pipe(sources)
     monkeypatch.setattr("nlptasks.generative._MOST_SCORES", 1)
     assert [one.text for one in pipe(sources)] == [one.text for one in whole]
+
+
+def test_options_are_evaluated(translator: Path) -> None:
+    data = str(translator.parent / "dev.jsonl")
+    whole = nlptasks.evaluate(translator, f"translation={data}")
+    options = {"max_new_tokens": "2"}
+    cut = nlptasks.evaluate(translator, nlptasks.Target("translation", "translation", data, options=options))
+    assert cut.metrics["bleu"] < whole.metrics["bleu"] / 2
+    assert whole.measured_by.startswith("BLEU nrefs:1|case:mixed")
 
 
 def test_a_bare_text_is_a_source(translator: Path) -> None:
@@ -180,8 +196,43 @@ def test_wrong_rows_are_named(fields: dict[str, Any], message: str, backbones: P
 
 def test_several_references_count(backbones: Path) -> None:
     head = head_on(backbones / "bert", rows_of(("a", "b"), ("c", "d")))
-    examples = [head.read(Row({"source": "x", "target": ["the house is old today", "a"]}, "row 1")) for _ in range(4)]
+    examples = [head.read(Row({"source": "x", "target": ["a", "the house is old today"]}, "row 1")) for _ in range(4)]
     assert head.metrics(examples, [Text("the house is old today", 0.5, False)] * 4)["bleu"] == pytest.approx(100)
+    assert rouge_scores([["a", "the house is old"]], ["the house is old"])["rougeL"] == 1
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "tokenizer"),
+    [
+        ("zh", "新华社北京电", "zh"),
+        ("zho_Hans", "新华社北京电", "zh"),
+        ("", "新华社北京电", "char"),
+        ("ja", "日本語の文です", "ja-mecab" if importlib.util.find_spec("ipadic") else "char"),
+        ("de", "Ein altes Haus.", "13a"),
+    ],
+)
+def test_the_signature_says_what_a_word_is(language: str, text: str, tokenizer: str, backbones: Path) -> None:
+    head = head_on(backbones / "bert", rows_of(("a", text)), target_language=language)
+    examples = [head.read(Row({"source": "x", "target": text}, "row 1"))]
+    assert head.metrics(examples, [Text(text, 0.5, False)])["bleu"] == pytest.approx(100)
+    assert f"tok:{tokenizer}|" in head.measured_by()
+
+
+def test_the_loss_is_that_of_hugging_face_targets_padded_and_smoothed(tmp_path: Path) -> None:
+    original = make_checkpoint("bart", tmp_path / "theirs")
+    head = head_on(tmp_path / "theirs", rows_of(("a", "b")), label_smoothing="0.1")
+    head.adopt(load_backbone(str(tmp_path / "theirs")).pretrained)
+    ids, labels = torch.randint(3, 290, (2, 7)), torch.randint(3, 290, (2, 5))
+    labels[1, 3:] = -100
+    with torch.no_grad():
+        states = original.get_encoder()(input_ids=ids).last_hidden_state
+        ours, count = head.eval().loss(states, {"mask": torch.ones_like(ids), "labels": labels})
+        logits = original(input_ids=ids, labels=labels).logits
+    theirs = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), label_smoothing=0.1, reduction="sum"
+    )
+    assert int(count) == 8
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
 
 
 def test_parallel_files_are_read_line_by_line(tmp_path: Path) -> None:
@@ -198,9 +249,33 @@ def test_parallel_files_are_read_line_by_line(tmp_path: Path) -> None:
     assert {Path(name).name for name in load_data(tmp_path, TranslationHead.formats, {}).files} == {
         f"{part}.{end}" for part in ("train", "dev") for end in ("source", "target")
     }
+    (tmp_path / "dev.target").unlink()
+    with gzip.open(tmp_path / "dev.target.gz", "wt") as packed:
+        packed.write("drei\n")
+    assert load_data(tmp_path, TranslationHead.formats, {}).parts == parts
     (tmp_path / "dev.target").write_text("drei\nvier\n")
+    (tmp_path / "dev.target.gz").unlink()
     with pytest.raises(DataError, match=r"dev.source:2: ends after 1 lines, dev.target goes on"):
         load_data(tmp_path, TranslationHead.formats, {})
+    (tmp_path / "dev.target").unlink()
+    with pytest.raises(DataError, match=r"dev.source: has no file beside it with the same name that ends in .target"):
+        load_data(tmp_path, TranslationHead.formats, {})
+
+
+def test_parallel_files_may_have_names_with_dots_and_be_summaries(tmp_path: Path) -> None:
+    for end, line in (("source", "long\n"), ("target", "short\n")):
+        (tmp_path / f"train.v1.[x].{end}").write_text(line)
+    [row] = load_data(tmp_path, SummarizationHead.formats, {}).parts["train"]
+    assert row.fields == {"document": "long", "summary": "short"}
+
+
+def test_tables_are_read_too(tmp_path: Path, backbones: Path) -> None:
+    (tmp_path / "train.csv").write_text("document,summary\nlong,short\n")
+    [row] = load_data(tmp_path, SummarizationHead.formats, {}).parts["train"]
+    backbone = load_backbone(str(backbones / "bert")).info
+    config = SummarizationHead.for_backbone(SummarizationHead.configure([row], {}), [row], backbone)
+    head = SummarizationHead(config, backbone=backbone)
+    assert head.read_gold_row(row).targets == ("short",)
 
 
 def make_checkpoint(name: str, folder: Path, **generation: Any) -> Any:
@@ -284,6 +359,10 @@ def test_what_a_checkpoint_says_and_is_not_followed_is_told(tmp_path: Path, capl
         ({"_attn_implementation": "evil/repo"}, "names code to be run"),
         ({"top_p": 0.0}, "generation_config.json.* says that top_p is 0.0"),
         ({"num_beams": "4"}, "says that num_beams is '4'"),
+        ({"decoder_start_token_id": 1_000_000}, "says decoder_start_token_id=1000000, expected a token from 0 to 2"),
+        ({"eos_token_id": "x"}, "says eos_token_id='x'"),
+        ({"bad_words_ids": [["x"]]}, "says bad_words_ids='x'"),
+        ({"suppress_tokens": [-1]}, "says suppress_tokens=-1"),
     ],
 )
 def test_what_a_checkpoint_must_not_say_for_generate(says: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -376,6 +455,15 @@ def test_targets_begin_as_the_backbones_texts_do(tmp_path: Path) -> None:
         assert head_on(tmp_path / name, rows).marks.forced_first == first
 
 
+def test_training_goes_by_what_the_backbone_says_for_generate(tmp_path: Path) -> None:
+    make_checkpoint("bart", tmp_path / "theirs", forced_bos_token_id=5, bad_words_ids=[[7]], num_beams=3)
+    (saved := tmp_path / "saved").mkdir()
+    load_backbone(str(tmp_path / "theirs")).save(saved)
+    for folder in (tmp_path / "theirs", saved):
+        head = head_on(folder, rows_of(("a", "b")))
+        assert (head.marks.forced_first, head.marks.never, head.config.num_beams) == (5, (7,), 1)
+
+
 def test_a_language_pair_that_a_checkpoint_does_not_know_is_answered_with_those_it_knows(tmp_path: Path) -> None:
     make_checkpoint("t5", tmp_path / "theirs")
     config = json.loads((tmp_path / "theirs" / "config.json").read_text())
@@ -437,6 +525,12 @@ def test_what_a_checkpoint_cannot_say_is_told(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("one", "other"), [("हिन्दी", "हानादू"), ("தமிழ்", "தாமாழா"), ("cafe\u0301", "cafe")])
+def test_marks_belong_to_their_words(one: str, other: str) -> None:
+    assert rouge_scores([[one]], [one])["rouge1"] == 1
+    assert rouge_scores([[one]], [other])["rouge1"] == 0
+
+
 @pytest.mark.parametrize("text", ["Привет, мир", "안녕 세상", "γειά σου", "新华社北京电"])  # noqa: RUF001
 def test_summaries_in_any_script_are_measured(text: str) -> None:
     assert rouge_scores([[text]], [text])["rougeL"] == 1
@@ -455,6 +549,52 @@ def test_without_a_pretrained_decoder_there_is_no_checkpoint(backbones: Path, tr
         import_checkpoint(backbones / "bert", task="summarization", output=tmp_path / "m")
     with pytest.raises(UsageError, match="has a decoder of its own on bert"):
         to_hugging_face(translator, "translation", output=tmp_path / "hf")
+
+
+def test_marks_that_the_tokenizer_does_not_have_are_refused(tmp_path: Path) -> None:
+    config = tiny.WRITERS["bart"]()
+    config.vocab_size += 10
+    tiny.make_writer(config).save_pretrained(tmp_path)
+    tiny.save_tokenizer(tiny.ARCHITECTURES["bart"][1](), tmp_path)
+    says = {"decoder_start_token_id": 2, "eos_token_id": config.vocab_size - 1}
+    (tmp_path / "generation_config.json").write_text(json.dumps(says))
+    with pytest.raises(ModelError, match="with the tokens 309, which its tokenizer does not have"):
+        pipeline("summarization", model=tmp_path)
+
+
+@pytest.mark.parametrize("named", [{"summarization": None}, ["summarization"], {"summarization": [1]}])
+def test_what_a_checkpoint_says_of_a_task_in_no_known_way_is_passed_over(named: Any, tmp_path: Path) -> None:
+    make_checkpoint("bart", tmp_path / "theirs")
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps({**config, "task_specific_params": named}))
+    assert pipeline("summarization", model=tmp_path / "theirs").heads["summarization"].config.num_beams == 1
+
+
+def test_a_prefix_leaves_room_for_the_text(tmp_path: Path) -> None:
+    make_checkpoint("bart", tmp_path / "theirs")
+    pipe = pipeline("summarization", model=tmp_path / "theirs", options={"summarization": {"prefix": "ada " * 200}})
+    with pytest.raises(UsageError, match=r"prefix: is \d+ tokens, of 128 that the backbone reads; give at most 110"):
+        pipe("bob")
+
+
+@pytest.mark.parametrize("name", ["marian", "pegasus"])
+def test_positions_that_are_computed_are_not_learned(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_checkpoint(name, tmp_path / "theirs")
+    (tmp_path / "train.jsonl").write_text("".join(f'{{"source": "ada {n}", "target": "bob {n}"}}\n' for n in range(8)))
+    learned: list[torch.Tensor | None] = []
+    step = torch.optim.AdamW.step
+
+    def heard(self: Any, *given: Any) -> Any:
+        learned.extend(weight.grad for group in self.param_groups for weight in group["params"])
+        return step(self, *given)
+
+    monkeypatch.setattr("torch.optim.AdamW.step", heard)
+    settings = TrainSettings(backbone=str(tmp_path / "theirs"), epochs=1, precision="fp32")
+    nlptasks.train(f"translation={tmp_path / 'train.jsonl'}", output=tmp_path / "ours", settings=settings)
+    assert learned
+    assert all(gradient is not None for gradient in learned)
 
 
 def test_sizes_of_the_own_decoder_are_options(backbones: Path) -> None:

@@ -105,7 +105,7 @@ def test_weights_that_cannot_be_meant(option: Any, message: str) -> None:
 
 @pytest.mark.parametrize("value", ["1", "-0.1", "nan", 1.0])
 def test_a_smoothing_that_is_no_share(value: Any) -> None:
-    with pytest.raises(UsageError, match=r"ner\.label_smoothing: is .*; give a share from 0 up to 1"):
+    with pytest.raises(UsageError, match=r"ner\.label_smoothing: is .*; give a number of at least 0, below 1"):
         NerHead.configure(ROWS, {"label_smoothing": value})
 
 

@@ -16,7 +16,7 @@ from nlptasks.exporting import _export_checked, _of_head
 from nlptasks.runtime.onnx import OnnxRuntime
 from nlptasks.runtime.pytorch import TorchRuntime
 from nlptasks.search import Hypothesis, Marks, SearchOptions, search
-from nlptasks.stepping import Step, Stepper
+from nlptasks.stepping import CachedStepper, StepGraph
 from nlptasks.types import Pass, Runtime
 
 ENDS = (2, 5, 17, 33, 60, 80, 101, 140, 203)
@@ -26,16 +26,18 @@ MOST = 12
 
 
 class Steps:
-    """Runs a decoder; remembers how many sources each step had."""
+    """Runs a decoder; remembers how many sources each step had, and how many tokens it read."""
 
     def __init__(self, decoder: Decoder, cross: dict[str, torch.Tensor], mask: torch.Tensor) -> None:
         self.decoder, self.cross, self.mask = decoder, cross, mask
         heads, width = decoder.cache_shape
         self.past = {name: torch.zeros(1, heads, 0, width) for name in decoder.past}
         self.groups: list[int] = []
+        self.lengths: list[int] = []
 
     def advance(self, tokens: np.ndarray, rows: np.ndarray) -> torch.Tensor:
         self.groups.append(len(tokens))
+        self.lengths.append(tokens.shape[2])
         given = {"tokens": torch.from_numpy(tokens), "rows": torch.from_numpy(rows), "mask": self.mask}
         with torch.no_grad():
             found = self.decoder.step({**given, **self.cross, **self.past})
@@ -138,18 +140,18 @@ def test_the_tokens_are_those_of_generate(writer: Writer, way: str, forced: bool
 def test_onnx_runtime_writes_the_same(name: str, tmp_path: Path) -> None:
     writer = Writer(name, layers=1, spread=1.0)
     path, graph = tmp_path / "step.onnx", "head.step"
-    _, difference = _export_checked(_of_head(graph, Step(writer.decoder), writer.theirs.config.model_type), path)
+    _, difference = _export_checked(_of_head(graph, StepGraph(writer.decoder), writer.theirs.config.model_type), path)
     assert difference <= 1e-4
     cross = {name: tensor.numpy() for name, tensor in writer.steps().cross.items()}
     runtimes: list[tuple[Runtime, Any]] = [
-        (TorchRuntime({graph: Step(writer.decoder)}, torch.device("cpu")), writer.steps().cross),
+        (TorchRuntime({graph: StepGraph(writer.decoder)}, torch.device("cpu")), writer.steps().cross),
         (OnnxRuntime({graph: path}, device="cpu", precision="fp32"), cross),
     ]
     for way in ("greedy", "beams", "beams, long ones"):
         options, written = SearchOptions(max_new_tokens=MOST, **WAYS[way]), []
         for runtime, outputs in runtimes:
             passed = Pass("head", dict.fromkeys(range(len(writer.ids))), writer.mask.numpy(), outputs, runtime)
-            stepper = Stepper(passed, np.arange(len(writer.ids)), writer.decoder)
+            stepper = CachedStepper(passed, np.arange(len(writer.ids)), writer.decoder)
             found = search(stepper, sources=list(writer.ids.numpy()), marks=writer.marks(), options=options)
             written.append([[one.tokens for one in own] for own in found])
         assert written[0] == written[1]
@@ -186,7 +188,7 @@ def test_a_prompt_of_several_tokens_is_read_at_once(bart: Writer) -> None:
     steps = bart.steps()
     options = SearchOptions(max_new_tokens=MOST)
     found = search(steps, sources=list(bart.ids.numpy()), marks=marks, options=options)
-    assert len(steps.groups) <= MOST
+    assert steps.lengths == [3] + [1] * (len(steps.lengths) - 1)
     for [one], row in zip(found, theirs[:, 3:].tolist(), strict=True):
         assert list(one.tokens) == row[: len(one.tokens)]
         assert one.ended == (row[len(one.tokens) :][:1] in [[end] for end in ENDS])
@@ -250,6 +252,36 @@ def test_a_text_without_end_is_bounded_and_says_so(bart: Writer) -> None:
         assert all(len(own[0].tokens) == 4 and not own[0].ended for own in forced)  # an end for lack of room is none
 
 
+class Even:
+    """Finds every token of three equally likely."""
+
+    def advance(self, tokens: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+        return torch.zeros(*rows.shape, 3)
+
+    def keep(self, groups: np.ndarray) -> None:
+        pass
+
+
+def test_an_end_that_is_forced_is_not_in_the_score() -> None:
+    marks = Marks(prompt=(0,), end=(1,), forced_last=1, never=(1,))
+    [[one]] = search(Even(), sources=[np.array([5])], marks=marks, options=SearchOptions(max_new_tokens=4))
+    assert (len(one.tokens), one.ended) == (3, False)
+    assert one.mean_probability == pytest.approx(1 / 3)
+
+
+def test_what_has_ended_does_not_go_on() -> None:
+    marks = Marks(prompt=(0,), end=(1,), forced_first=1)
+    options = SearchOptions(max_new_tokens=4, num_beams=2, num_return_sequences=2)
+    [[one, other]] = search(Even(), sources=[np.array([5])], marks=marks, options=options)
+    assert (one.tokens, one.log_probability) == ((), 0)
+    assert other.log_probability < -1e8
+
+
+def test_whole_numbers_will_do() -> None:
+    options = SearchOptions(max_new_tokens=2, do_sample=True, temperature=2, top_p=1, repetition_penalty=2)
+    assert search(Even(), sources=[np.array([5])], marks=Marks(prompt=(0,), end=()), options=options)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -266,6 +298,7 @@ def test_a_text_without_end_is_bounded_and_says_so(bart: Writer) -> None:
         ({"top_p": float("nan")}, "top_p: is nan"),
         ({"num_beams": 2, "do_sample": True}, "do_sample: is set with 2 beams"),
         ({"num_return_sequences": 2}, "num_return_sequences: is 2 with 1 beams"),
+        ({"length_penalty": 1000.0}, "length_penalty: is 1000.0; give a number of at least -10, at most 10"),
     ],
 )
 def test_what_cannot_be_searched_for_is_refused(given: dict[str, Any], message: str) -> None:

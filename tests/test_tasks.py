@@ -112,8 +112,8 @@ def test_options_can_be_changed_at_run(qa: Path, tmp_path: Path) -> None:
     [
         ({"qa": {"topk": 3}}, r"qa.topk: is no option of this head; did you mean 'top_k'\?"),
         ({"qa": {"top_k": "many"}}, "qa.top_k: is 'many', not a value of type int"),
-        ({"qa": {"top_k": 0}}, "top_k: is 0; give 1 or more"),
-        ({"ner": {"top_k": 3}}, r"options 'ner': are of no head that is opened"),
+        ({"qa": {"top_k": 0}}, "top_k: is 0; give a number of at least 1"),
+        ({"ner": {"top_k": 3}}, r"has no head 'ner'; known are: qa"),
     ],
 )
 def test_wrong_options_at_run_are_refused(qa: Path, options: Any, message: str) -> None:

@@ -213,7 +213,7 @@ def metric_lines(metrics: Mapping[str, float], main: str) -> list[str]:
     rows: dict[str, list[str]] = {}
     for key, value in sorted(metrics.items(), key=lambda pair: pair[0].rpartition(".")[2] != main):
         label, _, name = key.rpartition(".")
-        number = f"{value:.4f}" if value <= 1 and name != "support" else f"{value:.0f}"
+        number = f"{value:.0f}" if name == "support" else f"{value:.4f}" if value <= 1 else f"{value:.2f}"
         rows.setdefault(label, []).append(f"{name} {number}")
     width = max(map(len, rows))
     return [f"  {printable(label):{width}}  {'  '.join(values)}" for label, values in rows.items()]

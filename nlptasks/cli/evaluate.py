@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import click
 
-from nlptasks.cli.common import Command, backend_option, columns_option, device_option, make_target, metric_lines
+from nlptasks.cli.common import (
+    Command,
+    backend_option,
+    columns_option,
+    device_option,
+    make_target,
+    metric_lines,
+    options_of,
+    set_option,
+)
 
 
 @click.command("evaluate", cls=Command)
@@ -17,12 +26,22 @@ from nlptasks.cli.common import Command, backend_option, columns_option, device_
 @backend_option
 @device_option
 @columns_option
+@set_option
 @click.option("--json", "as_json", is_flag=True, help="a JSON object for each head on stdout")
 def command(
-    model: str, targets: tuple[str, ...], split: str | None, backend: str, device: str, columns: str, as_json: bool
+    model: str,
+    targets: tuple[str, ...],
+    split: str | None,
+    backend: str,
+    device: str,
+    columns: str,
+    options: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Evaluate heads of MODEL on labelled data."""
-    wanted = [make_target(target, columns=columns) for target in targets]
+    named = [make_target(target, columns=columns) for target in targets]
+    given = options_of(options, [target.name for target in named])
+    wanted = [replace(target, options=given[target.name]) for target in named]
 
     from nlptasks.evaluation import evaluate
 

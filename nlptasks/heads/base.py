@@ -248,11 +248,11 @@ class Head(nn.Module, ABC):
         return self.forward(states, batch), {}
 
     @classmethod
-    def from_hugging_face(cls, config: Any, given: Mapping[str, Any]) -> Any:
+    def from_hugging_face(cls, backbone: BackboneInfo, given: Mapping[str, Any]) -> Any:
         """The head's config for a checkpoint of `hf_auto`.
 
         Args:
-            config: the checkpoint's config; its ``generation`` is what the checkpoint says for ``generate``, by name.
+            backbone: the checkpoint's, with its whole config.
             given: the head's options.
 
         Raises:

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from nlptasks.backbone import BackboneInfo
-from nlptasks.config import decided, parse_options, setting
+from nlptasks.config import SHARE_BELOW_1, check_values, decided, parse_options, setting
 from nlptasks.errors import DataError, ModelError, UsageError, did_you_mean, each, quote
 from nlptasks.fields import LabelField, label_field, same_kind, text_field
 from nlptasks.heads.base import IGNORED, Head
@@ -25,7 +25,6 @@ from nlptasks.losses import (
     SMOOTHING_DOC,
     WEIGHTS_DOC,
     binary_cross_entropy,
-    check_smoothing,
     class_weights,
     cross_entropy,
     example_means,
@@ -70,7 +69,7 @@ class ClassificationConfig:
     """Options of a head, and what its training data decided."""
 
     class_weights: str = setting(NO_WEIGHTS, WEIGHTS_DOC + "; where a text may have several labels: of the right ones")
-    label_smoothing: float = setting(0.0, SMOOTHING_DOC)
+    label_smoothing: float = setting(0.0, SMOOTHING_DOC, within=SHARE_BELOW_1)
     separator: str = setting(",", "what stands between labels in a cell of the column labels")
     labels: tuple[str, ...] = decided((), "the classes, in order")
     several: bool = decided(False, "whether a text may have several labels, or none")
@@ -80,7 +79,7 @@ class ClassificationConfig:
     thresholds: tuple[float, ...] = decided((), "the least probability of each label that is given; empty for one half")
 
     def __post_init__(self) -> None:
-        check_smoothing(self.label_smoothing, where="label_smoothing")
+        check_values(self)
         if not self.separator:
             raise UsageError("separator", "is empty", "give what stands between two labels")
 
@@ -251,8 +250,8 @@ class ClassificationHead(Head):
         doc.cats.update({prefix + label: score for label, score in result.scores.items()})
 
     @classmethod
-    def from_hugging_face(cls, config: Any, given: Mapping[str, Any]) -> Any:
-        options = cls._options(given)
+    def from_hugging_face(cls, backbone: BackboneInfo, given: Mapping[str, Any]) -> Any:
+        options, config = cls._options(given), backbone.config
         if config.problem_type == "regression" or config.num_labels < 2:
             raise ModelError(
                 "config.json", f"describes a regression ({config.num_labels} outputs)", "take a classifier"

@@ -17,13 +17,13 @@ import numpy as np
 from torch import Tensor
 
 from nlptasks.backbone import BackboneInfo
-from nlptasks.config import decided, parse_options, setting
+from nlptasks.config import SHARE_BELOW_1, check_values, decided, parse_options, setting
 from nlptasks.errors import DataError, ModelError, did_you_mean, each, listing, quote
 from nlptasks.fields import list_field, spans_field, text_field
 from nlptasks.files import TABLES, read_conll
 from nlptasks.heads.base import IGNORED, Head
 from nlptasks.layers import HuggingFaceLayers, checkpoint_labels
-from nlptasks.losses import NO_WEIGHTS, SMOOTHING_DOC, WEIGHTS_DOC, check_smoothing, class_weights, cross_entropy
+from nlptasks.losses import NO_WEIGHTS, SMOOTHING_DOC, WEIGHTS_DOC, class_weights, cross_entropy
 from nlptasks.probabilities import TEMPERATURE_DOC, checked, fit_temperature, log_softmax
 from nlptasks.scores import span_scores
 from nlptasks.tags import (
@@ -74,14 +74,14 @@ class NerConfig:
 
     scheme: str = setting("auto", "tag scheme of the training data: auto detects it", choices=("auto", *SCHEMES))
     class_weights: str = setting(NO_WEIGHTS, WEIGHTS_DOC + "; the label of what is no entity is O")
-    label_smoothing: float = setting(0.0, SMOOTHING_DOC)
+    label_smoothing: float = setting(0.0, SMOOTHING_DOC, within=SHARE_BELOW_1)
     tags: tuple[str, ...] = decided((), "the classes, in order")
     tags_scheme: str = decided("iob2", "the scheme of the classes")
     weights: tuple[float, ...] = decided((), "the weight of each class in the loss, empty if all count alike")
     temperature: float = decided(1.0, TEMPERATURE_DOC)
 
     def __post_init__(self) -> None:
-        check_smoothing(self.label_smoothing, where="ner.label_smoothing")
+        check_values(self)
 
 
 @dataclass(frozen=True)
@@ -278,9 +278,9 @@ class NerHead(Head):
         doc.ents = [*doc.ents, *free]
 
     @classmethod
-    def from_hugging_face(cls, config: Any, given: Mapping[str, Any]) -> NerConfig:
+    def from_hugging_face(cls, backbone: BackboneInfo, given: Mapping[str, Any]) -> NerConfig:
         options = NerConfig(**parse_options(NerConfig, given, where="ner"))
-        tags = checkpoint_labels(config)
+        tags = checkpoint_labels(backbone.config)
         if any(tag.startswith("LABEL_") for tag in tags):
             raise ModelError("config.json", f"names its classes {listing(tags)}", "write the tags into its id2label")
         scheme = scheme_of_classes(tags) if options.scheme == "auto" else options.scheme

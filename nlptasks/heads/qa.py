@@ -18,8 +18,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor, nn
 
 from nlptasks.backbone import BackboneInfo
-from nlptasks.config import decided, parse_options, setting
-from nlptasks.errors import DataError, UsageError, each, quote
+from nlptasks.config import AT_LEAST_1, check_values, decided, parse_options, setting
+from nlptasks.errors import DataError, each, quote
 from nlptasks.fields import answers_field, text_field
 from nlptasks.files import TABLES, read_json_file
 from nlptasks.heads.base import IGNORED, Head
@@ -61,8 +61,10 @@ class QaConfig:
         choices=("auto", "true", "false"),
         at_run=True,
     )
-    top_k: int = setting(1, "answers to give, the best ones that do not overlap; above 1 as a list", at_run=True)
-    max_answer_tokens: int = setting(30, "longest answer, in tokens of the backbone", at_run=True)
+    top_k: int = setting(
+        1, "answers to give, the best ones that do not overlap; above 1 as a list", within=AT_LEAST_1, at_run=True
+    )
+    max_answer_tokens: int = setting(30, "longest answer, in tokens of the backbone", within=AT_LEAST_1, at_run=True)
     unanswerable: bool = decided(False, "whether training rows had no answer")
     temperature: float = decided(1.0, TEMPERATURE_DOC)
     null_threshold: float = decided(
@@ -70,9 +72,7 @@ class QaConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("top_k", "max_answer_tokens"):
-            if getattr(self, name) < 1:
-                raise UsageError(name, f"is {getattr(self, name)}", "give 1 or more")
+        check_values(self)
 
     @property
     def may_be_none(self) -> bool:
@@ -286,7 +286,7 @@ class QaHead(Head):
         return [(example.question, ""), *pieces]
 
     @classmethod
-    def from_hugging_face(cls, config: Any, given: Mapping[str, Any]) -> QaConfig:
+    def from_hugging_face(cls, backbone: BackboneInfo, given: Mapping[str, Any]) -> QaConfig:
         return QaConfig(**parse_options(QaConfig, given, where="qa"))
 
     def to_hugging_face(self) -> tuple[dict[str, Any], list[str]]:

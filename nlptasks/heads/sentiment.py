@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from nlptasks.backbone import BackboneInfo
 from nlptasks.config import decided, setting
 from nlptasks.errors import DataError, UsageError, listing
 from nlptasks.heads.classification import ClassificationConfig, ClassificationExample, ClassificationHead
@@ -78,8 +79,8 @@ class SentimentHead(ClassificationHead):
         return tuple(_scale(options.scale, tuple(counts), where=where))
 
     @classmethod
-    def from_hugging_face(cls, config: Any, given: Mapping[str, Any]) -> SentimentConfig:
-        return _with_polarities(super().from_hugging_face(config, given), "config.json")
+    def from_hugging_face(cls, backbone: BackboneInfo, given: Mapping[str, Any]) -> SentimentConfig:
+        return _with_polarities(super().from_hugging_face(backbone, given), "config.json")
 
     def to_hugging_face(self) -> tuple[dict[str, Any], list[str]]:
         said, lost = super().to_hugging_face()

@@ -15,9 +15,10 @@ import tokenizers
 from nlptasks.backbone import BackboneInfo
 from nlptasks.config import setting
 from nlptasks.errors import UsageError, listing, quote
-from nlptasks.files import TABLES, read_pairs
-from nlptasks.generative import GenerativeConfig, GenerativeHead, Writing, best, special_tokens
+from nlptasks.files import TABLES, pairs_of
+from nlptasks.generative import GenerativeConfig, GenerativeHead, Writing, best
 from nlptasks.textscores import translation_scores
+from nlptasks.tokenizer import tokens_around
 from nlptasks.types import Reader
 
 _PAIR = re.compile("translation_(.+)_to_(.+)")
@@ -40,7 +41,7 @@ class TranslationHead(GenerativeHead):
     main_metric = "bleu"
     fields: ClassVar = ("source", "text", "target")
     gold_fields: ClassVar = ("target",)
-    formats: ClassVar[Mapping[str, Reader]] = {**TABLES, ".source": read_pairs}
+    formats: ClassVar[Mapping[str, Reader]] = {**TABLES, ".source": pairs_of("source", "target")}
     source_field = "source"
     target_field = "target"
     sample = "samples/translation"
@@ -48,7 +49,7 @@ class TranslationHead(GenerativeHead):
     def __init__(self, config: TranslationConfig, *, backbone: BackboneInfo) -> None:
         super().__init__(config, backbone=backbone)
         self._signature = ""
-        codes = {} if config.decoder else _codes(backbone)
+        codes = _codes(self.vocabulary)
         if codes:
             source, target = (
                 _code(getattr(config, option), codes, option) for option in ("source_language", "target_language")
@@ -57,19 +58,18 @@ class TranslationHead(GenerativeHead):
                 self.marks = replace(self.marks, prompt=(*self.marks.prompt[:-1], codes[target]), forced_first=None)
             else:
                 self.marks = replace(self.marks, forced_first=codes[target])
-            around = special_tokens(backbone)
-            self.special = tuple((token, codes[source]) for token in codes.values() if token in around)
+            before, behind = tokens_around(self.vocabulary)
+            self.special = tuple((token, codes[source]) for token in codes.values() if token in before + behind)
 
     @classmethod
-    def _specific(cls, named: Mapping[str, Any], options: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _specific(cls, named: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any]) -> Mapping[str, Any]:
         pairs = {match.groups(): said for name, said in named.items() if (match := _PAIR.fullmatch(name))}
         wanted = options.get("source_language", ""), options.get("target_language", "")
         if pairs and wanted not in pairs and "prefix" not in options:
             known = listing(" to ".join(pair) for pair in pairs)
             problem = f"are {quote(wanted[0])} and {quote(wanted[1])}"
             raise UsageError("source_language, target_language", problem, f"take one of {known}, or give a prefix")
-        found: Mapping[str, Any] = pairs.get(wanted, {})
-        return found
+        return pairs.get(wanted, {})
 
     def to_hugging_face(self) -> tuple[dict[str, Any], list[str]]:
         said, lost = super().to_hugging_face()
@@ -86,9 +86,8 @@ class TranslationHead(GenerativeHead):
         return self._signature
 
 
-def _codes(backbone: BackboneInfo) -> dict[str, int]:
+def _codes(vocabulary: tokenizers.Tokenizer) -> dict[str, int]:
     """The codes of languages among a tokenizer's special tokens, such as ``de_DE``, ``deu_Latn`` or ``__de__``, and their ids."""
-    vocabulary = tokenizers.Tokenizer.from_str(backbone.tokenizer.decode("utf-8"))
     added = vocabulary.get_added_tokens_decoder().items()
     return {token.content: number for number, token in added if token.special and _CODE.fullmatch(token.content)}
 

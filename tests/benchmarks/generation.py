@@ -24,7 +24,7 @@ from nlptasks.exporting import _export_checked, _of_head
 from nlptasks.runtime.onnx import OnnxRuntime
 from nlptasks.runtime.pytorch import TorchRuntime, pack_linears
 from nlptasks.search import Marks, SearchOptions, search
-from nlptasks.stepping import Step, Stepper
+from nlptasks.stepping import CachedStepper, StepGraph
 from nlptasks.types import STEP, Pass, Window
 
 _BATCH, _SOURCE, _NEW = 8, 64, 64
@@ -36,6 +36,28 @@ def seconds(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
+
+
+_KINDS = {
+    "matrix products": ("mm", "linear"),
+    "attention": ("attention", "softmax"),
+    "copies": ("copy_", "cat", "index", "gather", "repeat", "clone"),
+    "choice of tokens": ("topk", "sort", "argmax", "logsumexp"),
+}
+"""What the names of PyTorch's operators have in them, by what they are for."""
+
+
+def shares(work: Callable[[], object]) -> dict[str, float]:
+    """Where the time of a call on PyTorch goes: the share of each kind of operator, and of what is none."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        whole = seconds(work) * 1e6
+    found = dict.fromkeys([*_KINDS, "other operators"], 0.0)
+    for event in profile.key_averages():
+        kind = next(
+            (kind for kind, parts in _KINDS.items() if any(part in event.key for part in parts)), "other operators"
+        )
+        found[kind] += event.self_cpu_time_total / whole
+    return {name: round(share, 3) for name, share in {**found, "Python": 1 - sum(found.values())}.items()}
 
 
 def main() -> None:
@@ -54,10 +76,10 @@ def main() -> None:
     mask = torch.ones_like(ids)
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "step.onnx"
-        _export_checked(_of_head(f"{_HEAD}.{STEP}", Step(decoder), config.model_type), path)
+        _export_checked(_of_head(f"{_HEAD}.{STEP}", StepGraph(decoder), config.model_type), path)
         onnx = OnnxRuntime({f"{_HEAD}.{STEP}": path}, device="cpu", precision="fp32")
         pack_linears(decoder, few_rows=True)
-        runtimes = {"torch": TorchRuntime({f"{_HEAD}.{STEP}": Step(decoder)}, torch.device("cpu")), "onnx": onnx}
+        runtimes = {"torch": TorchRuntime({f"{_HEAD}.{STEP}": StepGraph(decoder)}, torch.device("cpu")), "onnx": onnx}
         result = {
             f"{beams} beams": compare(theirs, decoder, runtimes, ids, mask, beams, options.runs) for beams in (1, 4)
         }
@@ -92,7 +114,7 @@ def compare(
             cross = decoder.cross(states, mask)
         outputs = cross if name == "torch" else {key: value.numpy() for key, value in cross.items()}
         passed = Pass(_HEAD, dict.fromkeys(range(_BATCH), window), mask.numpy(), outputs, runtimes[name])
-        stepper = Stepper(passed, np.arange(_BATCH), decoder)
+        stepper = CachedStepper(passed, np.arange(_BATCH), decoder)
         found = search(stepper, sources=[nothing] * _BATCH, marks=marks, options=wanted)
         return [list(own[0].tokens) for own in found]
 
@@ -107,6 +129,7 @@ def compare(
         "times_generate": {
             name: summary([a / b for a, b in zip(times["generate"], times[name], strict=True)]) for name in runtimes
         },
+        "where_the_time_goes": {name: shares(ways[name]) for name in ("generate", "torch")},
         "same_tokens": {name: answers[name] == answers["generate"] for name in runtimes},
     }
 
