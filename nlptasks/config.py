@@ -106,6 +106,12 @@ def settings_of(cls: type) -> list[Field[Any]]:
     return [item for item in fields(cls) if item.metadata.get("given")]
 
 
+def limits_of(item: Field[Any]) -> str:
+    """The values that a setting may take, in words; empty if any."""
+    within = item.metadata["within"]
+    return ", ".join(item.metadata["choices"]) or ("" if within == ANY else str(within))
+
+
 def value_type(cls: type, item: Field[Any]) -> type[Any]:
     """The type a value of this field has when it is given: ``float`` for ``float | None``."""
     hint = _hints(cls)[item.name]

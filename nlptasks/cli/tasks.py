@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from nlptasks.cli.common import Command
-from nlptasks.config import default_of, settings_of
+from nlptasks.config import default_of, limits_of, settings_of
 
 
 @click.command("tasks", cls=Command)
@@ -23,6 +23,5 @@ def command(task: str | None) -> None:
     click.echo(f"{task}: {summary}  main metric: {cls.main_metric}")
     click.echo(f"files: {', '.join(suffix for suffix in cls.formats if suffix)} (also .gz)")
     for item in settings_of(cls.Config):
-        choices = item.metadata["choices"]
-        values = f" ({', '.join(choices)})" if choices else ""
-        click.echo(f"  --set {task}.{item.name}={default_of(item)}   {item.metadata['doc']}{values}")
+        limits = f" ({limits_of(item)})" if limits_of(item) else ""
+        click.echo(f"  --set {task}.{item.name}={default_of(item)}   {item.metadata['doc']}{limits}")
