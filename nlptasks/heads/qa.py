@@ -8,6 +8,7 @@ and the answers of all windows share one distribution.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -282,8 +283,8 @@ class QaHead(Head):
 
     def show(self, example: QaExample, result: Answer | list[Answer]) -> list[tuple[str, str]]:
         answers = result if isinstance(result, list) else [result]
-        pieces = [(f" {one.text or 'no answer'}", f"{one.score or 0:.2f}") for one in answers]
-        return [(example.question, ""), *pieces]
+        found = (((" ", ""), (one.text or "no answer", f"{one.score or 0:.2f}")) for one in answers)
+        return [(example.question, ""), *itertools.chain.from_iterable(found)]
 
     @classmethod
     def from_hugging_face(cls, backbone: BackboneInfo, given: Mapping[str, Any]) -> QaConfig:

@@ -3,12 +3,15 @@
     python tests/benchmarks/writing.py --data FOLDER_OF_SETS --set multi30k_en_de --epochs 6
 
 Translations are measured twice: cased, as `nlptasks evaluate` does it (13a), and lower-cased, which is what older papers give.
+Where rows have ``references``, each of them is a right summary; beside what is written stands what the first sentence of each
+document is worth as its summary.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +25,7 @@ import nlptasks
 from nlptasks import TrainSettings, train
 from nlptasks.generative import GenerativeHead
 from nlptasks.pipeline import pipeline
+from nlptasks.textscores import rouge_scores
 from nlptasks.types import Row
 
 _BEAMS = 4
@@ -52,6 +56,17 @@ SETS = {
 }
 
 
+def rows_of(folder: Path, part: str) -> list[dict[str, Any]]:
+    """The rows of a part, with all right summaries."""
+    return [{**row, "summary": row["references"]} if "references" in row else row for row in read(folder, part)]
+
+
+def first_sentences(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """ROUGE of the first sentence of each document."""
+    first = [re.split(r"(?<=[.!?])\s", row["document"])[0] for row in rows]
+    return overall(rouge_scores([row["summary"] for row in rows], first))
+
+
 def lower_cased(gold: Sequence[Sequence[str]], found: Sequence[str]) -> dict[str, float]:
     """BLEU without regard to case."""
     from sacrebleu.metrics.bleu import BLEU
@@ -77,7 +92,7 @@ def measure(folder: Path, task: Task, epochs: int | None, model: Path, backbone:
     """Train on a set, and evaluate."""
     with tempfile.TemporaryDirectory() as place:
         for part in ("train", "dev"):
-            write(Path(place) / f"{part}.jsonl", read(folder, part))
+            write(Path(place) / f"{part}.jsonl", rows_of(folder, part))
         target = nlptasks.Target(task.head, task.head, place, options=dict(task.options))
         train(target, output=model, settings=TrainSettings(epochs=epochs, backbone=backbone), overwrite=True)
     log = json.loads((model / "training.json").read_text())
@@ -93,9 +108,12 @@ def measure(folder: Path, task: Task, epochs: int | None, model: Path, backbone:
         "history": log["history"],
         "measured_by": log["measured_by"],
         "metrics": {
-            part: {f"{beams} beams": measured(model, task, read(folder, part), beams) for beams in (1, _BEAMS)}
+            part: {f"{beams} beams": measured(model, task, rows_of(folder, part), beams) for beams in (1, _BEAMS)}
             for part in task.parts
         },
+        **(
+            {"first_sentences": first_sentences(rows_of(folder, task.parts[0]))} if task.head == "summarization" else {}
+        ),
     }
 
 
