@@ -91,7 +91,7 @@ class Backbone(nn.Module):
     Args:
         full: the Hugging Face base model; of an encoder-decoder only the encoder is kept, and no pooler.
         info: what heads may know.
-        assets: its small files (config and tokenizer), by name, as they are saved.
+        assets: its small files (configs and tokenizer), by name, as they are saved.
         left_out: gives the weights of `full` that the backbone does not hold, by their names there.
         beyond: gives pretrained weights that are not even in `full`, such as the layer behind a decoder.
     """

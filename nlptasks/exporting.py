@@ -297,8 +297,8 @@ def _difference(expected: list[dict[str, np.ndarray]], found: list[dict[str, np.
 
 @contextlib.contextmanager
 def _attention(trunk: Any, name: str | None) -> Iterator[None]:
-    """The model with another attention implementation, if a name is given."""
-    if name is None:
+    """The model, if there is one, with another attention implementation, if a name is given."""
+    if trunk is None or name is None:
         yield
         return
     before = trunk.config._attn_implementation

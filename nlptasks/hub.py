@@ -14,6 +14,7 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 
 FILES = (
     "config.json",
+    "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

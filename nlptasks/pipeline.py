@@ -169,10 +169,12 @@ def _open_stored(model: str, names: list[str] | None, backend: str, device: str,
     """An engine on a model folder."""
     stored = ModelFolder.open(model)
     found = stored.head_names(names)
-    options = {stored.head_name(name): given for name, given in options.items()}
-    _check_options(options, found)
+    by_head: dict[str, dict[str, Any]] = {}
+    for name, own in options.items():
+        by_head.setdefault(stored.head_name(name), {}).update(own)
+    _check_options(by_head, found)
     heads, runtime = _backend(stored, backend)(stored, found, device)
-    for name, given in options.items():
+    for name, given in by_head.items():
         heads[name].config = changed(heads[name].config, given, where=name)
     return Engine(heads, stored.tokenizer(), runtime, stored.backbone_info(), _BATCH_TOKENS[runtime.device])
 

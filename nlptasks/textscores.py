@@ -57,7 +57,8 @@ def rouge_scores(gold: Sequence[Sequence[str]], predicted: Sequence[str]) -> dic
 def _words(text: str) -> list[str]:
     """Runs of letters, digits and the marks that belong to them, such as the vowels of Hindi."""
     composed = unicodedata.normalize("NFC", text)
-    return "".join(char if char.isalnum() or _is_mark(char) else " " for char in composed).split()
+    found = "".join(char if char.isalnum() or _is_mark(char) else " " for char in composed).split()
+    return [word for word in found if any(map(str.isalnum, word))]  # emoji have marks, too
 
 
 def _is_mark(char: str) -> bool:
@@ -77,7 +78,8 @@ def translation_scores(
     Args:
         gold: the right translations of each text.
         predicted: the found one.
-        language: code of the language they are in, which decides what a word is; empty if unknown: then their script does.
+        language: code of the language they are in, which decides what a word is; for all but Chinese and Japanese their script
+            does, too.
 
     Returns:
         ``bleu``, ``chrf`` and ``support``, the number of texts; and sacrebleu's signatures, which say how they were computed.

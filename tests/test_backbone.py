@@ -256,6 +256,7 @@ def test_a_hub_model_is_the_folder_that_the_hub_gives(hub: FakeHub, name: str, r
         ("model-00001-of-00002.safetensors", True),
         ("model.safetensors.index.json", True),
         ("tokenizer.json", True),
+        ("generation_config.json", True),
         ("pytorch_model.bin", False),
         ("modeling_x.py", False),
         ("onnx/config.json", False),

@@ -529,6 +529,7 @@ def test_what_a_checkpoint_cannot_say_is_told(tmp_path: Path) -> None:
 def test_marks_belong_to_their_words(one: str, other: str) -> None:
     assert rouge_scores([[one]], [one])["rouge1"] == 1
     assert rouge_scores([[one]], [other])["rouge1"] == 0
+    assert rouge_scores([["ada ❤️ bob"]], ["cleo ❤️ dan"])["rouge1"] == 0
 
 
 @pytest.mark.parametrize("text", ["Привет, мир", "안녕 세상", "γειά σου", "新华社北京电"])  # noqa: RUF001

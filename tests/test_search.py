@@ -11,7 +11,7 @@ import tiny
 import torch
 
 from nlptasks.decoder import Decoder
-from nlptasks.errors import UsageError
+from nlptasks.errors import BackendError, UsageError
 from nlptasks.exporting import _export_checked, _of_head
 from nlptasks.runtime.onnx import OnnxRuntime
 from nlptasks.runtime.pytorch import TorchRuntime
@@ -155,6 +155,20 @@ def test_onnx_runtime_writes_the_same(name: str, tmp_path: Path) -> None:
             found = search(stepper, sources=list(writer.ids.numpy()), marks=writer.marks(), options=options)
             written.append([[one.tokens for one in own] for own in found])
         assert written[0] == written[1]
+
+
+def test_every_exporter_is_tried(bart: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(why: str) -> Any:
+        def engine(*given: Any) -> None:
+            raise ValueError(why)
+
+        return engine
+
+    engines = (("one", None, refuse("no")), ("two", "eager", refuse("never")))
+    monkeypatch.setattr("nlptasks.exporting._ENGINES", engines)
+    graph = _of_head("head.step", StepGraph(bart.decoder), "bart")
+    with pytest.raises(BackendError, match=r"cannot be exported as head.step \(one: ValueError: no; two: ValueError: never\)"):
+        _export_checked(graph, tmp_path / "step.onnx")
 
 
 @pytest.mark.parametrize("beams", [1, 3])

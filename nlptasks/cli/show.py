@@ -27,7 +27,8 @@ def command(model: str) -> None:
     for name, head in stored.heads(device="meta").items():
         record = stored.records[name]
         size = _megabytes(stored.path / "heads" / f"{name}.safetensors")
-        click.echo(f"head {name} (task {record.task}, {size}): {printable(listing(head.labels))}")
+        labels = f": {printable(listing(head.labels))}" if head.labels else ""
+        click.echo(f"head {name} (task {record.task}, {size}){labels}")
         for part, metrics in record.metrics.items():
             overall = {key: value for key, value in metrics.items() if "." not in key}
             click.echo(f"  {part}:{metric_lines(overall, head.main_metric)[0]}")
