@@ -167,7 +167,9 @@ def test_every_exporter_is_tried(bart: Writer, tmp_path: Path, monkeypatch: pyte
     engines = (("one", None, refuse("no")), ("two", "eager", refuse("never")))
     monkeypatch.setattr("nlptasks.exporting._ENGINES", engines)
     graph = _of_head("head.step", StepGraph(bart.decoder), "bart")
-    with pytest.raises(BackendError, match=r"cannot be exported as head.step \(one: ValueError: no; two: ValueError: never\)"):
+    with pytest.raises(
+        BackendError, match=r"cannot be exported as head.step \(one: ValueError: no; two: ValueError: never\)"
+    ):
         _export_checked(graph, tmp_path / "step.onnx")
 
 
