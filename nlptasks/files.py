@@ -191,13 +191,12 @@ def _sentence_row(sentence: list[tuple[int, list[str]]], path: Path) -> Row:
 
 def files_of(path: Path) -> list[Path]:
     """All files that are read for one: itself, and the second one of a pair, each plain or ``.gz``."""
-    second = _partners(path, ".source", ".target")
-    return [path, *second[:1]]
+    return [path, *_partners(path, ".source", ".target")]
 
 
 def is_second(path: Path) -> bool:
     """Whether a file is read together with another one, which is the part's."""
-    return any(path in files_of(first) for first in _partners(path, ".target", ".source"))
+    return bool(_partners(path, ".target", ".source"))
 
 
 def _partners(path: Path, own: str, other: str) -> list[Path]:
@@ -219,9 +218,10 @@ def pairs_of(first: str, second: str) -> Reader:
 
     def read(path: Path, on_error: OnError = refuse) -> Iterator[Row]:
         paths = files_of(path)
-        if len(paths) < 2:
-            problem = "has no file beside it with the same name that ends in .target"
-            raise DataError(str(path), problem, "add one, with what each text becomes in the same line")
+        if len(paths) != 2:
+            problem = "has no file" if len(paths) < 2 else f"has both {paths[1].name} and {paths[2].name}"
+            fix = "give one, with what each text becomes in the same line"
+            raise DataError(str(path), f"{problem} beside it with the same name that ends in .target", fix)
         # A line left out would shift the others.
         lines = itertools.zip_longest(*(whole_lines(one, refuse) for one in paths))
         for number, found in enumerate(lines, start=1):

@@ -257,6 +257,10 @@ def test_parallel_files_are_read_line_by_line(tmp_path: Path) -> None:
     (tmp_path / "dev.target.gz").unlink()
     with pytest.raises(DataError, match=r"dev.source:2: ends after 1 lines, dev.target goes on"):
         load_data(tmp_path, TranslationHead.formats, {})
+    (tmp_path / "dev.target.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"dev.source: has both dev.target and dev.target.gz beside it"):
+        load_data(tmp_path, TranslationHead.formats, {})
+    (tmp_path / "dev.target.gz").unlink()
     (tmp_path / "dev.target").unlink()
     with pytest.raises(DataError, match=r"dev.source: has no file beside it with the same name that ends in .target"):
         load_data(tmp_path, TranslationHead.formats, {})

@@ -30,8 +30,7 @@ class Steps:
 
     def __init__(self, decoder: Decoder, cross: dict[str, torch.Tensor], mask: torch.Tensor) -> None:
         self.decoder, self.cross, self.mask = decoder, cross, mask
-        heads, width = decoder.cache_shape
-        self.past = {name: torch.zeros(1, heads, 0, width) for name in decoder.past}
+        self.past = decoder.empty_cache()
         self.groups: list[int] = []
         self.lengths: list[int] = []
 
