@@ -20,7 +20,7 @@ def main(folder: Path) -> None:
     """Train for a few epochs and show what was learned."""
     model, checkpoint = folder / "model", folder / "checkpoint"
     result = nlptasks.train("classification", output=model, settings=nlptasks.TrainSettings(epochs=4))
-    print(f"test accuracy {result.metrics['test']['accuracy']:.2f} after 4 epochs at most")
+    print(f"test accuracy {result.heads['classification'].metrics['test']['accuracy']:.2f} after 4 epochs at most")
     to_hugging_face(model, "classification", output=checkpoint)
     for place in (model, checkpoint):
         pipe = nlptasks.pipeline.pipeline("classification", model=place)

@@ -18,7 +18,7 @@ TEXTS = ["Mei Tanaka flew from Oslo to Lisbon last Friday.", "Granite Foods hire
 def main(folder: Path) -> None:
     """Train for a few epochs and show what was learned."""
     result = nlptasks.train("ner", output=folder, settings=nlptasks.TrainSettings(epochs=4))
-    print(f"test F1 {result.metrics['test']['f1']:.2f} after 4 epochs")
+    print(f"test F1 {result.heads['ner'].metrics['test']['f1']:.2f} after 4 epochs")
     nlptasks.export(folder)
     for backend in ("torch", "onnx"):
         pipe = nlptasks.pipeline.pipeline("ner", model=folder, backend=backend)

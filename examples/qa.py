@@ -19,7 +19,7 @@ QUESTIONS = ["Who built the lighthouse?", "When was it built?", "Who lives there
 def main(folder: Path) -> None:
     """Train for a few epochs and show what was learned."""
     result = nlptasks.train("qa", output=folder, settings=nlptasks.TrainSettings(epochs=2))
-    print(f"test F1 {result.metrics['test']['f1']:.2f} after 2 epochs")
+    print(f"test F1 {result.heads['qa'].metrics['test']['f1']:.2f} after 2 epochs")
     pipe = nlptasks.pipeline.pipeline("qa", model=folder, options={"qa": {"top_k": 3}})
     rows = [{"question": question, "context": CONTEXT} for question in QUESTIONS]
     for question, answers in zip(QUESTIONS, pipe(rows), strict=True):

@@ -18,7 +18,7 @@ TEXTS = ["A wonderful book.", "The room has two beds and a desk.", "Not bad at a
 def main(folder: Path) -> None:
     """Train for a few epochs and show what was learned."""
     result = nlptasks.train("sentiment", output=folder, settings=nlptasks.TrainSettings(epochs=4))
-    metrics = result.metrics["test"]
+    metrics = result.heads["sentiment"].metrics["test"]
     print(f"test accuracy {metrics['accuracy']:.2f}, mean absolute error {metrics['mae']:.2f} of the scale")
     nlptasks.export(folder)
     pipe = nlptasks.pipeline.pipeline("sentiment", model=folder)

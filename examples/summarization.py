@@ -22,7 +22,7 @@ def main(folder: Path) -> None:
     """Train for some epochs, and summarize a short and a long document."""
     target = nlptasks.Target("summarization", "summarization", None, options={"decoder_layers": 2})
     result = nlptasks.train(target, output=folder, settings=nlptasks.TrainSettings(epochs=3))
-    print(f"test ROUGE-L {result.metrics['test']['rougeL']:.2f}")
+    print(f"test ROUGE-L {result.heads['summarization'].metrics['test']['rougeL']:.2f}")
     pipe = nlptasks.pipeline.pipeline("summarization", model=folder)
     print(pipe(DOCUMENT))
     print("too long:", pipe(DOCUMENT * 20))  # its beginning is read, and the result says that it is truncated

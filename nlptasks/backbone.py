@@ -21,11 +21,21 @@ from nlptasks import weights
 from nlptasks.architecture import build, freeze_computed, plan, read_config, refusing
 from nlptasks.errors import ModelError
 from nlptasks.folders import RESTORE, plain_files, read_whole
+from nlptasks.sharing import Branch, layer_count, make_slots, new_branch
 from nlptasks.tokenizer import Tokenizer, plain
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
+_MARKS = (
+    "decoder_start_token_id",
+    "eos_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "bad_words_ids",
+    "suppress_tokens",
+)
+"""What is said for ``generate`` of how every target begins and ends, and what it never has."""
 MAX_TOKENS, _MAX_SOURCE_TOKENS = 512, 1024
 """Windows are never longer, whatever the backbone could read: attention's cost grows with the square of the length. The second
 is for encoder-decoders, many of which were trained on whole documents of that length."""
@@ -43,7 +53,8 @@ class BackboneInfo:
         pad_id: id of the padding token.
         has_types: whether it reads token type ids.
         tokenizer: its ``tokenizer.json``.
-        generation: what it says for ``generate``, by name, as long as it has not been saved here.
+        generation: what it says for ``generate``, by name; once it has been saved here, only how what is written begins and
+            ends.
     """
 
     source: str
@@ -77,6 +88,7 @@ class BackboneInfo:
             "max_tokens": self.max_tokens,
             "pad_id": self.pad_id,
             "has_types": self.has_types,
+            "generation": {name: self.generation.get(name) for name in _MARKS} if self.generation else {},
         }
 
     @classmethod
@@ -112,6 +124,7 @@ class Backbone(nn.Module):
         self._beyond = beyond
         self.trunk = trunk_of(full)
         freeze_computed(self.trunk)
+        make_slots(self.trunk)
         self.names = names_of(full, self.trunk)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -128,6 +141,19 @@ class Backbone(nn.Module):
             given["token_type_ids"] = batch["types"]
         states: Tensor = self.trunk(**given).last_hidden_state  # [B,S,H]
         return states
+
+    def branch(self, depth: int) -> Branch:
+        """A branch of so many layers, which begins as a copy of the backbone's own.
+
+        Raises:
+            UsageError: the backbone has not so many layers, or no list of them.
+        """
+        return new_branch(self.trunk, depth)
+
+    @property
+    def layers(self) -> int:
+        """How many layers a head can own; 0 if the architecture has no list of them."""
+        return layer_count(self.trunk)
 
     def tokenizer(self) -> Tokenizer:
         """A new tokenizer of this backbone."""

@@ -3,90 +3,128 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from nlptasks import __version__
+from nlptasks.backbone import BackboneInfo
 from nlptasks.data import CALIBRATION
-from nlptasks.model import Model
+from nlptasks.heads.base import Head
+from nlptasks.manifest import HeadRecord
 from nlptasks.probabilities import BINS
 
 
-def model_card(model: Model, log: Mapping[str, Any]) -> str:
-    """The card of a model that was just trained.
+def model_card(
+    info: BackboneInfo, heads: Mapping[str, Head], records: Mapping[str, HeadRecord], logs: Mapping[str, Any]
+) -> str:
+    """The card of a model.
 
     Args:
-        model: the model.
-        log: what ``training.json`` says.
+        info: of the backbone.
+        heads: its heads.
+        records: what is remembered of each.
+        logs: how each came to be, as ``training.json`` has it.
     """
-    name = log["head"]
-    rows = ", ".join(f"{part} {count}" for part, count in log["rows"].items())
-    return _card(
-        model,
-        name,
-        made=f"made with nlptasks {log['nlptasks']} on {log['date'][:10]}",
-        sections=[
-            "## Quality",
-            "",
-            *_metric_table(log["metrics"], model.heads[name].main_metric),
-            "",
-            "Measured on the weights of the best epoch on dev, with thresholds, if it has any, that were fitted on dev"
-            + (f"; {log['data']['split']}." if log["data"]["split"] else ".")
-            + (f" {log['measured_by']}." if log["measured_by"] else ""),
-            "",
-            *_scores(log),
-            "## Training",
-            "",
-            f"Rows: {rows}. {len(log['history'])} epochs in {log['seconds']} seconds on {log['device']}"
-            f" with {log['threads']} threads. All settings, versions and the sha256 of the data stand in `training.json`.",
-        ],
-    )
-
-
-def imported_card(model: Model, name: str) -> str:
-    """The card of a model that was imported from somebody's checkpoint."""
-    return _card(
-        model,
-        name,
-        made=f"imported with nlptasks {__version__}",
-        sections=[
-            "## Origin",
-            "",
-            f"All weights are those of `{model.backbone.info.source}`, and so are the logits. Its terms and its card hold for "
-            "this model too. Scores are probabilities as the checkpoint gives them; they were not calibrated here.",
-        ],
-    )
-
-
-def _card(model: Model, name: str, *, made: str, sections: Sequence[str]) -> str:
-    head, info = model.heads[name], model.backbone.info
-    row = head.example_row()
-    text = row["text"] if row.keys() == {"text"} else None
-    task = model.records[name].task
+    own = [_head_section(name, head, records[name], logs.get(name, {}), info) for name, head in heads.items()]
+    what = "A model" if len(heads) == 1 else f"A model with {len(heads)} heads, which answer in one pass,"
+    commit = f" at commit `{info.revision}`" if info.revision else ""
     lines = [
-        f"# {name}",
+        f"# {' + '.join(heads)}",
         "",
-        f"A model for the task `{task}` on the backbone `{info.source}`"
-        + (f" at commit `{info.revision}`" if info.revision else "")
-        + f", {made}.",
+        f"{what} on the backbone `{info.source}`{commit}.",
         "",
-        *([f"Labels: {', '.join(f'`{label}`' for label in head.labels)}", ""] if head.labels else []),
+        *_use(heads),
+        *(line for section in own for line in section),
+    ]
+    return "\n".join(lines)
+
+
+def _use(heads: Mapping[str, Head]) -> list[str]:
+    names = list(heads)
+    asked = json.dumps(names[0] if len(names) == 1 else names)
+    row = {key: value for head in heads.values() for key, value in head.example_row().items()}
+    text = row["text"] if row.keys() == {"text"} else None
+    return [
         "## Use",
         "",
         "```python",
         "import nlptasks.pipeline",
         "",
-        f'pipe = nlptasks.pipeline.pipeline("{name}", model="THIS FOLDER")',
+        f'pipe = nlptasks.pipeline.pipeline({asked}, model="THIS FOLDER")',
         f"pipe({json.dumps(text or row)})",
         "```",
         "",
         "Or on the command line: "
         + (f'`nlptasks predict THIS_FOLDER "{text}"`' if text else "`nlptasks predict THIS_FOLDER --input ROWS.jsonl`"),
         "",
-        *sections,
+    ]
+
+
+def _head_section(name: str, head: Head, record: HeadRecord, log: Mapping[str, Any], info: BackboneInfo) -> list[str]:
+    owns = {0: "", 1: " It owns the top layer of the backbone."}.get(
+        record.branch, f" It owns the {record.branch} top layers of the backbone."
+    )
+    how = "imported" if "imported" in log else "made"
+    made = f", {how} with nlptasks {log['nlptasks']} on {log['date'][:10]}" if log else ""
+    return [
+        f"## Head `{name}`",
+        "",
+        f"For the task `{record.task}`{made}.{owns}",
+        "",
+        *([f"Labels: {', '.join(f'`{label}`' for label in head.labels)}", ""] if head.labels else []),
+        *(_trained(name, head, log) if "history" in log else _imported(log) if log else []),
+    ]
+
+
+def _trained(name: str, head: Head, log: Mapping[str, Any]) -> list[str]:
+    rows = ", ".join(f"{part} {count}" for part, count in log["rows"].items())
+    return [
+        "### Quality",
+        "",
+        *_metric_table(log["metrics"], head.main_metric),
+        "",
+        f"Measured on the weights after epoch {log['kept_epoch']}, the best on dev"
+        + (", with thresholds, if it has any, that were fitted on dev")
+        + (f"; {log['data']['split']}." if log["data"]["split"] else ".")
+        + (f" {log['measured_by']}." if log["measured_by"] else ""),
+        "",
+        *_together(name, log),
+        *_scores(log),
+        "### Training",
+        "",
+        f"Rows: {rows}. {len(log['history'])} epochs in {log['seconds']} seconds on {log['device']}"
+        f" with {log['threads']} threads. All settings, versions and the sha256 of the data stand in `training.json`.",
         "",
     ]
-    return "\n".join(lines)
+
+
+def _together(name: str, log: Mapping[str, Any]) -> list[str]:
+    """Of heads that learned together, each one's own best, and what it has at the weights that are kept."""
+    if len(log["together"]) == 1:
+        return []
+    kept = log["history"][log["kept_epoch"] - 1]["dev"]
+    rows = []
+    for other in log["together"]:
+        best = max(log["history"], key=lambda epoch: epoch["dev"][other])
+        rows.append(f"| {other} | {_number(kept[other])} | {_number(best['dev'][other])} | {best['epoch']} |")
+    return [
+        f"It learned together with {', '.join(f'`{other}`' for other in log['together'] if other != name)}; the weights that "
+        "are kept have the best mean over the heads of the main metric on dev, each as a share of its own best:",
+        "",
+        f"| head | after epoch {log['kept_epoch']} | its own best | after epoch |",
+        "|---|---:|---:|---:|",
+        *rows,
+        "",
+    ]
+
+
+def _imported(log: Mapping[str, Any]) -> list[str]:
+    return [
+        "### Origin",
+        "",
+        f"All weights are those of `{log['imported']}`, and so are the logits. Its terms and its card hold for this head "
+        "too. Scores are probabilities as the checkpoint gives them; they were not calibrated here.",
+        "",
+    ]
 
 
 def _scores(log: Mapping[str, Any]) -> list[str]:
@@ -97,7 +135,7 @@ def _scores(log: Mapping[str, Any]) -> list[str]:
     rows = log["rows"].get(CALIBRATION)
     how = f"fitted to {rows} rows held out of train" if rows else "none was fitted: there are fewer than 200 rows"
     return [
-        "## Scores",
+        "### Scores",
         "",
         f"Scores are probabilities at a temperature ({how}). Expected calibration error, {BINS} bins, before and after:",
         "",

@@ -15,7 +15,8 @@ from nlptasks.errors import UsageError, did_you_mean, listing, quote
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
-TUNE = ("all", "head")
+EMBEDDED = "minilm"
+"""The backbone that comes with the library."""
 RUNS = "runs"
 """The folder that models are written into unless told otherwise."""
 
@@ -244,8 +245,14 @@ def check_head_name(name: str) -> None:
 class TrainSettings:
     """How to train. None means: chosen from the size of the backbone and of the data, and recorded in ``training.json``."""
 
-    backbone: str = setting("minilm", "backbone: a hub name, a folder, or minilm, the embedded default")
-    tune: str = setting("all", "what is trained: the whole backbone (all) or only the head on it (head)", choices=TUNE)
+    backbone: str | None = setting(
+        None, "backbone: a hub name, a folder, or minilm, the embedded default; with --add-to it is the model's"
+    )
+    tune: str | None = setting(
+        None,
+        "what is trained: the whole backbone (all, the default for a new model), copies of its K top layers that the head then "
+        "owns (top:K, the default for an added head), or the head alone (head)",
+    )
     epochs: int | None = setting(None, "passes over the training rows", within=AT_LEAST_1)
     lr: float | None = setting(None, "highest learning rate of the backbone", within=ABOVE_0)
     head_lr: float | None = setting(
@@ -274,6 +281,9 @@ class TrainSettings:
         "auto", "arithmetic of the passes: auto takes bf16 where the hardware has it", choices=PRECISIONS
     )
     device: str = setting("auto", "where to train: auto takes a GPU if there is one", choices=DEVICES)
+    head_weights: str = setting(
+        "", "how often heads that learn together have their turn, in relation to each other: HEAD:WEIGHT,... (others 1)"
+    )
     seed: int = setting(0, "seed of the split, the order of batches, dropout and new weights", within=SEEDS)
     checkpoint_seconds: float = setting(
         60.0,
@@ -283,6 +293,45 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check_values(self, spell=_flag)
+        owned_layers(self.tune)
+        parse_weights(self.head_weights)
+
+
+def owned_layers(tune: str | None) -> int | None:
+    """The layers that a head owns by ``--tune``: none for ``head``; None where the backbone is trained or nothing is said.
+
+    Raises:
+        UsageError: it is not ``all``, ``top:K`` or ``head``.
+    """
+    if tune in (None, "all"):
+        return None
+    if tune == "head":
+        return 0
+    kind, _, number = tune.partition(":")
+    if kind != "top" or not number.isdecimal() or not number.isascii() or int(number) < 1:
+        raise UsageError("--tune", f"is {quote(tune)}", "take all, head, or top:K, where K is a number of layers")
+    return int(number)
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """``ner:2,qa:0.5`` as weights by head.
+
+    Raises:
+        UsageError: it is not written so, or a weight is not a finite number above 0.
+    """
+    weights = {}
+    for part in filter(None, text.split(",")):
+        name, _, number = part.rpartition(":")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not name or weight not in ABOVE_0 or not math.isfinite(weight):
+            raise UsageError(
+                "--head-weights", f"has {quote(part)}", "write HEAD:WEIGHT,..., each a finite number above 0"
+            )
+        weights[name] = weight
+    return weights
 
 
 def _flag(name: str) -> str:

@@ -18,8 +18,8 @@ def chosen(
     parameters: int,
     tokens: Sequence[int],
     lr_scale: float = 1.0,
-    own_lr_scale: float = 10.0,
     processes: int = 1,
+    heads: int = 1,
 ) -> TrainSettings:
     """The settings with everything that was left open chosen from the backbone and the data.
 
@@ -27,23 +27,22 @@ def chosen(
         settings: as given.
         parameters: weights in the backbone's layers, embeddings left out.
         tokens: tokens of each training example.
-        lr_scale: the head's.
-        own_lr_scale: the head's.
+        lr_scale: the head's; of several the lowest.
         processes: how many share each step.
+        heads: how many learn together.
     """
     # 3e-4 is measured for 10 million weights (MiniLM); the power leads to the usual 5e-5 for 85 million (BERT base) and
     # 2e-5 for 300 million (BERT large).
     lr = settings.lr or lr_scale * min(1e-3, 3e-4 * (1e7 / max(parameters, 1)) ** 0.8)
-    # About 200 steps an epoch learn well from few rows, with at least some 8 rows in each; beyond 2,048 tokens the speed no
-    # longer grows.
+    # About 200 steps of each head an epoch learn well from few rows, with at least some 8 rows in each; beyond 2,048 tokens the
+    # speed no longer grows.
     shared = processes * settings.accumulate
     least = max(256, 8 * sum(tokens) // (len(tokens) * shared))
-    budget = settings.batch_tokens or min(2048, max(least, sum(tokens) // (200 * shared)))
+    budget = settings.batch_tokens or min(2048, max(least, sum(tokens) // (200 * shared * heads)))
     steps = max(1, sum(tokens) // (budget * shared))
     return replace(
         settings,
         lr=lr,
-        head_lr=settings.head_lr or own_lr_scale * lr,
         batch_tokens=budget,
         epochs=settings.epochs or min(20, max(3, math.ceil(600 / steps))),
     )

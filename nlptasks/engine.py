@@ -1,7 +1,7 @@
 """Examples to results through the one seam, `Run`: the same for evaluation, the pipeline, the command line and spaCy.
 
-Each distinct source is tokenized and encoded once, whichever heads read it; windows are sorted by length and filled to a token
-budget; results come in the order of the examples.
+Each distinct source is tokenized once, and what comes of it encoded once, whichever heads read it; windows are sorted by length
+and filled to a token budget; results come in the order of the examples.
 """
 
 from __future__ import annotations
@@ -85,31 +85,49 @@ class Engine:
                 for source in own:
                     readers.setdefault(source, set()).add(name)
         windows = dict(zip(readers, self.tokenizer.windows(list(readers)), strict=True))
-        outputs = self._encode(windows, readers)
+        by_key: dict[_Key, dict[str, Window]] = {}
+        for source, cut in windows.items():
+            for window in cut:
+                for name in readers[source]:
+                    by_key.setdefault(_key(window), {}).setdefault(name, window)
+        outputs = self._encode(by_key)
         for item, sources in chunk:
             yield {name: _reading(name, example, sources[name], windows, outputs) for name, example in item.items()}
 
-    def _encode(
-        self, windows: Mapping[Source, list[Window]], readers: Mapping[Source, set[str]]
-    ) -> dict[Source, list[_ByHead]]:
-        """For each window of each source, the outputs for the heads that read it."""
-        flat = [(source, index, window) for source, own in windows.items() for index, window in enumerate(own)]
-        lengths = [-(-len(window) // _MULTIPLE) * _MULTIPLE for _, _, window in flat]  # as they will be padded
-        outputs: dict[Source, list[_ByHead]] = {source: [{} for _ in own] for source, own in windows.items()}
-        for batch in length_batches(lengths, self.batch_tokens, sorted(range(len(flat)), key=lengths.__getitem__)):
-            arrays = collate([flat[index][2] for index in _few_sizes(batch)], self.info, multiple=_MULTIPLE)  # [B,S]
-            given = self.runtime.run(ENCODE, {name: arrays[name] for name in self.info.inputs})
-            for name, head in self.heads.items():
-                own = {row: flat[index][2] for row, index in enumerate(batch) if name in readers[flat[index][0]]}
-                named = {key: given[f"{name}.{key}"] for key in head.outputs}
-                found = head.collect(Pass(name, own, arrays["mask"], named, self.runtime)) if own else []
-                for row, one in zip(own, found, strict=True):
-                    source, number, _ = flat[batch[row]]
-                    outputs[source][number][name] = one
+    def _encode(self, by_key: Mapping[_Key, Mapping[str, Window]]) -> dict[_Key, dict[str, Outputs]]:
+        """For the tokens of each window, the outputs of the heads that read them; each head has its own window with them."""
+        groups: dict[tuple[str, ...], list[Mapping[str, Window]]] = {}
+        for own in by_key.values():
+            groups.setdefault(tuple(name for name in self.heads if name in own), []).append(own)
+        outputs: dict[_Key, dict[str, Outputs]] = {key: {} for key in by_key}
+        for names, group in groups.items():  # heads that read the same texts run together, and no others with them
+            lengths = [-(-len(own[names[0]]) // _MULTIPLE) * _MULTIPLE for own in group]  # as they will be padded
+            for batch in length_batches(lengths, self.batch_tokens, sorted(range(len(group)), key=lengths.__getitem__)):
+                for name, found in self._run(names, [group[index] for index in batch]):
+                    for index, one in zip(batch, found, strict=True):
+                        outputs[_key(group[index][name])][name] = one
         return outputs
 
+    def _run(
+        self, names: Sequence[str], batch: Sequence[Mapping[str, Window]]
+    ) -> Iterator[tuple[str, Sequence[Outputs]]]:
+        """The outputs of some heads for a batch, by the head's name."""
+        first = [own[names[0]] for own in batch]
+        arrays = collate(_few_sizes(first), self.info, multiple=_MULTIPLE)  # [B,S]
+        given = self.runtime.run(ENCODE, {name: arrays[name] for name in self.info.inputs}, names)
+        for name in names:
+            head = self.heads[name]
+            own = {row: windows[name] for row, windows in enumerate(batch)}
+            named = {key: given[f"{name}.{key}"] for key in head.outputs}
+            yield name, head.collect(Pass(name, own, arrays["mask"], named, self.runtime))
 
-_ByHead = dict[str, Outputs]
+
+_Key = tuple[bytes, bytes, bool]
+"""What two windows have in common if all heads give the same for both."""
+
+
+def _key(window: Window) -> _Key:
+    return window.ids.tobytes(), window.types.tobytes(), window.opens
 
 
 def result_of(head: Head, reading: Reading) -> Any:
@@ -122,15 +140,12 @@ def _reading(
     example: Any,
     sources: Sequence[Source],
     windows: Mapping[Source, list[Window]],
-    outputs: Mapping[Source, list[_ByHead]],
+    outputs: Mapping[_Key, Mapping[str, Outputs]],
 ) -> Reading:
-    return Reading(
-        example,
-        [window for source in sources for window in windows[source]],
-        [by_head[name] for source in sources for by_head in outputs[source]],
-    )
+    own = [window for source in sources for window in windows[source]]
+    return Reading(example, own, [outputs[_key(window)][name] for window in own])
 
 
-def _few_sizes(batch: list[int]) -> list[int]:
+def _few_sizes(batch: list[Window]) -> list[Window]:
     """The batch, its last row repeated up to a height that is not new."""
     return batch if len(batch) <= _ROWS else batch + batch[-1:] * (-len(batch) % _ROWS)

@@ -10,7 +10,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from nlptasks.batching import random_batch
 from nlptasks.disk import sealed, sha256, written_beside
 from nlptasks.errors import BackendError, ModelError, UsageError, first_line, listing
 from nlptasks.heads.base import Graph, further_graphs
-from nlptasks.model import EXPORTS, REPORT, Model, ModelFolder
+from nlptasks.manifest import EXPORTS, REPORT
+from nlptasks.model import Model, ModelFolder
 from nlptasks.runtime.onnx import OnnxRuntime
 from nlptasks.runtime.pytorch import TorchRuntime
 from nlptasks.types import ENCODE, Ints
@@ -182,25 +183,32 @@ def export(folder: str | Path, *, precision: str = "fp32") -> ExportReport:
             engine=", ".join(dict.fromkeys(engine for engine, _ in written)),
             max_difference=max(difference for _, difference in written),
             shapes=_SHAPES,
-            made_from=_ingredients(stored),
+            made_from=_ingredients(stored, stored.records),
             files={path.name: sha256(path) for path in sorted(place.iterdir())},
         )
         (place / REPORT).write_bytes(sealed(asdict(report)))
     return report
 
 
-def open_export(stored: ModelFolder, graphs: Iterable[str], *, precision: str, device: str) -> OnnxRuntime:
-    """The runtime of some graphs of a model's export.
+def open_export(
+    stored: ModelFolder, graphs: Iterable[str], *, heads: Collection[str], precision: str, device: str
+) -> OnnxRuntime:
+    """The runtime of some graphs of a model's export, with the outputs of some heads.
 
     Raises:
         ModelError: there is no such export, or it is stale.
         BackendError: the device cannot be had.
     """
-    problem = export_problem(stored, precision)
+    problem = export_problem(stored, precision, heads)
     if problem:
         raise ModelError(str(stored.path), problem, f"run: nlptasks export {stored.path}")
     place = stored.path / EXPORTS / precision
-    return OnnxRuntime({graph: place / _file(graph) for graph in graphs}, device=device, precision=precision)
+    return OnnxRuntime(
+        {graph: place / _file(graph) for graph in graphs},
+        device=device,
+        precision=precision,
+        wanted=lambda output: "." not in output or output.partition(".")[0] in heads,
+    )
 
 
 def _file(graph: str) -> str:
@@ -212,18 +220,20 @@ def has_export(stored: ModelFolder, precision: str) -> bool:
     return precision in stored.exports
 
 
-def export_problem(stored: ModelFolder, precision: str) -> str | None:
-    """Why there is no usable export in this precision; None if there is one."""
+def export_problem(stored: ModelFolder, precision: str, heads: Collection[str]) -> str | None:
+    """Why there is no usable export of these heads in this precision; None if there is one."""
     report = stored.exports.get(precision)
     if report is None:
         return f"has no ONNX export in {precision} (made are: {listing(sorted(stored.exports))})"
-    if report["made_from"] != _ingredients(stored):
-        return f"has a stale ONNX export in {precision}: the model has changed since"
+    stale = [head for head in heads if not _ingredients(stored, [head]).items() <= report["made_from"].items()]
+    if stale:
+        return f"has a stale ONNX export in {precision}: the model has changed since, for {listing(stale)}"
     return None
 
 
-def _ingredients(stored: ModelFolder) -> dict[str, str]:
-    parts = ("backbone/", "heads/")
+def _ingredients(stored: ModelFolder, heads: Iterable[str]) -> dict[str, str]:
+    """The files that the answers of these heads are a function of, and their sha256."""
+    parts = ("backbone/", *(f"heads/{head}." for head in heads))
     return {name: digest for name, digest in stored.manifest["files"].items() if name.startswith(parts)}
 
 

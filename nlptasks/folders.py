@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nlptasks.disk import parsed, sha256_beside
-from nlptasks.errors import ModelError, quote
+from nlptasks.errors import ModelError, UsageError, quote
 
 _log = logging.getLogger("nlptasks")
 
@@ -204,3 +204,33 @@ def check_shape(value: Any, shape: Any, *, name: str) -> None:
         raise ValueError(f"{name} has {sorted(value)}, expected {sorted(shape)}")
     for key, part in value.items():
         check_shape(part, shape[...] if ... in shape else shape[key], name=f"{name}.{key}" if name else key)
+
+
+def check_output(folder: Path, *, overwrite: bool, resumable: bool = False) -> None:
+    """Refuse an output folder that holds something, or that could not be written in the end.
+
+    Args:
+        folder: the folder.
+        overwrite: whether what is there may be replaced.
+        resumable: whether what is there could be gone on with, for the message.
+
+    Raises:
+        UsageError: it is not empty, no folder, or its parent cannot be written to.
+    """
+    target = folder.resolve()
+    try:  # asked once: another process may be about to replace it
+        inside = list(target.iterdir())
+    except FileNotFoundError:
+        inside = []
+    except NotADirectoryError as error:
+        raise UsageError(str(folder), "is a file", "give another -o") from error
+    except OSError as error:
+        raise UsageError(str(folder), f"cannot be read ({error})", "give another -o") from error
+    if inside and not overwrite:
+        ways = "--overwrite to replace it, or --resume" if resumable else "or --overwrite to replace it"
+        raise UsageError(str(folder), "is not empty", f"give another -o, {ways}")
+    if target == Path.cwd() or target.is_mount():
+        raise UsageError(str(folder), "cannot be replaced as a whole", "give a folder inside it as -o")
+    parent = next(place for place in target.parents if place.exists())
+    if not os.access(parent, os.W_OK):
+        raise UsageError(str(folder), f"cannot be written: {parent} is not writable", "give another -o")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,19 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from nlptasks import __version__
 from nlptasks.architecture import read_config, refusing
 from nlptasks.backbone import CONFIG, WEIGHTS, Backbone
 from nlptasks.batching import random_batch
-from nlptasks.card import imported_card
+from nlptasks.card import model_card
 from nlptasks.config import check_head_name, recorded
 from nlptasks.disk import written_beside
+from nlptasks.editing import logs_as_text
 from nlptasks.errors import DataError, ModelError, UsageError, listing
-from nlptasks.folders import CARD, read_whole
+from nlptasks.folders import CARD, check_output, read_whole
 from nlptasks.heads.base import Head
-from nlptasks.model import HeadRecord, Model, ModelFolder, check_output
+from nlptasks.manifest import LOG, HeadRecord
+from nlptasks.model import Model, ModelFolder
 from nlptasks.pretrained import from_foreign, locate, read_weights
 from nlptasks.registry import head_class
 from nlptasks.weights import check_finite
@@ -66,7 +70,10 @@ def import_checkpoint(
     check_output(Path(output), overwrite=overwrite)
     name = name or task
     model = read_checkpoint(source, task=task, name=name, options=options)
-    model.save(output, overwrite=overwrite, extra={CARD: imported_card(model, name)})
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    logs = {name: {"nlptasks": __version__, "date": date, "imported": str(source)}}
+    card = model_card(model.backbone.info, model.heads, model.records, logs)
+    model.save(output, overwrite=overwrite, extra={CARD: card, LOG: logs_as_text(logs)})
     return model
 
 
@@ -111,18 +118,19 @@ def to_hugging_face(
     check_output(Path(output), overwrite=overwrite)
     stored = ModelFolder.open(folder)
     name = stored.head_name(head)
-    model = stored.model()
+    model = stored.model([name])
     own = model.heads[name]
     said, lost = own.to_hugging_face()
-    full = _assembled(model.backbone, own, said, where=f"{folder}: {name}")
-    assets = {key: content for key, content in model.backbone.assets.items() if key not in (CONFIG, WEIGHTS)}
+    backbone = model.standing_alone(name)
+    full = _assembled(backbone, own, said, where=f"{folder}: {name}")
+    assets = {key: content for key, content in backbone.assets.items() if key not in (CONFIG, WEIGHTS)}
     with written_beside(Path(output), ModelError) as place:
         for key, content in assets.items():
             (place / key).write_bytes(content)
         full.save_pretrained(place)
         config = read_config(read_whole(place / CONFIG), where=str(output))
         again = _original(place, str(own.hf_auto), config, str(output))
-        _check_same(model.backbone, own, again.eval(), where=f"{folder}: {name}", temperature=_temperature(own))
+        _check_same(backbone, own, again.eval(), where=f"{folder}: {name}", temperature=_temperature(own))
     return str(own.hf_auto), lost
 
 

@@ -12,107 +12,29 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
-from nlptasks.batching import Unit, collate_units, epoch_batches
+from nlptasks.batching import collate_units
 from nlptasks.checkpoint import Checkpoint, Checkpoints
-from nlptasks.config import TrainSettings
+from nlptasks.config import owned_layers
 from nlptasks.data import CALIBRATION
 from nlptasks.dropout import cheap_dropout
 from nlptasks.engine import CHUNK_ITEMS, Engine, result_of
 from nlptasks.errors import BackendError, TrainingError, listing
-from nlptasks.heads.base import Head
-from nlptasks.model import Model
+from nlptasks.lesson import Lesson, Outcome, Progress, Subject
 from nlptasks.optimization import Batch, LossModule, Optimization, Step
 from nlptasks.probabilities import calibration_error
 from nlptasks.runtime.pytorch import TorchRuntime
+from nlptasks.schedule import Schedule, Turn
 from nlptasks.signals import StopRequest
-from nlptasks.tokenizer import Tokenizer
-from nlptasks.types import Reading, Reporter, Row
+from nlptasks.types import Reading
 
 _EVALUATION_TOKENS = 4096
 _LOWER = "train again with a lower --lr, or --precision fp32"
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What is learned, and how.
-
-    Attributes:
-        name: the head's name.
-        model: the backbone and the head.
-        rows: rows by part of the data.
-        examples: their examples.
-        units: the training examples that have tokens, cut into windows.
-        tokenizer: the backbone's.
-        settings: with everything chosen.
-        accelerator: this process among all that train.
-        reporter: hears how it goes.
-        identity: what the weights are a function of; a checkpoint of another identity is another run's.
-    """
-
-    name: str
-    model: Model
-    rows: Mapping[str, Sequence[Row]]
-    examples: Mapping[str, Sequence[Any]]
-    units: Sequence[Unit]
-    tokenizer: Tokenizer
-    settings: TrainSettings
-    accelerator: Accelerator
-    reporter: Reporter
-    identity: Mapping[str, Any]
-
-    @property
-    def head(self) -> Head:
-        """The head that learns."""
-        return self.model.heads[self.name]
-
-
-@dataclass
-class Progress:
-    """Where a run stands.
-
-    Attributes:
-        epoch: epochs that are done, evaluation included.
-        step: steps done in the epoch after them.
-        loss: summed over these steps.
-        count: what it is a sum over.
-        best: highest main metric on dev so far, None before the first evaluation.
-        best_epoch: the epoch it was reached in, from 1.
-        history: epoch, mean loss and main metric on dev of each epoch.
-        seconds: spent so far.
-        learning_seconds: of these, spent on steps.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    loss: float = 0.0
-    count: float = 0.0
-    best: float | None = None
-    best_epoch: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    seconds: float = 0.0
-    learning_seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run came to.
-
-    Attributes:
-        metrics: metrics of the kept weights by part of the data.
-        fitted: what was fitted to the answers of these weights, by its name in the head's config.
-        calibration_error: the expected calibration error on each of these parts, ``before`` that and ``after``.
-    """
-
-    metrics: Mapping[str, Mapping[str, float]]
-    fitted: Mapping[str, Any]
-    calibration_error: Mapping[str, Mapping[str, float | None]]
 
 
 class Loop:
@@ -129,16 +51,23 @@ class Loop:
         self._checkpoints, self._stop = checkpoints, StopRequest(patient=lesson.accelerator.num_processes > 1)
         # What is computed, such as Marian's positions, came frozen, and stays so.
         self._learnable = [weight for weight in lesson.model.parameters() if weight.requires_grad]
-        if lesson.settings.tune == "head":
+        if owned_layers(lesson.settings.tune) is not None:
             lesson.model.backbone.requires_grad_(False)
         lesson.model.to(lesson.accelerator.device)
         self._best = _copied(_changing(lesson.model))
-        self._lengths = [unit.tokens for unit in lesson.units]
         self._epochs = lesson.settings.epochs or 0
+        self.schedule = Schedule(
+            {subject.name: [unit.tokens for unit in subject.units] for subject in lesson.subjects},
+            weights={subject.name: subject.weight for subject in lesson.subjects},
+            budget=lesson.settings.batch_tokens or 1,
+            size=lesson.settings.accumulate * lesson.accelerator.num_processes,
+            seed=lesson.settings.seed,
+        )
         self._optimization = Optimization(
-            LossModule(lesson.model.backbone, lesson.head),
+            LossModule(lesson.model),
             lesson.settings,
-            steps=sum(len(self._steps(epoch)) for epoch in range(self._epochs)),
+            rates={subject.name: subject.rate for subject in lesson.subjects},
+            steps=sum(len(self.schedule.epoch(epoch)) for epoch in range(self._epochs)),
             load=self._load,
             accelerator=lesson.accelerator,
         )
@@ -146,7 +75,7 @@ class Loop:
             self._restore(found)
         self._started = time.monotonic() - self.progress.seconds
 
-    def run(self) -> Outcome:
+    def run(self) -> dict[str, Outcome]:
         """Train, keep the best weights, fit temperature and thresholds, and evaluate all that was not learned from.
 
         Raises:
@@ -161,21 +90,15 @@ class Loop:
                     self._judge()
             _put(model, self._best)
             self._check_equal_everywhere()
-            outcome = self._outcome()
+            outcomes = {subject.name: self._outcome(subject) for subject in self.lesson.subjects}
         for weight in self._learnable:
             weight.requires_grad_(True)
         self.progress.seconds = time.monotonic() - self._started
-        return outcome
+        return outcomes
 
-    def _steps(self, epoch: int) -> list[list[list[int]]]:
-        """The batches of each step of an epoch, for all processes."""
-        settings = self.lesson.settings
-        batches = epoch_batches(self._lengths, settings.batch_tokens or 1, seed=settings.seed, epoch=epoch)
-        size = settings.accumulate * self.lesson.accelerator.num_processes
-        return [batches[start : start + size] for start in range(0, len(batches), size)]
-
-    def _load(self, batch: Batch) -> dict[str, Tensor]:
-        arrays = collate_units([self.lesson.units[index] for index in batch], self.lesson.model.backbone.info)  # [B,S]
+    def _load(self, name: str, batch: Batch) -> dict[str, Tensor]:
+        units = self.lesson.of(name).units
+        arrays = collate_units([units[index] for index in batch], self.lesson.model.backbone.info)  # [B,S]
         device = self.lesson.accelerator.device
         return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
@@ -183,16 +106,18 @@ class Loop:
         """The steps of the epoch that are left."""
         progress, optimization = self.progress, self._optimization
         self.lesson.model.train()
-        for batches in self._steps(progress.epoch)[progress.step :]:
+        turns = self.schedule.epoch(progress.epoch)
+        for turn in turns[progress.step :]:
             begun = time.monotonic()
             pieces = optimization.pieces
-            step = optimization.step(batches, stop=self._stop.is_made)
+            step = optimization.step(turn, stop=self._stop.is_made)
             if not math.isfinite(step.norm):
-                raise self._not_finite(step, batches)
+                raise self._not_finite(step, turn)
             progress.step += 1
             progress.learning_seconds += time.monotonic() - begun
-            progress.loss, progress.count = progress.loss + step.loss, progress.count + step.count
-            self.lesson.reporter.step(optimization.done, optimization.steps, step.loss / (step.count or 1))
+            for sums, value in ((progress.loss, step.loss), (progress.count, step.count)):
+                sums[turn.name] = sums.get(turn.name, 0.0) + value
+            self.lesson.reporter.step(optimization.done, optimization.steps, turn.name, step.loss / (step.count or 1))
             if optimization.pieces > pieces:
                 self.lesson.reporter.note(
                     f"out of memory at step {optimization.done}: batches are cut into {optimization.pieces} pieces from "
@@ -202,54 +127,59 @@ class Loop:
                 self._leave()
             if self._checkpoints and self._checkpoints.due:
                 self._save(self._checkpoints)
-        if not progress.count:
-            raise TrainingError(f"epoch {progress.epoch + 1}", "no row has anything to learn from", "check the labels")
+        for name in dict.fromkeys(turn.name for turn in turns):
+            if not progress.count[name]:
+                where = f"epoch {progress.epoch + 1}, {name}"
+                raise TrainingError(where, "no row has anything to learn from", "check the labels")
 
     def _judge(self) -> None:
         """Evaluate on dev, keep the weights if they are the best, and close the epoch."""
-        progress, metric = self.progress, self.lesson.head.main_metric
-        head = self.lesson.head
-        with self._evaluating("dev"):
-            results = [result_of(head, reading) for reading in self._read("dev")]
-        value, stop = self._agreed(head.metrics(self.lesson.examples["dev"], results)[metric])
-        better = progress.best is None or math.isnan(progress.best) or value > progress.best
+        progress, found = self.progress, {}
+        for subject in self.lesson.subjects:
+            with self._evaluating(subject, "dev"):
+                results = [result_of(subject.head, reading) for reading in self._read(subject, "dev")]
+            metrics = subject.head.metrics(subject.examples["dev"], results)
+            found[subject.name] = metrics[subject.head.main_metric]
+        values, stop = self._agreed(list(found.values()))
+        dev = dict(zip(found, values, strict=True))
+        loss = {name: progress.loss[name] / count for name, count in progress.count.items()}
         progress.epoch += 1
-        progress.history.append(
-            {"epoch": progress.epoch, "loss": progress.loss / progress.count, f"dev_{metric}": value}
-        )
-        progress.step, progress.loss, progress.count = 0, 0.0, 0.0
+        progress.history.append({"epoch": progress.epoch, "loss": loss, "dev": dev})
+        progress.step, progress.loss, progress.count = 0, {}, {}
+        better = not progress.best_epoch or progress.relative(progress.epoch) > progress.relative(progress.best_epoch)
         if better:
-            progress.best, progress.best_epoch = value, progress.epoch
+            progress.best_epoch = progress.epoch
             self._best = _copied(_changing(self.lesson.model))
-        self.lesson.reporter.evaluated(progress.epoch, metric, value, better)
+        self.lesson.reporter.evaluated(progress.epoch, self.lesson.labelled(dev), better)
         if stop:
             self._leave()
 
     def _is_patience_over(self) -> bool:
         progress, patience = self.progress, self.lesson.settings.patience
         # Some tasks need a while to their first success.
-        over = (progress.best or 0) > 0 and progress.epoch - progress.best_epoch >= patience
+        begun = all(progress.best(subject.name) > 0 for subject in self.lesson.subjects)
+        over = begun and progress.epoch - progress.best_epoch >= patience
         if over:
-            metric = self.lesson.head.main_metric
-            self.lesson.reporter.note(f"stopped: no better {metric} on dev for {patience} epochs")
+            metrics = " and ".join(self.lesson.labelled(dict.fromkeys(progress.history[-1]["dev"], 0.0)))
+            self.lesson.reporter.note(f"stopped: no better {metrics} on dev for {patience} epochs")
         return over
 
-    def _outcome(self) -> Outcome:
+    def _outcome(self, subject: Subject) -> Outcome:
         """Fit what is fitted to the answers of the kept weights, and measure it all."""
-        head, examples = self.lesson.head, self.lesson.examples
+        head, examples = subject.head, subject.examples
         before = copy.copy(head)  # the same weights, and the config as it is now
         if CALIBRATION in examples:
-            with self._evaluating(CALIBRATION):
-                head.config = head.calibrate(self._read(CALIBRATION))
-        with self._evaluating("dev"):
-            head.config = head.fit_thresholds(self._read("dev"))
+            with self._evaluating(subject, CALIBRATION):
+                head.config = head.calibrate(self._read(subject, CALIBRATION))
+        with self._evaluating(subject, "dev"):
+            head.config = head.fit_thresholds(self._read(subject, "dev"))
         metrics: dict[str, dict[str, float]] = {}
         errors: dict[str, dict[str, float | None]] = {}
         for part in [part for part in examples if part not in ("train", CALIBRATION)]:
             results: list[Any] = []
             scored: dict[str, list[tuple[float, bool]]] = {"before": [], "after": []}
-            with self._evaluating(part):
-                for reading in self._read(part):
+            with self._evaluating(subject, part):
+                for reading in self._read(subject, part):
                     results.append(result_of(head, reading))
                     scored["before"] += before.scored(reading.example, result_of(before, reading))
                     scored["after"] += head.scored(reading.example, results[-1])
@@ -258,28 +188,26 @@ class Loop:
         then, now = asdict(before.config), asdict(head.config)
         return Outcome(metrics, {name: value for name, value in now.items() if value != then[name]}, errors)
 
-    def _read(self, part: str) -> Iterator[Reading]:
+    def _read(self, subject: Subject, part: str) -> Iterator[Reading]:
         """What the passes over a part of the data give, in order."""
-        lesson = self.lesson
+        lesson, name = self.lesson, subject.name
         runtime = TorchRuntime(lesson.model.graphs(), lesson.accelerator.device)
-        engine = Engine(
-            {lesson.name: lesson.head}, lesson.tokenizer, runtime, lesson.model.backbone.info, _EVALUATION_TOKENS
-        )
+        info = lesson.model.backbone.info
+        engine = Engine({name: subject.head}, lesson.tokenizer, runtime, info, _EVALUATION_TOKENS)
         alone = lesson.accelerator.num_processes == 1  # if not, the others would wait for one that has left
-        items = ({lesson.name: example} for example in lesson.examples[part])
-        for found in engine.readings(items, first_chunk=CHUNK_ITEMS):
-            yield found[lesson.name]
+        for found in engine.readings(({name: example} for example in subject.examples[part]), first_chunk=CHUNK_ITEMS):
+            yield found[name]
             if self._stop.is_made() and alone:
                 self._leave()
 
     @contextmanager
-    def _evaluating(self, part: str) -> Iterator[None]:
+    def _evaluating(self, subject: Subject, part: str) -> Iterator[None]:
         """Turn what is wrong with the answers for a part of the data into an error of the training."""
         try:
             yield
         except BackendError as error:
             raise TrainingError(
-                f"epoch {self.progress.epoch + 1}", f"{error.where} {error.problem} on {part}", _LOWER
+                f"epoch {self.progress.epoch + 1}, {subject.name}", f"{error.where} {error.problem} on {part}", _LOWER
             ) from error
 
     def _leave(self) -> NoReturn:
@@ -307,10 +235,11 @@ class Loop:
         self._optimization.restore(found.tensors.get("optimizer", {}), found.record["optimization"])
         self.lesson.reporter.note(f"goes on after step {self._optimization.done} of {self._optimization.steps}")
 
-    def _not_finite(self, step: Step, batches: Sequence[Batch]) -> TrainingError:
-        rows = self.lesson.rows["train"]
+    def _not_finite(self, step: Step, turn: Turn) -> TrainingError:
+        subject = self.lesson.of(turn.name)
+        rows = subject.rows["train"]
         places = listing(
-            (rows[self.lesson.units[number].index].where for batch in batches for number in batch), limit=3
+            (rows[subject.units[number].index].where for batch in turn.batches for number in batch), limit=3
         )
         what = "gradient" if math.isfinite(step.loss) else "loss"
         rate = (self.lesson.settings.lr or 0) * step.rate
@@ -320,11 +249,12 @@ class Loop:
             _LOWER,
         )
 
-    def _agreed(self, value: float) -> tuple[float, bool]:
-        """The first process's value, and whether any was asked to stop, in all of them: they must not go different ways."""
-        own = torch.tensor([[value, self._stop.is_made()]], dtype=torch.float64, device=self.lesson.accelerator.device)
-        everywhere = self.lesson.accelerator.gather(own)  # [processes,2]
-        return float(everywhere[0, 0]), bool(everywhere[:, 1].any())
+    def _agreed(self, values: Sequence[float]) -> tuple[list[float], bool]:
+        """The first process's values, and whether any was asked to stop, in all of them: they must not go different ways."""
+        device = self.lesson.accelerator.device
+        own = torch.tensor([[*values, self._stop.is_made()]], dtype=torch.float64, device=device)
+        everywhere = self.lesson.accelerator.gather(own)  # [processes,heads+1]
+        return everywhere[0, :-1].tolist(), bool(everywhere[:, -1].any())
 
     def _check_equal_everywhere(self) -> None:
         """Refuse weights that differ between the processes: then each has learned from its own batches alone."""

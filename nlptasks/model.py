@@ -8,74 +8,52 @@ taken for a model. safetensors and JSON only.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import NoneType
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nlptasks import __version__
 from nlptasks.architecture import read_config, refusing
-from nlptasks.backbone import CONFIG, TOKENIZER, WEIGHTS, Backbone, BackboneInfo, read_tokenizer
-from nlptasks.config import attached, check_head_name, file_fields
-from nlptasks.disk import NoSealError, files_in, parsed, sealed, sha256, unsealed, written_beside
-from nlptasks.errors import ModelError, UsageError, did_you_mean, listing, quote
-from nlptasks.folders import RESTORE, check_files, check_list, check_shape, plain_files, read_whole
+from nlptasks.backbone import CONFIG, TOKENIZER, Backbone, BackboneInfo, read_tokenizer
+from nlptasks.config import attached, file_fields
+from nlptasks.disk import restored, written_beside
+from nlptasks.errors import ModelError, UsageError, did_you_mean, quote
+from nlptasks.folders import RESTORE, check_files, check_output, plain_files, read_whole
 from nlptasks.heads.base import Head, further_graphs
-from nlptasks.registry import head_class, package_of, tasks
+from nlptasks.manifest import (
+    EXPORTS,
+    MANIFEST,
+    REPORT_NAME,
+    HeadRecord,
+    head_file,
+    read_manifest,
+    read_report,
+    write_manifest,
+)
+from nlptasks.registry import head_class, tasks
+from nlptasks.sharing import Branch, SharedPass
 from nlptasks.tokenizer import Tokenizer
 from nlptasks.types import ENCODE
 from nlptasks.weights import check_header, own_tensors, read_header, read_into, write
 
-MANIFEST = "nlptasks.json"
-EXPORTS = "onnx"
-REPORT = "report.json"
-FORMAT = 1
-_REPORT_NAME = re.compile(f"{EXPORTS}/([^/]+)/{re.escape(REPORT)}")
+_log = logging.getLogger("nlptasks")
+
 _PACKAGE = re.compile("[A-Za-z0-9]+([._-]+[A-Za-z0-9]+)*")
+
+_IN_BACKBONE = "backbone."
+"""What the names of the layers that a head owns begin with, in its file."""
 
 _MAX_ITEMS = 1000
 """Entries of a list in a head's config, where its weights have no axis so long."""
-
-_MANIFEST_SHAPE = {
-    "format": int,
-    "nlptasks": str,
-    "backbone": {"source": str, "revision": (str, NoneType), "max_tokens": int, "pad_id": int, "has_types": bool},
-    "heads": {...: {"task": str, "config": dict, "metrics": {...: {...: (float, int)}}, "package": str}},
-    "files": {...: str},
-}
-_REPORT_SHAPE = {
-    "nlptasks": str,
-    "precision": str,
-    "engine": str,
-    "max_difference": (float, int),
-    "shapes": list,
-    "made_from": {...: str},
-    "files": {...: str},
-}
-
-
-@dataclass(frozen=True)
-class HeadRecord:
-    """What a model remembers of a head.
-
-    Attributes:
-        task: the registered task.
-        config: the head's config, as JSON has it.
-        metrics: metrics by part of the data.
-        package: name and version of the package that registers the task, such as ``nlptasks 0.1.0``; empty until it is saved.
-    """
-
-    task: str
-    config: Mapping[str, Any]
-    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    package: str = ""
 
 
 class Model(nn.Module):
@@ -85,32 +63,57 @@ class Model(nn.Module):
         backbone: the backbone.
         heads: heads by name.
         records: what is remembered of each head.
+        branches: the layers that heads own, by the head's name.
     """
 
-    def __init__(self, backbone: Backbone, heads: Mapping[str, Head], records: Mapping[str, HeadRecord]) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        heads: Mapping[str, Head],
+        records: Mapping[str, HeadRecord],
+        branches: Mapping[str, Branch] = MappingProxyType({}),
+    ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.heads = dict(heads)
+        self.heads, self.branches, self.records = dict(heads), dict(branches), dict(records)
         for name, head in heads.items():
             self.add_module(f"head {name}", head)  # so that no head's name can be one of Module's own
-        self.records = dict(records)
+        for name, branch in branches.items():
+            self.add_module(f"branch {name}", branch)
 
-    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The graph `encode`: one pass over the backbone and every head's outputs, named ``HEAD.output``."""
-        states = self.backbone(batch)  # [B,S,H]
+    def forward(self, batch: Mapping[str, Tensor], names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """The graph `encode`: one pass over the backbone and the outputs of heads, named ``HEAD.output``.
+
+        Args:
+            batch: ``ids``, ``mask`` and, if the backbone reads them, ``types`` [B,S].
+            names: the heads whose outputs are wanted; None for all. Layers that none of them needs are not run.
+        """
+        wanted = list(self.heads) if names is None else names
+        one_pass = SharedPass(partial(self.backbone, batch), {self.branches.get(name) for name in wanted})
         return {
             f"{name}.{output}": tensor
-            for name, head in self.heads.items()
-            for output, tensor in head(states, batch).items()
+            for name in wanted
+            for output, tensor in self.heads[name](one_pass.states(self.branches.get(name)), batch).items()
         }
+
+    def loss(self, name: str, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The loss of one head, as a sum, and the count that it is a sum over; see `Head.loss`."""
+        branch = self.branches.get(name)
+        states = SharedPass(partial(self.backbone, batch), [branch]).states(branch)  # [B,S,H]
+        return self.heads[name].loss(states, batch)
 
     def graphs(self) -> dict[str, nn.Module]:
         """Every graph: `encode`, and those that heads add, as ``HEAD.graph``."""
         return {ENCODE: self, **further_graphs(self.heads)}
 
-    def only(self, names: Sequence[str]) -> Model:
-        """The same backbone with some of the heads."""
-        return Model(self.backbone, {name: self.heads[name] for name in names}, {})
+    def standing_alone(self, name: str) -> Backbone:
+        """The backbone as one head sees it: the layers that the head owns in their places. The model must not be used on."""
+        branch = self.branches.get(name)
+        if branch is not None:
+            weights = self.backbone.trunk.state_dict()
+            for own, tensor in branch.tensors().items():
+                weights[own].copy_(tensor)
+        return self.backbone
 
     @classmethod
     def load(cls, folder: str | Path) -> Model:
@@ -139,23 +142,29 @@ class Model(nn.Module):
         check_output(target, overwrite=overwrite)
         with written_beside(target, ModelError) as place:
             (place / "backbone").mkdir()
-            (place / "heads").mkdir()
             self.backbone.save(place / "backbone")
-            for name, head in self.heads.items():
-                write(place / _head_file(name), own_tensors(head))
-                for key, text in attached(head.config).items():
-                    (place / _head_file(name, file_fields(head.Config)[key])).write_text(text, encoding="utf-8")
+            self.save_heads(place)
             for name, content in (extra or {}).items():
                 (place / name).write_text(content, encoding="utf-8")
-            manifest = {
-                "format": FORMAT,
-                "nlptasks": __version__,
-                "backbone": self.backbone.info.record(),
-                "heads": {name: asdict(_with_package(record)) for name, record in self.records.items()},
-                "files": {name: sha256(place / name) for name in sorted(files_in(place))},
-            }
-            (place / MANIFEST).write_bytes(sealed(manifest))
+            write_manifest(place, backbone=self.backbone.info, heads=self.records)
         return target
+
+    def save_heads(self, place: Path) -> None:
+        """Write the heads, with the layers that they own, into a folder that is being written.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        (place / "heads").mkdir(exist_ok=True)
+        for name, head in self.heads.items():
+            write(place / head_file(name), {**own_tensors(head), **_as_stored(self.branches.get(name))})
+            for key, text in attached(head.config).items():
+                (place / head_file(name, file_fields(head.Config)[key])).write_text(text, encoding="utf-8")
+
+
+def _as_stored(branch: Branch | None) -> dict[str, Tensor]:
+    """The tensors of a branch, by their names in a head's file."""
+    return {f"{_IN_BACKBONE}{name}": tensor for name, tensor in branch.tensors().items()} if branch else {}
 
 
 @dataclass(frozen=True)
@@ -191,16 +200,18 @@ class ModelFolder:
             ModelError: it is no model, made by a newer library, or not as it was written.
         """
         path = Path(folder)
+        if restored(path):
+            _log.warning("%s: was put back as it was before a writer was killed", path)
         if not os.path.lexists(path / MANIFEST):
             what = "has no nlptasks.json" if path.is_dir() else "is no folder"
             fix = "give the folder that 'nlptasks train' wrote with -o"
             if (path / CONFIG).is_file():
                 what, fix = "is a Hugging Face checkpoint", f"run: nlptasks import {path} --task TASK -o DIR"
             raise ModelError(str(path), f"{what}, so it is no model", fix)
-        manifest = _read_manifest(path / MANIFEST)
+        manifest = read_manifest(path / MANIFEST)
         names = list(plain_files(path))
-        reports = {match[1]: match[0] for match in map(_REPORT_NAME.fullmatch, names) if match}
-        exports = {precision: _read_report(path / name) for precision, name in reports.items()}
+        reports = {match[1]: match[0] for match in map(REPORT_NAME.fullmatch, names) if match}
+        exports = {precision: read_report(path / name) for precision, name in reports.items()}
         listed = dict(manifest["files"])
         for precision, report in exports.items():
             listed |= {f"{EXPORTS}/{precision}/{name}": digest for name, digest in report["files"].items()}
@@ -236,15 +247,36 @@ class ModelFolder:
         """The heads that are wanted, all without a wish."""
         return list(self.records) if wanted is None else [self.head_name(name) for name in wanted]
 
-    def model(self) -> Model:
-        """The model.
+    def model(self, names: list[str] | None = None) -> Model:
+        """The model, with all heads or some.
 
         Raises:
             ModelError: its files do not fit each other, or a head's package is not installed.
             PluginError: a head's package is broken.
         """
-        backbone = Backbone.from_folder(self.path / "backbone", self.manifest["backbone"])
-        return Model(backbone, self.heads(), self.records).eval()
+        backbone, heads, records = self.backbone(), self.heads(names), self.records
+        branches = {name: self._branch(name, backbone) for name in heads if records[name].branch}
+        return Model(backbone, heads, {name: records[name] for name in heads}, branches).eval()
+
+    def backbone(self) -> Backbone:
+        """The backbone alone.
+
+        Raises:
+            ModelError: its files do not fit each other.
+        """
+        return Backbone.from_folder(self.path / "backbone", self.manifest["backbone"])
+
+    def _branch(self, name: str, backbone: Backbone) -> Branch:
+        path = self.path / head_file(name)
+        try:
+            branch = backbone.branch(self.records[name].branch)
+        except UsageError as error:
+            problem = f"is damaged (the head {name} {error.problem})"
+            raise ModelError(str(self.path / MANIFEST), problem, RESTORE) from error
+        layers = {key: spec for key, spec in read_header(path).items() if key.startswith(_IN_BACKBONE)}
+        check_header(path, layers, _as_stored(branch))
+        read_into(path, _as_stored(branch))
+        return branch
 
     def backbone_info(self) -> BackboneInfo:
         """What heads may know of the backbone, without its weights."""
@@ -267,8 +299,8 @@ class ModelFolder:
         return {name: self._head(name, info, device) for name in self.head_names(names)}
 
     def _head(self, name: str, info: BackboneInfo, device: str) -> Head:
-        path = self.path / _head_file(name)
-        header = read_header(path)
+        path = self.path / head_file(name)
+        header = {key: spec for key, spec in read_header(path).items() if not key.startswith(_IN_BACKBONE)}
         axes = max((axis for spec in header.values() for axis in spec.shape), default=0)
         for key, value in self.records[name].config.items():
             if isinstance(value, list) and len(value) > max(axes, _MAX_ITEMS):
@@ -294,7 +326,7 @@ class ModelFolder:
             values = {key: _frozen(value) for key, value in record.config.items()}
             for key, end in file_fields(cls.Config).items():
                 if values.get(key):
-                    values[key] = read_whole(self.path / _head_file(name, end)).decode("utf-8")
+                    values[key] = read_whole(self.path / head_file(name, end)).decode("utf-8")
             config = cls.Config(**values)
             return cls(config, backbone=info).eval()
 
@@ -311,88 +343,5 @@ class ModelFolder:
         return head_class(record.task)
 
 
-def _read_manifest(file: Path) -> dict[str, Any]:
-    content = read_whole(file)
-    try:
-        manifest = unsealed(content)
-    except NoSealError as error:  # damaged, or a newer format with another kind of seal
-        with contextlib.suppress(ValueError):
-            _check_format(file, parsed(content))
-        raise ModelError(str(file), f"is damaged ({error})", RESTORE) from error
-    except ValueError as error:
-        raise ModelError(str(file), f"is damaged ({error})", RESTORE) from error
-    _check_format(file, manifest)
-    try:
-        check_shape(manifest, _MANIFEST_SHAPE, name="")
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"its format is {manifest['format']}")
-        for name in manifest["heads"]:
-            check_head_name(name)
-        needed = {f"backbone/{name}" for name in (CONFIG, TOKENIZER, WEIGHTS)} | set(map(_head_file, manifest["heads"]))
-        if not needed <= manifest["files"].keys():
-            raise ValueError(f"it does not list {listing(sorted(needed - manifest['files'].keys()))}")
-    except (ValueError, UsageError) as error:
-        raise ModelError(str(file), f"is damaged ({error})", RESTORE) from error
-    check_list(manifest["files"], where=str(file))
-    return manifest
-
-
-def _check_format(file: Path, manifest: Any) -> None:
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if isinstance(found, int) and found > FORMAT:
-        made_by = quote(manifest.get("nlptasks"))
-        raise ModelError(str(file), f"has format {found} of nlptasks {made_by}, expected {FORMAT}", "upgrade nlptasks")
-
-
-def _read_report(file: Path) -> dict[str, Any]:
-    try:
-        report = unsealed(read_whole(file))
-        check_shape(report, _REPORT_SHAPE, name="")
-    except ValueError as error:
-        raise ModelError(
-            str(file), f"is damaged ({error})", f"remove {file.parent}, and run nlptasks export"
-        ) from error
-    check_list(report["files"], where=str(file))
-    return report
-
-
-def check_output(folder: Path, *, overwrite: bool, resumable: bool = False) -> None:
-    """Refuse an output folder that holds something, or that could not be written in the end.
-
-    Args:
-        folder: the folder.
-        overwrite: whether what is there may be replaced.
-        resumable: whether what is there could be gone on with, for the message.
-
-    Raises:
-        UsageError: it is not empty, no folder, or its parent cannot be written to.
-    """
-    target = folder.resolve()
-    try:  # asked once: another process may be about to replace it
-        inside = list(target.iterdir())
-    except FileNotFoundError:
-        inside = []
-    except NotADirectoryError as error:
-        raise UsageError(str(folder), "is a file", "give another -o") from error
-    except OSError as error:
-        raise UsageError(str(folder), f"cannot be read ({error})", "give another -o") from error
-    if inside and not overwrite:
-        ways = "--overwrite to replace it, or --resume" if resumable else "or --overwrite to replace it"
-        raise UsageError(str(folder), "is not empty", f"give another -o, {ways}")
-    if target == Path.cwd() or target.is_mount():
-        raise UsageError(str(folder), "cannot be replaced as a whole", "give a folder inside it as -o")
-    parent = next(place for place in target.parents if place.exists())
-    if not os.access(parent, os.W_OK):
-        raise UsageError(str(folder), f"cannot be written: {parent} is not writable", "give another -o")
-
-
-def _head_file(name: str, end: str = "safetensors") -> str:
-    return f"heads/{name}.{end}"
-
-
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _with_package(record: HeadRecord) -> HeadRecord:
-    return record if record.package else replace(record, package=package_of(record.task))

@@ -18,21 +18,23 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from nlptasks.backbone import Backbone
 from nlptasks.config import TrainSettings
 from nlptasks.errors import TrainingError
-from nlptasks.heads.base import Head
+from nlptasks.model import Model
+from nlptasks.schedule import Turn
+from nlptasks.sharing import path_of_layers
 
 _log = logging.getLogger("nlptasks")
 
 Batch = Sequence[int]
-"""Numbers of the examples in a batch."""
+"""Numbers of a head's examples in a batch."""
 
-Load = Callable[[Batch], Mapping[str, Tensor]]
-"""Gives the tensors of a batch, on the device."""
+Load = Callable[[str, Batch], Mapping[str, Tensor]]
+"""Gives the tensors of a head's batch, on the device."""
 
 
 @dataclass(frozen=True)
@@ -55,33 +57,43 @@ class Step:
 
 
 class LossModule(nn.Module):
-    """Backbone and head as one module whose `forward` gives the loss: what data-parallel wrappers can wrap."""
+    """A model as a module whose `forward` gives the loss of a head: what data-parallel wrappers can wrap."""
 
-    def __init__(self, backbone: Backbone, head: Head) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.head = head
+        self.model = model
 
-    def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return self.head.loss(self.backbone(batch), batch)
+    def forward(self, name: str, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return self.model.loss(name, batch)
 
 
-def make_accelerator(precision: str, device: torch.device) -> Accelerator:
-    """One process among all that train, with ``fp32``, ``bf16`` or ``fp16`` passes."""
+def make_accelerator(precision: str, device: torch.device, *, heads: int) -> Accelerator:
+    """One process among all that train, with ``fp32``, ``bf16`` or ``fp16`` passes.
+
+    Args:
+        precision: of the passes.
+        device: where to train.
+        heads: how many learn; of several, each step leaves the weights of all but one without a gradient.
+    """
     # accelerate keeps its state for the whole process: without this a second run would get the first one's precision.
     AcceleratorState._reset_state(reset_partial_state=True)
     if "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:  # accelerate launch without a GPU does so
         _log.warning(
             "the launcher has started one process only: on the CPU use torchrun --nproc-per-node N -m nlptasks"
         )
-    return Accelerator(cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision)
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="no" if precision == "fp32" else precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=heads > 1)],
+    )
 
 
 class Optimization:
     """AdamW on a module, on all processes.
 
     Args:
-        module: backbone and head, on the device.
+        module: backbone and heads, on the device.
+        rates: the highest learning rate of each head's own layers.
         settings: with everything chosen.
         steps: steps in all.
         load: makes tensors of a batch.
@@ -89,12 +101,19 @@ class Optimization:
     """
 
     def __init__(
-        self, module: LossModule, settings: TrainSettings, *, steps: int, load: Load, accelerator: Accelerator
+        self,
+        module: LossModule,
+        settings: TrainSettings,
+        *,
+        rates: Mapping[str, float],
+        steps: int,
+        load: Load,
+        accelerator: Accelerator,
     ) -> None:
         self.steps, self.done, self.pieces = steps, 0, 1
         self._settings, self._load, self._accelerator = settings, load, accelerator
         self._names = {weight: name for name, weight in module.named_parameters() if weight.requires_grad}
-        self._adamw = torch.optim.AdamW(_groups(module, settings), fused=True)
+        self._adamw = torch.optim.AdamW(_groups(module.model, settings, rates), fused=True)
         self._module, self._optimizer = accelerator.prepare(module, self._adamw)
 
     @property
@@ -103,19 +122,19 @@ class Optimization:
         rise = max(1, round(self._settings.warmup * self.steps))
         return min((self.done + 1) / rise, max(0.0, (self.steps - self.done) / max(1, self.steps - rise)))
 
-    def step(self, batches: Sequence[Batch], *, stop: Callable[[], bool] = lambda: False) -> Step:
+    def step(self, turn: Turn, *, stop: Callable[[], bool] = lambda: False) -> Step:
         """One step. Without a finite loss and gradient, or with nothing to learn from, no weight is changed.
 
         Args:
-            batches: the step's batches, of all processes.
+            turn: whose step it is, and its batches, of all processes.
             stop: whether this process is asked to stop by the time its passes are done.
 
         Raises:
             TrainingError: one example alone is too large for the device's memory.
         """
         world = self._accelerator.num_processes
-        own = batches[self._accelerator.process_index :: world]
-        passed = self._fitting(own or batches[:1], weight=float(bool(own)))
+        own = turn.batches[self._accelerator.process_index :: world]
+        passed = self._fitting(turn.name, own or turn.batches[:1], weight=float(bool(own)))
         loss, count, stops = self._summed([*passed, float(stop())])
         norm = math.inf
         if math.isfinite(loss):
@@ -150,11 +169,11 @@ class Optimization:
         """What losses are divided by before their true count is known: it keeps gradients in the range of half precision."""
         return float(self._settings.batch_tokens or 1)
 
-    def _fitting(self, batches: Sequence[Batch], *, weight: float) -> tuple[float, float]:
+    def _fitting(self, name: str, batches: Sequence[Batch], *, weight: float) -> tuple[float, float]:
         """The passes over the batches, in as small pieces as the memory needs: the sums of losses and counts."""
         while True:
             try:
-                return self._passes(batches, weight)
+                return self._passes(name, batches, weight)
             except torch.OutOfMemoryError as error:
                 if self._accelerator.num_processes > 1:  # the others wait in the middle of their own passes
                     raise TrainingError(
@@ -169,13 +188,13 @@ class Optimization:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def _passes(self, batches: Sequence[Batch], weight: float) -> tuple[float, float]:
+    def _passes(self, name: str, batches: Sequence[Batch], weight: float) -> tuple[float, float]:
         parts = [part for batch in batches for part in _split(batch, self.pieces)]
         summed = counted = 0.0
         for number, part in enumerate(parts):
             torch.manual_seed(self._seed(number))
             with self._joined(last=number + 1 == len(parts)):
-                loss, count = self._module(self._load(part))
+                loss, count = self._module(name, self._load(name, part))
                 self._accelerator.backward(loss * (weight / self._scale))
             summed, counted = summed + weight * float(loss.detach()), counted + weight * float(count)
         return summed, counted
@@ -220,30 +239,35 @@ def _split(batch: Batch, pieces: int) -> list[Batch]:
     return [batch[start : start + size] for start in range(0, len(batch), size)]
 
 
-def _groups(module: LossModule, settings: TrainSettings) -> list[dict[str, Any]]:
+def _groups(model: Model, settings: TrainSettings, rates: Mapping[str, float]) -> list[dict[str, Any]]:
     """Parameters by their highest learning rate and decay; biases and norms do not decay."""
-    above = layers_above(module.backbone)
+    found: list[tuple[float, nn.Parameter]] = []
+    above = layers_above(model.backbone.trunk)
+    for name, weight in model.backbone.trunk.named_parameters():
+        found.append(((settings.lr or 0) * settings.layer_decay ** above[name], weight))
+    for branch in model.branches.values():
+        for number, layer in enumerate(reversed(branch.layers)):
+            found += [((settings.lr or 0) * settings.layer_decay**number, weight) for weight in layer.parameters()]
+    for name, head in model.heads.items():
+        found += [(rates[name], weight) for weight in head.parameters()]
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, weight in module.named_parameters():
-        part, _, own = name.partition(".")
-        rate = (settings.lr or 0) * settings.layer_decay ** above[own] if part == "backbone" else settings.head_lr or 0
-        decay = settings.weight_decay if weight.ndim > 1 else 0.0
+    for rate, weight in found:
         if weight.requires_grad:
-            groups.setdefault((rate, decay), []).append(weight)
+            groups.setdefault((rate, settings.weight_decay if weight.ndim > 1 else 0.0), []).append(weight)
     return [
         {"params": weights, "lr": rate, "highest": rate, "weight_decay": decay}
         for (rate, decay), weights in groups.items()
     ]
 
 
-def layers_above(backbone: nn.Module) -> dict[str, int]:
-    """For each parameter of a backbone, how many layers stand between its own layer and the head."""
-    lists = {name: module for name, module in backbone.named_modules() if isinstance(module, nn.ModuleList)}
-    name, layers = max(lists.items(), key=lambda pair: len(pair[1]), default=("", nn.ModuleList()))
+def layers_above(trunk: nn.Module) -> dict[str, int]:
+    """For each parameter of a trunk, how many layers stand between its own and the head; 0 where there is no list of them."""
+    path = path_of_layers(trunk)
+    count = 0 if path is None else len(list(trunk.get_submodule(path).children()))
     above, seen = {}, False
-    for parameter, _ in backbone.named_parameters():
-        inside = parameter.startswith(f"{name}.") and len(layers) > 0
+    for parameter, _ in trunk.named_parameters():
+        inside = path is not None and parameter.startswith(f"{path}.")
         seen = seen or inside
-        own = int(parameter[len(name) + 1 :].partition(".")[0]) if inside else len(layers) - 1
-        above[parameter] = len(layers) - 1 - own if seen else len(layers)  # embeddings stand before the first layer
+        own = int(parameter[len(path or "") + 1 :].partition(".")[0]) if inside else count - 1
+        above[parameter] = count - 1 - own if seen else count  # embeddings stand before the first layer
     return above

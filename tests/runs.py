@@ -95,7 +95,7 @@ class Scene:
         )
         if not result.is_main_process:
             return
-        log = json.loads((output / "training.json").read_text())
+        log = tiny.log_of(output)
         outcome = {
             "weights": [_sha256(output / "backbone/model.safetensors"), _sha256(output / "heads/ner.safetensors")],
             "optimizer": optimizer.read_text(),
@@ -232,7 +232,7 @@ def _crashing(scene: Scene, output: Path, number: int) -> None:
 class _Terminating(Silent):
     """Asks its own process to stop while the third step is under way."""
 
-    def step(self, done: int, total: int, loss: float) -> None:
+    def step(self, done: int, total: int, head: str, loss: float) -> None:
         if done == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -249,7 +249,7 @@ def two_at_once(scene: Scene) -> dict[str, Any]:
         raise RuntimeError((scene.folder / "log").read_text())
     return {
         "stopped": stopped,
-        "processes": json.loads((two / "training.json").read_text())["processes"],
+        "processes": tiny.log_of(two)["processes"],
         "digests": [two.with_suffix(f".rank{rank}").read_text() for rank in range(2)],
         "difference": max(
             float((load_file(one / name)[key] - value).abs().max())

@@ -30,16 +30,20 @@ ROWS = [
     }
     | {f"nlptasks.{name}" for name in ("lines", "jsontext", "files", "fields")}
     | {f"nlptasks.{name}" for name in ("disk", "folders", "weights", "hub", "architecture", "signals")},
-    {f"nlptasks.{name}" for name in ("backbone", "pretrained", "layers", "heads", "heads.base", "losses")}
+    {f"nlptasks.{name}" for name in ("sharing", "backbone", "pretrained", "layers", "heads", "heads.base", "losses")}
     | {
         f"nlptasks.{name}"
         for name in ("decoder", "search", "stepping", "vocabulary", "origins", "generationconfig", "generative")
     },
     set(),  # the heads, which nobody imports by name
-    {f"nlptasks.{name}" for name in ("data", "checks", "batching", "model", "engine")}
-    | {f"nlptasks.{name}" for name in ("defaults", "dropout", "optimization", "checkpoint", "loop")}
-    | {f"nlptasks.{name}" for name in ("runtime", "runtime.pytorch", "runtime.onnx")},
-    {f"nlptasks.{name}" for name in ("card", "exporting", "importing", "pipeline", "training", "evaluation")},
+    {f"nlptasks.{name}" for name in ("data", "checks", "batching", "manifest", "model", "engine")}
+    | {
+        f"nlptasks.{name}"
+        for name in ("defaults", "dropout", "schedule", "optimization", "checkpoint", "lesson", "loop")
+    }
+    | {f"nlptasks.{name}" for name in ("runtime", "runtime.cutting", "runtime.pytorch", "runtime.onnx")},
+    {f"nlptasks.{name}" for name in ("card", "editing", "exporting", "importing", "pipeline", "evaluation")}
+    | {f"nlptasks.{name}" for name in ("destinations", "identity", "training")},
     {"nlptasks.spacy_component"},
 ]
 HEADS, TOP = 3, 7

@@ -11,6 +11,7 @@ import conformance
 import numpy as np
 import pytest
 import sklearn.metrics
+import tiny
 import torch
 
 import nlptasks
@@ -418,14 +419,15 @@ def test_training_on_several_labels_and_on_pairs(backbones: Path, tmp_path: Path
         backbone=str(backbones / "bert"), epochs=60, patience=60, lr=3e-3, batch_tokens=64, precision="fp32"
     )
     result = nlptasks.train(f"topics:classification={data}", output=tmp_path / "model", settings=settings)
-    assert result.main_metric == {"several": "micro_f1", "pairs": "accuracy"}[kind]
-    assert result.metrics["dev"][result.main_metric] > 0.9
+    topics = result.heads["topics"]
+    assert topics.main_metric == {"several": "micro_f1", "pairs": "accuracy"}[kind]
+    assert topics.metrics["dev"][topics.main_metric] > 0.9
     found = pipeline("topics", model=tmp_path / "model")(
         [{key: value for key, value in own.items() if not key.startswith("label")} for own in rows]
     )
     if kind == "several":
         assert np.mean([set(one.labels) == set(own["labels"]) for one, own in zip(found, rows, strict=True)]) > 0.8
-        log = json.loads((tmp_path / "model" / "training.json").read_text())
+        log = tiny.log_of(tmp_path / "model")
         assert len(log["fitted"]["thresholds"]) == 4
     else:
         assert np.mean([one.label == own["label"] for one, own in zip(found, rows, strict=True)]) > 0.9

@@ -66,7 +66,7 @@ def test_train_evaluate_export_predict_show(backbones: Path, conll_data: Path, t
             ("London", "LOC"),
         ]
     done = run("show", model)
-    assert "head people (task ner" in done.stdout
+    assert "people (task ner" in done.stdout
     assert "LOC, PER" in done.stdout
     assert "onnx fp32: fresh" in done.stdout
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
+import tiny
 from click.testing import CliRunner
 
 from nlptasks.cli.main import main
@@ -18,7 +18,7 @@ def ran(*words: object) -> str:
 
 
 def log_of(folder: Path) -> dict[str, object]:
-    log = json.loads((folder / "training.json").read_text())
+    log = tiny.log_of(folder)
     return {key: log[key] for key in ("settings", "config", "data", "history", "metrics")}
 
 

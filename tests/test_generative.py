@@ -92,7 +92,7 @@ def translator(backbones: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def test_it_learns_trains_and_runs_the_same_on_both_runtimes(translator: Path) -> None:
-    log = json.loads((translator / "training.json").read_text())
+    log = tiny.log_of(translator)
     assert log["metrics"]["dev"]["bleu"] > 90
     sources = ["ada saw london", "bob left paris", "", "cleo saw rome", "somebody else " * 3]
     for options in ({}, {"num_beams": 3}, {"do_sample": True, "seed": 3}):

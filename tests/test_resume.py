@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from filelock import FileLock
 
@@ -31,7 +32,7 @@ class Stopping(Silent):
     def __init__(self, step: int, number: int = signal.SIGINT) -> None:
         self.at, self.number, self.notes = step, number, list[str]()
 
-    def step(self, done: int, total: int, loss: float) -> None:
+    def step(self, done: int, total: int, head: str, loss: float) -> None:
         if done + 1 == self.at:
             os.kill(os.getpid(), self.number)
 
@@ -52,7 +53,7 @@ def settings(backbones: Path, **more: object) -> TrainSettings:
 
 
 def outcome(folder: Path) -> tuple[bytes, ...]:
-    log = json.loads((folder / "training.json").read_text())
+    log = tiny.log_of(folder)
     files = [folder / "backbone/model.safetensors", *sorted((folder / "heads").glob("*.safetensors"))]
     return *(file.read_bytes() for file in files), json.dumps([log["history"], log["metrics"]]).encode()
 
@@ -88,7 +89,7 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(
 ) -> None:
     chosen = settings(backbones, **options)
     train(output=tmp_path / "whole", settings=chosen)
-    log = json.loads((tmp_path / "whole" / "training.json").read_text())
+    log = tiny.log_of(tmp_path / "whole")
     steps = [2, 4, 6] if options else [2, 7, 10, 13, 20]  # 10 steps make an epoch
     for number, step in enumerate(steps):
         notes = stopped_at(train, tmp_path / "cut", step, chosen, resume=number > 0)
@@ -159,8 +160,8 @@ def test_the_command_line_exits_with_the_signals_code(
 
     step = progress.ProgressBar.step
 
-    def terminated(self: progress.ProgressBar, done: int, total: int, loss: float) -> None:
-        step(self, done, total, loss)
+    def terminated(self: progress.ProgressBar, done: int, total: int, head: str, loss: float) -> None:
+        step(self, done, total, head, loss)
         if done == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -241,7 +242,7 @@ def test_what_differs_is_listed(
     with pytest.raises(TrainingError, match=r"settings\.lr was 0\.003, is 0\.001, settings\.seed was 0, is 5"):
         train(output=tmp_path / "m", settings=settings(backbones, lr=1e-3, head_lr=3e-2, seed=5), resume=True)
     with pytest.raises(
-        TrainingError, match=r"data\.files\.dev\.conll was '\w{64}', is '\w{64}', data\.files\.train\.conll"
+        TrainingError, match=r"data\.files\.dev\.conll was '\w{64}', is '\w{64}', heads\.ner\.data\.files\.train\.conll"
     ):
         again(f"ner={other}", settings=settings(backbones))
     with pytest.raises(TrainingError, match=r"backbone was '\w{64}'"):
@@ -351,13 +352,13 @@ def test_a_folder_without_a_run_is_not_resumed(train: partial, trained: Path, ba
 
 def test_files_that_come_while_it_runs_are_not_lost(train: partial, backbones: Path, tmp_path: Path) -> None:
     class Writing(Silent):
-        def evaluated(self, epoch: int, metric: str, value: float, best: bool) -> None:
+        def evaluated(self, epoch: int, metrics: object, best: bool) -> None:
             (tmp_path / "m/notes.txt").write_text("mine")
 
     with pytest.raises(ModelError, match=r"has notes\.txt, which was not there when training began; move it elsewhere"):
         train(output=tmp_path / "m", settings=settings(backbones), reporter=Writing())
     (tmp_path / "m/notes.txt").rename(tmp_path / "notes.txt")
-    assert train(output=tmp_path / "m", settings=settings(backbones), resume=True).metrics
+    assert train(output=tmp_path / "m", settings=settings(backbones), resume=True).heads["ner"].metrics
 
 
 def test_a_damaged_log_of_a_finished_run_is_named(
@@ -399,7 +400,7 @@ def test_the_backbones_path_may_be_written_in_another_way(
 ) -> None:
     stopped_at(train, tmp_path / "m", 3, settings(backbones))
     monkeypatch.chdir(backbones)
-    assert train(output=tmp_path / "m", settings=settings(backbones, backbone="bert"), resume=True).metrics
+    assert train(output=tmp_path / "m", settings=settings(backbones, backbone="bert"), resume=True).heads["ner"].metrics
 
 
 @pytest.mark.parametrize(
@@ -421,7 +422,7 @@ def test_launchers_start_several_processes(
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads((tmp_path / "m/training.json").read_text())["processes"] == 2
+    assert tiny.log_of(tmp_path / "m")["processes"] == 2
     assert done.stdout.count("model: ") == 1
     assert done.stderr.count("rows train 36") == 1
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 from click.testing import CliRunner, Result
 
 import nlptasks
@@ -44,7 +45,7 @@ def sentiment(backbones: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.mark.parametrize("task", ["qa", "sentiment"])
 def test_temperature_and_calibration_error_are_kept_and_told(task: str, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(task)
-    log = json.loads((model / "training.json").read_text())
+    log = tiny.log_of(model)
     temperature = log["fitted"]["temperature"]
     assert ModelFolder.open(model).records[task].config["temperature"] == temperature != 1
     assert set(log["calibration_error"]) == {"dev", "test"}
@@ -65,14 +66,14 @@ def test_the_calibration_error_is_that_of_the_answers(sentiment: Path) -> None:
     for row, found in zip(rows, pipeline("sentiment", model=sentiment)([row["text"] for row in rows]), strict=True):
         bins.setdefault(min(int(found.score * 15), 14), []).append(found.score - (found.label == row["label"]))
     error = sum(abs(sum(gaps)) for gaps in bins.values()) / len(rows)
-    log = json.loads((sentiment / "training.json").read_text())
+    log = tiny.log_of(sentiment)
     assert log["calibration_error"]["test"]["after"] == pytest.approx(error, abs=1e-4)
 
 
 def test_unanswerable_questions_give_a_threshold(qa: Path) -> None:
     config = ModelFolder.open(qa).records["qa"].config
     assert config["unanswerable"]
-    assert json.loads((qa / "training.json").read_text())["fitted"]["null_threshold"] == config["null_threshold"]
+    assert tiny.log_of(qa)["fitted"]["null_threshold"] == config["null_threshold"]
 
 
 def test_a_bare_text_is_left_out_by_a_head_that_reads_pairs(qa: Path) -> None:
@@ -129,7 +130,7 @@ def test_options_of_the_training_cannot_be_changed_at_run(sentiment: Path) -> No
 @pytest.mark.parametrize("task", ["qa", "sentiment"])
 def test_evaluation_gives_what_training_gave_on_both_backends(task: str, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(task)
-    log = json.loads((model / "training.json").read_text())["metrics"]["test"]
+    log = tiny.log_of(model)["metrics"]["test"]
     sample = head_class(task).sample_folder()
     done = run("evaluate", model, f"{task}={sample}", "--json", "--backend", "torch")
     found = json.loads(done.stdout)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file
 
@@ -17,6 +19,7 @@ from nlptasks import batching, optimization
 from nlptasks.config import TrainSettings
 from nlptasks.defaults import chosen
 from nlptasks.errors import DataError, TrainingError, UsageError
+from nlptasks.model import Model
 from nlptasks.types import Silent
 
 
@@ -30,9 +33,9 @@ def weights_of(folder: Path) -> bytes:
 
 
 def test_a_model_learns(trained: Path) -> None:
-    log = json.loads((trained / "training.json").read_text())
+    log = tiny.log_of(trained)
     assert log["metrics"]["dev"]["f1"] == 1.0
-    assert log["history"][-1]["loss"] < log["history"][0]["loss"] / 3
+    assert log["history"][-1]["loss"]["ner"] < log["history"][0]["loss"]["ner"] / 3
     assert log["rows"] == {"train": 36, "dev": 36}
     assert all(value is not None for value in log["settings"].values())
     card = (trained / "README.md").read_text()
@@ -59,8 +62,8 @@ def test_the_best_epoch_is_kept_and_training_stops_early(backbones: Path, conll_
         def __init__(self) -> None:
             self.values, self.notes = [], []
 
-        def evaluated(self, epoch: int, metric: str, value: float, best: bool) -> None:
-            self.values.append(value)
+        def evaluated(self, epoch: int, metrics: Mapping[str, float], best: bool) -> None:
+            self.values.append(metrics["f1"])
 
         def note(self, message: str) -> None:
             self.notes.append(message)
@@ -69,7 +72,7 @@ def test_the_best_epoch_is_kept_and_training_stops_early(backbones: Path, conll_
     settings = fast(backbones, epochs=40, patience=2, lr=3e-3)
     result = nlptasks.train(f"ner={conll_data}", output=tmp_path / "m", settings=settings, reporter=ear)
     assert len(ear.values) < 40
-    assert result.metrics["dev"]["f1"] == max(ear.values)
+    assert result.heads["ner"].metrics["dev"]["f1"] == max(ear.values)
     assert "no better f1 on dev for 2 epochs" in ear.notes[-1]
     assert ear.values[-1] <= max(ear.values[:-2])
 
@@ -84,7 +87,10 @@ def test_only_the_head_learns_if_so_wished(backbones: Path, conll_data: Path, tm
 
 def test_half_precision_passes_learn_too(backbones: Path, conll_data: Path, tmp_path: Path) -> None:
     settings = fast(backbones, epochs=12, precision="bf16")
-    assert nlptasks.train(f"ner={conll_data}", output=tmp_path / "m", settings=settings).metrics["dev"]["f1"] > 0.9
+    assert (
+        nlptasks.train(f"ner={conll_data}", output=tmp_path / "m", settings=settings).heads["ner"].metrics["dev"]["f1"]
+        > 0.9
+    )
     assert nlptasks.Model.load(tmp_path / "m").backbone.parameters().__next__().dtype == torch.float32
 
 
@@ -131,8 +137,7 @@ def test_open_settings_are_chosen_from_backbone_and_data() -> None:
     assert small.lr == pytest.approx(3e-4)
     assert large.lr == pytest.approx(2e-5, rel=0.2)
     less = chosen(TrainSettings(), parameters=10_000_000, tokens=[20] * 3000, lr_scale=0.5)
-    assert (less.lr, less.head_lr) == (pytest.approx(1.5e-4), pytest.approx(1.5e-3))
-    assert small.head_lr == pytest.approx(10 * small.lr)
+    assert less.lr == pytest.approx(1.5e-4)
     assert (small.batch_tokens, large.batch_tokens) == (300, 2048)
     assert (small.epochs, large.epochs) == (3, 3)
     assert chosen(TrainSettings(), parameters=10_000_000, tokens=[20] * 100).epochs == 20
@@ -170,10 +175,10 @@ def test_batches_are_cut_until_they_fit_the_memory(
     nlptasks.train(f"ner={conll_data}", output=tmp_path / "whole", settings=options)
     forward, notes = optimization.LossModule.forward, []
 
-    def small_memory(self: optimization.LossModule, batch: dict[str, torch.Tensor]) -> object:
+    def small_memory(self: optimization.LossModule, name: str, batch: dict[str, torch.Tensor]) -> object:
         if len(batch["ids"]) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(self, batch)
+        return forward(self, name, batch)
 
     class Ear(Silent):
         def note(self, message: str) -> None:
@@ -184,7 +189,7 @@ def test_batches_are_cut_until_they_fit_the_memory(
     assert any("batches are cut into" in note and "changes the last digits" in note for note in notes)
     assert difference(tmp_path / "whole", tmp_path / "cut") < 1e-5
 
-    def no_memory(self: optimization.LossModule, batch: dict[str, torch.Tensor]) -> object:
+    def no_memory(self: optimization.LossModule, name: str, batch: dict[str, torch.Tensor]) -> object:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(optimization.LossModule, "forward", no_memory)
@@ -199,8 +204,8 @@ def test_accumulated_batches_are_one_large_batch(still: Path, tmp_path: Path) ->
     # Sixteen rows of four tokens: a batch with all of them, or four that make one step.
     for name, more in (("one", {"batch_tokens": 64}), ("four", {"batch_tokens": 16, "accumulate": 4})):
         nlptasks.train(f"ner={tmp_path}", output=tmp_path / name, settings=fast(still, **{**options, **more}))
-    logs = [json.loads((tmp_path / name / "training.json").read_text()) for name in ("one", "four")]
-    assert logs[0]["history"][0]["loss"] == pytest.approx(logs[1]["history"][0]["loss"], rel=1e-5)
+    logs = [tiny.log_of(tmp_path / name) for name in ("one", "four")]
+    assert logs[0]["history"][0]["loss"]["ner"] == pytest.approx(logs[1]["history"][0]["loss"]["ner"], rel=1e-5)
     assert difference(tmp_path / "one", tmp_path / "four") < 1e-5
 
 
@@ -209,17 +214,24 @@ def test_layers_near_the_head_learn_faster(backbones: Path) -> None:
 
     for name in ("bert", "t5", "modernbert"):
         backbone = load_backbone(str(backbones / name))
-        above = optimization.layers_above(backbone)
+        above = optimization.layers_above(backbone.trunk)
         layers = max(above.values())
         assert layers == backbone.info.config.num_hidden_layers
         assert set(above.values()) == set(range(layers + 1))
         embedding = next(name for name in above if "embed" in name)
         assert above[embedding] == layers
     settings = fast(backbones, head_lr=1e-2, layer_decay=0.5)
-    module = torch.nn.Module()
-    module.backbone, module.head = load_backbone(str(backbones / "bert")), torch.nn.Linear(2, 2)
-    rates = {group["lr"] for group in optimization._groups(module, settings)}
-    assert rates == {1e-2, *(3e-3 * 0.5**depth for depth in range(module.backbone.info.config.num_hidden_layers + 1))}
+    backbone = load_backbone(str(backbones / "bert"))
+    model = Model(backbone, {"a": torch.nn.Linear(2, 2)}, {}, {"a": backbone.branch(2)})  # type: ignore[dict-item]
+    assert _rates(model, settings, of=backbone) == {3e-3 * 0.5**depth for depth in range(3)}
+    assert _rates(model, settings, of=model.branches["a"]) == {3e-3, 3e-3 * 0.5}
+    assert _rates(model, settings, of=model.heads["a"]) == {1e-2}
+
+
+def _rates(model: Model, settings: TrainSettings, *, of: torch.nn.Module) -> set[float]:
+    own = {id(weight) for weight in of.parameters()}
+    groups = optimization._groups(model, settings, {"a": 1e-2})
+    return {group["lr"] for group in groups for weight in group["params"] if id(weight) in own}
 
 
 def test_labels_that_no_token_shows_are_nothing_to_learn_from(
@@ -230,7 +242,7 @@ def test_labels_that_no_token_shows_are_nothing_to_learn_from(
         return {**arrays, "labels": np.full_like(arrays["labels"], -100)}
 
     monkeypatch.setattr("nlptasks.loop.collate_units", without_labels)
-    with pytest.raises(TrainingError, match="epoch 1: no row has anything to learn from"):
+    with pytest.raises(TrainingError, match="epoch 1, ner: no row has anything to learn from"):
         nlptasks.train(f"ner={conll_data}", output=tmp_path / "m", settings=fast(backbones))
 
 
@@ -258,15 +270,15 @@ def test_a_metric_that_is_no_number_is_no_success(
     values = iter([float("nan"), 0.5, float("nan"), 0.5])
     monkeypatch.setattr("nlptasks.heads.ner.NerHead.metrics", lambda *_: {"f1": next(values)})
     result = nlptasks.train(f"ner={conll_data}", output=tmp_path / "m", settings=fast(backbones, epochs=3))
-    assert result.metrics == {"dev": {"f1": 0.5}}
-    assert json.loads((tmp_path / "m/training.json").read_text())["history"][1]["dev_f1"] == 0.5
+    assert result.heads["ner"].metrics == {"dev": {"f1": 0.5}}
+    assert tiny.log_of(tmp_path / "m")["history"][1]["dev"] == {"ner": 0.5}
 
 
 def test_memory_does_not_grow_with_the_steps(backbones: Path, conll_data: Path, tmp_path: Path) -> None:
     pages: dict[int, int] = {}
 
     class Scale(Silent):
-        def step(self, done: int, total: int, loss: float) -> None:
+        def step(self, done: int, total: int, head: str, loss: float) -> None:
             if done in (500, 1500):
                 pages[done] = int(Path("/proc/self/statm").read_text().split()[1])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -231,3 +232,9 @@ def save_tokenizer(tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
         unk_token="<unk>",
         mask_token="<mask>",
     ).save_pretrained(folder)
+
+
+def log_of(folder: Path) -> dict[str, Any]:
+    """How the only head of a model came to be, or the first of several."""
+    log: dict[str, Any] = next(iter(json.loads((folder / "training.json").read_text()).values()))
+    return log

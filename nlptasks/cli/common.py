@@ -8,7 +8,7 @@ import sys
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ import click
 
 from nlptasks.cli.configfile import added
 from nlptasks.config import DEVICES, Target, default_of, parse_target, settings_of, value_type
-from nlptasks.errors import DataErrors, NlptasksError, UsageError
+from nlptasks.errors import DataErrors, NlptasksError, UsageError, did_you_mean
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -44,7 +44,7 @@ columns_option = click.option(
     metavar="WANTED=FOUND,...",
     callback=added,
     default="",
-    help="names of the file's columns, e.g. text=review,label=stars",
+    help="names of the file's columns, e.g. text=review,label=stars; of one head's file: HEAD.text=review",
 )
 
 
@@ -134,15 +134,29 @@ def parse_pairs(text: str, *, where: str) -> dict[str, str]:
     return pairs
 
 
-def make_target(text: str, *, columns: str, options: Iterable[str] = ()) -> Target:
-    """The target of a command line, with its columns and options.
+def make_targets(texts: Iterable[str], *, columns: str, options: Iterable[str] = ()) -> list[Target]:
+    """The targets of a command line, with their columns and options.
+
+    Args:
+        texts: ``[NAME:]TASK[=DATA]`` of each.
+        columns: ``WANTED=FOUND,...`` for every target, ``HEAD.WANTED=FOUND`` for one.
+        options: ``HEAD.OPTION=VALUE``.
 
     Raises:
-        UsageError: one of them is not written as it must be.
+        UsageError: one of them is not written as it must be, or is of another head.
     """
-    target = parse_target(text)
-    given = options_of(options, [target.name])[target.name]
-    return Target(target.task, target.name, target.data, parse_pairs(columns, where="--columns"), given)
+    targets = [parse_target(text) for text in texts]
+    names = [target.name for target in targets]
+    given = options_of(options, names)
+    renames: dict[str, dict[str, str]] = {name: {} for name in names}
+    pairs = parse_pairs(columns, where="--columns")
+    for wanted, found in sorted(pairs.items(), key=lambda pair: "." in pair[0]):  # a head's own come last and win
+        head, dot, field = wanted.partition(".")
+        if dot and head not in renames:
+            raise UsageError(f"--columns {wanted}", f"names the head {head!r}", did_you_mean(head, names))
+        for name in [head] if dot else names:
+            renames[name][field if dot else wanted] = found
+    return [replace(target, columns=renames[target.name], options=given[target.name]) for target in targets]
 
 
 def options_of(options: Iterable[str], heads: Sequence[str]) -> dict[str, dict[str, str]]:

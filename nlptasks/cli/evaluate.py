@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import click
 
@@ -12,9 +12,8 @@ from nlptasks.cli.common import (
     backend_option,
     columns_option,
     device_option,
-    make_target,
+    make_targets,
     metric_lines,
-    options_of,
     set_option,
 )
 
@@ -39,9 +38,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Evaluate heads of MODEL on labelled data."""
-    named = [make_target(target, columns=columns) for target in targets]
-    given = options_of(options, [target.name for target in named])
-    wanted = [replace(target, options=given[target.name]) for target in named]
+    wanted = make_targets(targets, columns=columns, options=options)
 
     from nlptasks.evaluation import evaluate
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
@@ -38,7 +39,8 @@ class ProgressBar:
             disable=not console.is_terminal,
         )
         self._task: TaskID | None = None
-        self._metric = ""
+        self._losses: dict[str, float] = {}
+        self._metrics = ""
 
     def __enter__(self) -> ProgressBar:
         self._bar.start()
@@ -53,13 +55,16 @@ class ProgressBar:
         """A line above the bar."""
         self._bar.console.print(printable(message), markup=False, soft_wrap=True)
 
-    def step(self, done: int, total: int, loss: float) -> None:
+    def step(self, done: int, total: int, head: str, loss: float) -> None:
         """Moves the bar."""
         if self._task is None:
             self._task = self._bar.add_task("", total=total, completed=done, live="")
-        self._bar.update(self._task, completed=done, live=f"loss {loss:.3f} {self._metric}")
+        self._losses[head] = loss
+        losses = self._losses if len(self._losses) > 1 else {"": loss}
+        live = ", ".join(f"{name} {value:.3f}".lstrip() for name, value in losses.items())
+        self._bar.update(self._task, completed=done, live=f"loss {live} {self._metrics}")
 
-    def evaluated(self, epoch: int, metric: str, value: float, best: bool) -> None:
+    def evaluated(self, epoch: int, metrics: Mapping[str, float], best: bool) -> None:
         """A line for the epoch."""
-        self._metric = f"dev {metric} {value:.4f}"
-        self.note(f"epoch {epoch}: {self._metric}{' (best)' if best else ''}")
+        self._metrics = "dev " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        self.note(f"epoch {epoch}: {self._metrics}{' (best)' if best else ''}")

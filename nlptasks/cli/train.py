@@ -13,21 +13,32 @@ from nlptasks.cli.common import (
     columns_option,
     given_settings,
     highlighted,
-    make_target,
+    make_targets,
     metric_lines,
     next_steps,
     set_option,
     settings_options,
 )
 from nlptasks.cli.configfile import read_config
-from nlptasks.config import RUNS, TrainSettings
+from nlptasks.config import TrainSettings
 
 _SHOWN = 3
 
 
 @click.command("train", cls=Command)
-@click.argument("target", metavar="TASK[=DATA]")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="the new model's folder  [default: runs/HEAD]")
+@click.argument("targets", nargs=-1, required=True, metavar="TASK[=DATA]...")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="the new model's folder  [default: runs/HEAD, or runs/HEAD+HEAD]",
+)
+@click.option(
+    "--add-to",
+    type=click.Path(path_type=Path),
+    metavar="MODEL",
+    help="add the heads to this model, in place; what its other heads answer does not change",
+)
 @settings_options(TrainSettings)
 @columns_option
 @set_option
@@ -43,43 +54,57 @@ _SHOWN = 3
 @click.option("--resume", is_flag=True, help="go on from the checkpoints in the output folder")
 @click.option("--overwrite", is_flag=True, help="replace what is in the output folder")
 def command(
-    target: str,
+    targets: tuple[str, ...],
     output: Path | None,
+    add_to: Path | None,
     columns: str,
     options: tuple[str, ...],
     resume: bool,
     overwrite: bool,
     **settings: Any,
 ) -> None:
-    """Fine-tune a head on DATA (a folder with train, dev and test, or a file) and write a model.
+    """Fine-tune heads on DATA (a folder with train, dev and test, or a file) and write a model, or add them to one.
 
-    Without DATA the task's sample data are used. NAME:TASK=DATA names the head.
+    Without DATA the task's sample data are used. NAME:TASK=DATA names the head. Several heads learn together.
     """
-    wanted = make_target(target, columns=columns, options=options)
+    wanted = make_targets(targets, columns=columns, options=options)
     chosen = given_settings(TrainSettings, settings)
 
     from nlptasks.cli.progress import ProgressBar
     from nlptasks.training import train
 
-    place = output or Path(RUNS) / wanted.name
     with ProgressBar() as progress:
-        result = train(wanted, output=place, settings=chosen, overwrite=overwrite, resume=resume, reporter=progress)
+        result = train(
+            wanted,
+            output=output,
+            add_to=add_to,
+            settings=chosen,
+            overwrite=overwrite,
+            resume=resume,
+            reporter=progress,
+        )
     if not result.is_main_process:
         return
-    for part, metrics in result.metrics.items():
-        click.echo(f"{result.head} on {part}:")
-        click.echo("\n".join(metric_lines(metrics, result.main_metric)))
-    _show_predictions(result.folder, result.head, list(result.unseen[:_SHOWN]))
+    for name, head in result.heads.items():
+        for part, metrics in head.metrics.items():
+            click.echo(f"{name} on {part}:")
+            click.echo("\n".join(metric_lines(metrics, head.main_metric)))
+    click.echo("\npredictions on texts that it has not seen:")
+    for name, head in result.heads.items():
+        _show_predictions(result.folder, name, list(head.unseen[:_SHOWN]), several=len(result.heads) > 1)
     click.echo(f"\nmodel: {result.folder}   ({result.seconds:.0f} s)")
-    click.echo(next_steps(result.folder, result.example_row))
+    click.echo(next_steps(result.folder, next(iter(result.heads.values())).example_row))
 
 
-def _show_predictions(folder: Path, name: str, rows: list[Any]) -> None:
+def _show_predictions(folder: Path, name: str, rows: list[Any], *, several: bool) -> None:
     from nlptasks.pipeline import pipeline
 
     pipe = pipeline([name], model=folder, backend="torch", device="cpu")
-    click.echo("\npredictions on texts that it has not seen:")
     for row in rows:
         item = pipe.item(row)
         results = next(pipe.engine.stream([item]))
-        click.echo("  " + highlighted(pipe.heads[name].show(item[name], results[name]), color=sys.stdout.isatty()))
+        click.echo(
+            f"  {name}: " * several
+            + "  " * (not several)
+            + highlighted(pipe.heads[name].show(item[name], results[name]), color=sys.stdout.isatty())
+        )

@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,20 @@ import numpy as np
 import onnxruntime
 
 from nlptasks.errors import BackendError, first_line
+from nlptasks.runtime.cutting import cut
 from nlptasks.types import Floats, Ints, Tensors
 
 _WARNING, _FATAL = 2, 4  # the runtime's severities; its default is the first
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
 class OnnxRuntime:
-    """Runs the graphs of an export.
+    """Runs the graphs of an export, cut to what is wanted of them.
 
     Args:
         files: the ONNX file of each graph.
+        wanted: says of an output's name whether it is ever asked for; what only others need is not even loaded.
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: of the export, for messages.
 
@@ -36,8 +39,10 @@ class OnnxRuntime:
         BackendError: CUDA was asked for and does not load, or a file is no usable graph.
     """
 
-    def __init__(self, files: dict[str, Path], *, device: str, precision: str) -> None:
-        self._sessions = {graph: open_session(path, device) for graph, path in files.items()}
+    def __init__(
+        self, files: dict[str, Path], *, device: str, precision: str, wanted: Callable[[str], bool] = lambda name: True
+    ) -> None:
+        self._sessions = {graph: open_session(path, device, wanted) for graph, path in files.items()}
         providers = {session.get_providers()[0] for session in self._sessions.values()}
         self._outputs = {
             graph: [out.name for out in session.get_outputs()] for graph, session in self._sessions.items()
@@ -45,8 +50,8 @@ class OnnxRuntime:
         self.device = "cuda" if providers == {_CUDA} else "cpu"
         self.name = f"ONNX Runtime {precision} on {'CUDA' if self.device == 'cuda' else 'the CPU'}"
 
-    def run(self, graph: str, inputs: Tensors) -> Tensors:
-        """Run one graph on integer arrays."""
+    def run(self, graph: str, inputs: Tensors, heads: Sequence[str] | None = None) -> Tensors:
+        """Run one graph on integer arrays, whole: ONNX Runtime leaves no node out for outputs that are not asked for."""
         outputs = self._outputs[graph]
         return dict(zip(outputs, self._sessions[graph].run(outputs, dict(inputs)), strict=True))
 
@@ -59,15 +64,18 @@ class OnnxRuntime:
         return tensor[rows]
 
 
-def open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
-    """A session on the device that is asked for.
+def open_session(
+    path: Path, device: str, wanted: Callable[[str], bool] = lambda name: True
+) -> onnxruntime.InferenceSession:
+    """A session on the device that is asked for, for the outputs that are wanted.
 
     Raises:
         BackendError: CUDA was asked for and does not load, or the file is no usable graph.
     """
     try:
         with _quiet() as options:
-            session = onnxruntime.InferenceSession(str(path), options, providers=_wanted_providers(device))
+            options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent.resolve()))
+            session = onnxruntime.InferenceSession(cut(path, wanted), options, providers=_wanted_providers(device))
     except Exception as error:  # the runtime's exceptions have no common class
         raise BackendError(
             str(path), f"cannot be opened by ONNX Runtime ({first_line(error)})", "export the model again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -101,11 +102,12 @@ class TorchRuntime:
         self.device = device.type
         self.name = f"PyTorch on {'the CPU' if device.type == 'cpu' else device}"
 
-    def run(self, graph: str, inputs: Tensors) -> Tensors:
-        """Run one graph on integer arrays."""
+    def run(self, graph: str, inputs: Tensors, heads: Sequence[str] | None = None) -> Tensors:
+        """Run one graph on integer arrays, of `encode` what these heads need."""
+        module = self._graphs[graph]
         moved = {name: torch.as_tensor(value, device=self._device) for name, value in inputs.items()}
         with torch.inference_mode():
-            outputs: Tensors = self._graphs[graph](moved)
+            outputs: Tensors = module(moved) if heads is None else module(moved, heads)
         return outputs
 
     def fetch(self, tensor: Any) -> Floats:

@@ -47,3 +47,9 @@ def keep(name: str, result: dict[str, Any], *, command: str) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(text)
     print(text)
+
+
+def log_of(model: Path) -> dict[str, Any]:
+    """How the only head of a model came to be, or the first of several."""
+    log: dict[str, Any] = next(iter(json.loads((model / "training.json").read_text()).values()))
+    return log

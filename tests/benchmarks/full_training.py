@@ -6,10 +6,9 @@ python tests/benchmarks/full_training.py --data CONLL_FOLDER --model runs/ner
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-from common import keep
+from common import keep, log_of
 
 import nlptasks
 
@@ -21,7 +20,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     options = parser.parse_args()
     nlptasks.train(f"ner={options.data}", output=options.model, overwrite=True)
-    log = json.loads((options.model / "training.json").read_text())
+    log = log_of(options.model)
     command = "python tests/benchmarks/full_training.py --data CONLL_FOLDER --model runs/ner"
     keep("full_training", {"training": log}, command=command)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import random
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import keep
+from common import keep, log_of
 
 CHECKPOINT_SECONDS = 15
 
@@ -29,7 +28,7 @@ def command(data: Path, output: Path) -> list[str]:
 
 def outcome(output: Path) -> dict[str, Any]:
     """The sha256 of the weights, and the metric log."""
-    log = json.loads((output / "training.json").read_text())
+    log = log_of(output)
     files = ("backbone/model.safetensors", "heads/ner.safetensors")
     digests = {name: hashlib.sha256((output / name).read_bytes()).hexdigest() for name in files}
     return {

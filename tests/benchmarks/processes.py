@@ -6,7 +6,6 @@ python tests/benchmarks/processes.py --data CONLL_FOLDER
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import conll
-from common import keep, summary
+from common import keep, log_of, summary
 
 KINDS = {"two processes": (2, 1), "one process, two threads": (1, 2), "one process, one thread": (1, 1)}
 """Processes, and threads of each."""
@@ -28,7 +27,7 @@ def per_second(data: Path, output: Path, *, kind: str, tokens: int, precision: s
     words += ["--precision", precision, "--accumulate", str(2 // processes)]
     own = os.environ | {"OMP_NUM_THREADS": str(threads)}
     subprocess.run([sys.executable, *launcher, "-m", "nlptasks", *words], check=True, capture_output=True, env=own)
-    log = json.loads((output / "training.json").read_text())
+    log = log_of(output)
     assert (log["processes"], log["threads"]) == (processes, threads)
     return float(log["rows_per_second"])
 

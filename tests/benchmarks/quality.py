@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, keep
+from common import RESULTS, keep, log_of
 
 from nlptasks import TrainSettings, evaluate, train
 
@@ -75,7 +75,7 @@ def measure(folder: Path, task: Task, epochs: int | None, model: Path) -> dict[s
         if dev_rows:
             write(data / "dev.jsonl", dev_rows[: task.most_dev_rows])
         train(f"{task.head}={data}", output=model, settings=TrainSettings(epochs=epochs), overwrite=True)
-        log = json.loads((model / "training.json").read_text())
+        log = log_of(model)
         rows = read(folder, task.part)
         known = {row.get("text") for row in train_rows if "text" in row}
         parts = {

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import keep, summary
+from common import keep, log_of, summary
 from quality import SETS, read, write
 
 Rows = list[dict[str, Any]]
@@ -44,8 +44,8 @@ def run_nlptasks(name: str, rows: Rows, dev: Rows, seed: int) -> dict[str, float
         write(data / "dev.jsonl", dev)
         settings = TrainSettings(epochs=1, seed=seed)
         result = train(f"{SETS[name].head}={data}", output=Path(folder) / "model", settings=settings)
-        log = json.loads((Path(folder) / "model" / "training.json").read_text())
-    return {"per_second": log["rows_per_second"], "quality": result.metrics["dev"][result.main_metric]}
+        log, own = log_of(Path(folder) / "model"), result.heads[SETS[name].head]
+    return {"per_second": log["rows_per_second"], "quality": own.metrics["dev"][own.main_metric]}
 
 
 def run_trainer(name: str, rows: Rows, dev: Rows, seed: int) -> dict[str, float]:

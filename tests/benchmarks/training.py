@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import conll
-from common import keep, summary
+from common import keep, log_of, summary
 
 
 def run_nlptasks(sentences: list[conll.Sentence], dev: list[conll.Sentence], seed: int) -> dict[str, float]:
@@ -31,7 +31,7 @@ def run_nlptasks(sentences: list[conll.Sentence], dev: list[conll.Sentence], see
         conll.write(data / "train.tsv", sentences)
         conll.write(data / "dev.tsv", dev)
         train(f"ner={data}", output=Path(folder) / "model", settings=TrainSettings(epochs=1, seed=seed))
-        log = json.loads((Path(folder) / "model" / "training.json").read_text())
+        log = log_of(Path(folder) / "model")
     return {"per_second": log["rows_per_second"], "f1": log["metrics"]["dev"]["f1"]}
 
 

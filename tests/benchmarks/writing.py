@@ -10,7 +10,6 @@ document is worth as its summary.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common import keep
+from common import keep, log_of
 from quality import overall, read, write
 
 import nlptasks
@@ -95,7 +94,7 @@ def measure(folder: Path, task: Task, epochs: int | None, model: Path, backbone:
             write(Path(place) / f"{part}.jsonl", rows_of(folder, part))
         target = nlptasks.Target(task.head, task.head, place, options=dict(task.options))
         train(target, output=model, settings=TrainSettings(epochs=epochs, backbone=backbone), overwrite=True)
-    log = json.loads((model / "training.json").read_text())
+    log = log_of(model)
     return {
         "rows": log["rows"],
         "epochs": len(log["history"]),

@@ -1,0 +1,18 @@
+"""``nlptasks remove``."""
+
+from __future__ import annotations
+
+import click
+
+from nlptasks.cli.common import Command
+
+
+@click.command("remove", cls=Command)
+@click.argument("model")
+@click.argument("head")
+def command(model: str, head: str) -> None:
+    """Remove HEAD from MODEL, in place."""
+    from nlptasks.editing import remove
+
+    remove(model, head)
+    click.echo(f"{model}: {head} is removed")

@@ -1,0 +1,295 @@
+"""Adding, renaming, removing and merging heads: nobody else is touched, and a crash leaves the model as it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import nlptasks
+from nlptasks import editing
+from nlptasks.cli.main import main
+from nlptasks.config import TrainSettings
+from nlptasks.errors import ModelError, UsageError
+from nlptasks.model import Model, ModelFolder
+from nlptasks.pipeline import pipeline
+
+TEXTS = ["Ada Smith saw London.", "Bob left Paris and Rome, and saw Berlin.", "", "a b c " * 100]
+QUICK = {"epochs": 1, "lr": 3e-3, "batch_tokens": 64, "precision": "fp32"}
+
+
+def run(*words: object) -> Any:
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def refused(*words: object) -> tuple[int, str]:
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    return result.exit_code, result.stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def moods(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Toy data for a sentiment head."""
+    place = tmp_path_factory.mktemp("moods")
+    rows = [{"text": f"{name} {verb}", "label": label} for name in ("Ada", "Bob", "Cleo") for verb, label in
+            (("smiled", "positive"), ("wept", "negative"))]  # fmt: skip
+    for part in ("train", "dev"):
+        (place / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 3))
+    return place
+
+
+@pytest.fixture(scope="module")
+def both(trained: Path, moods: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained model with a sentiment head, which owns a layer, and a classifier, which owns none. Not to be changed."""
+    place = tmp_path_factory.mktemp("both") / "model"
+    shutil.copytree(trained, place)
+    nlptasks.train(f"mood:sentiment={moods}", add_to=place, settings=TrainSettings(tune="top:1", **QUICK))
+    nlptasks.train(f"topic:classification={moods}", add_to=place, settings=TrainSettings(tune="head", **QUICK))
+    return place
+
+
+@pytest.fixture
+def model(both: Path, tmp_path: Path) -> Path:
+    """A copy of it that may be changed."""
+    shutil.copytree(both, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_added_heads_leave_all_others_as_they_were(trained: Path, both: Path) -> None:
+    before, after = digests(trained), digests(both)
+    own = ("backbone/", "heads/ner.")
+    assert {name: after[name] for name in before if name.startswith(own)} == {
+        name: digest for name, digest in before.items() if name.startswith(own)
+    }
+    assert {name for name in after if name not in before} == {"heads/mood.safetensors", "heads/topic.safetensors"}
+    assert pipeline("ner", model=both)(TEXTS) == pipeline("ner", model=trained)(TEXTS)
+    together = pipeline(model=both)(TEXTS)
+    assert [found["ner"] for found in together] == pipeline("ner", model=trained)(TEXTS)
+    for name in ("mood", "topic"):
+        assert [found[name] for found in together] == pipeline(name, model=both)(TEXTS)
+
+
+def test_an_added_head_owns_what_it_says(both: Path) -> None:
+    stored = ModelFolder.open(both)
+    assert {name: record.branch for name, record in stored.records.items()} == {"ner": 0, "mood": 1, "topic": 0}
+    model = Model.load(both)
+    assert {name: branch.begin for name, branch in model.branches.items()} == {"mood": 1}
+    log = json.loads((both / "training.json").read_text())
+    assert list(log) == ["ner", "mood", "topic"]
+    assert log["mood"]["settings"]["tune"] == "top:1"
+    card = (both / "README.md").read_text()
+    assert "A model with 3 heads, which answer in one pass" in card
+    assert "## Head `mood`\n\nFor the task `sentiment`" in card
+    assert "It owns the top layer of the backbone." in card
+
+
+def test_a_third_of_the_layers_is_owned_unless_told_otherwise(trained: Path, moods: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "model")
+    run("train", f"sentiment={moods}", "--add-to", tmp_path / "model", "--epochs", 1)
+    assert ModelFolder.open(tmp_path / "model").records["sentiment"].branch == 1  # of two layers
+
+
+def test_a_model_with_owned_layers_comes_back_as_it_was_saved(both: Path, tmp_path: Path) -> None:
+    Model.load(both).save(tmp_path / "again")
+    assert pipeline(model=tmp_path / "again")(TEXTS) == pipeline(model=both)(TEXTS)
+
+
+def test_a_head_with_layers_of_its_own_leaves_as_a_checkpoint(both: Path, tmp_path: Path) -> None:
+    run("to-hf", both, "mood", "-o", tmp_path / "hf")
+    found = pipeline("sentiment", model=tmp_path / "hf", options={"sentiment": {"scale": "negative,positive"}})(TEXTS)
+    expected = pipeline("mood", model=both)(TEXTS)
+    assert [one.label for one in found] == [one.label for one in expected]
+    assert [one.score for one in found][:2] == pytest.approx([one.score for one in expected][:2], abs=1e-4)
+
+
+def test_a_head_that_writes_is_added_to_a_stored_encoder_decoder(backbones: Path, moods: Path, tmp_path: Path) -> None:
+    rows = "".join(json.dumps({"source": f"ada {n}", "target": f"Ada {n}"}) + "\n" for n in range(9))
+    (tmp_path / "pairs.jsonl").write_text(rows)
+    settings = TrainSettings(backbone=str(backbones / "bart"), tune="head", **QUICK)
+    nlptasks.train(f"mood:sentiment={moods}", output=tmp_path / "added", settings=settings)
+    nlptasks.train(f"translation={tmp_path / 'pairs.jsonl'}", output=tmp_path / "new", settings=settings)
+    more = TrainSettings(tune="head", **QUICK)
+    nlptasks.train(f"translation={tmp_path / 'pairs.jsonl'}", add_to=tmp_path / "added", settings=more)
+    configs = [ModelFolder.open(tmp_path / name).records["translation"].config for name in ("added", "new")]
+    assert configs[0] == configs[1]  # it knows how the checkpoint says that targets begin and end
+    results = pipeline(model=tmp_path / "added")("ada 3")
+    assert results["translation"] == pipeline("translation", model=tmp_path / "new")("ada 3")
+    assert results["mood"] == pipeline("mood", model=tmp_path / "added")("ada 3")
+
+
+def test_heads_are_renamed_and_removed(model: Path) -> None:
+    expected = pipeline(model=model)(TEXTS)
+    run("rename", model, "mood", "feeling")
+    found = pipeline(model=model)(TEXTS)
+    assert [one["feeling"] for one in found] == [one["mood"] for one in expected]
+    assert list(json.loads((model / "training.json").read_text())) == ["ner", "feeling", "topic"]
+    run("remove", model, "ner")
+    assert pipeline(model=model)(TEXTS) == [{"feeling": one["mood"], "topic": one["topic"]} for one in expected]
+    assert not (model / "heads/ner.safetensors").exists()
+    assert "ner" not in (model / "README.md").read_text().split("##")[0]
+
+
+def test_models_on_one_backbone_are_merged(both: Path, model: Path, trained: Path, tmp_path: Path) -> None:
+    run("rename", model, "mood", "feeling")
+    run("remove", model, "ner")
+    run("remove", model, "topic")
+    run("merge", trained, model, "-o", tmp_path / "merged")
+    expected = pipeline(model=both)(TEXTS)
+    assert pipeline(model=tmp_path / "merged")(TEXTS) == [
+        {"ner": one["ner"], "feeling": one["mood"]} for one in expected
+    ]
+    assert list(json.loads((tmp_path / "merged/training.json").read_text())) == ["ner", "feeling"]
+
+
+def test_what_does_not_fit_is_named(both: Path, trained: Path, moods: Path, backbones: Path, tmp_path: Path) -> None:
+    target = f"mood:sentiment={moods}"
+    cases: list[tuple[tuple[object, ...], int, str]] = [
+        (("rename", both, "mood", "ner"), 2, f"head 'ner': is in {both} already; take another name"),
+        (("rename", both, "mood", "No Name"), 2, "does not fit; take 1 to 40 of a-z"),
+        (("rename", both, "mod", "x"), 2, "has no head 'mod'; did you mean 'mood'"),
+        (("remove", both, "x"), 2, "has no head 'x'"),
+        (("remove", trained, "ner"), 2, "is the only one of"),
+        (("merge", trained, both, "-o", tmp_path / "x"), 2, f"head 'ner': is in {trained} and in {both}; rename one"),
+        (("merge", trained, "-o", tmp_path / "x"), 2, "has 1 model, expected at least 2"),
+        (("train", target, "--add-to", both), 2, f"head 'mood': is in {both} already; name it otherwise"),
+        (("train", f"a b:sentiment={moods}", "--add-to", both), 2, "does not fit"),
+        (("train", f"x:sentiment={moods}", "--add-to", both, "-o", tmp_path / "x"), 2, "is for new models; --add-to"),
+        (("train", f"x:sentiment={moods}", "--add-to", both, "--backbone", "minilm"), 2, "leave it out"),
+        (("train", f"x:sentiment={moods}", "--add-to", both, "--tune", "all"), 2, "would change what the other heads"),
+        (("train", f"x:sentiment={moods}", "--add-to", both, "--tune", "top:99"), 2, "the backbone has 2; take top:1"),
+        (("train", f"x:sentiment={moods}", "--add-to", both, "--tune", "top:0"), 2, "take all, head, or top:K"),
+        (("train", f"x:sentiment={moods}", "--add-to", tmp_path / "nothing"), 4, "is no folder, so it is no model"),
+        (("train", f"x:sentiment={tmp_path / 'nothing'}", "--add-to", both), 3, "nothing"),
+    ]
+    before = digests(both)
+    for words, code, message in cases:
+        found, text = refused(*words)
+        assert (found, message in text) == (code, True), (words, text)
+    assert digests(both) == before
+
+
+def test_backbones_that_differ_are_not_merged(trained: Path, moods: Path, backbones: Path, tmp_path: Path) -> None:
+    for name, backbone in (("tuned", "bert"), ("other", "roberta")):
+        settings = TrainSettings(backbone=str(backbones / backbone), tune="all" if name == "tuned" else "head", **QUICK)
+        nlptasks.train(f"mood:sentiment={moods}", output=tmp_path / name, settings=settings)
+        with pytest.raises(
+            ModelError, match=r"another backbone than .*: backbone/model\.safetensors.* differ; merge takes"
+        ):
+            editing.merge([trained, tmp_path / name], tmp_path / "x")
+
+
+def test_an_export_serves_the_heads_that_it_was_made_of(exported: Path, moods: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "model")
+    expected = pipeline("ner", model=exported, backend="onnx")(TEXTS)
+    nlptasks.train(f"mood:sentiment={moods}", add_to=tmp_path / "model", settings=TrainSettings(**QUICK))
+    assert pipeline("ner", model=tmp_path / "model", backend="onnx")(TEXTS) == expected
+    assert pipeline("ner", model=tmp_path / "model").backend.startswith("ONNX")
+    with pytest.raises(ModelError, match=r"has a stale ONNX export in fp32: .* for mood; run: nlptasks export"):
+        pipeline(model=tmp_path / "model", backend="onnx")
+    assert pipeline(model=tmp_path / "model").backend.startswith("PyTorch")
+    assert "for mood" in run("show", tmp_path / "model").output
+    editing.rename(tmp_path / "model", "ner", "names")
+    with pytest.raises(ModelError, match="stale"):
+        pipeline("names", model=tmp_path / "model", backend="onnx")
+
+
+def test_an_edited_card_stays(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (model / "README.md").write_text("# Mine\n")
+    for old, new in (("mood", "feeling"), ("feeling", "humour")):
+        editing.rename(model, old, new)
+        assert "was edited: it stays as it is" in caplog.text
+        assert (model / "README.md").read_text() == "# Mine\n"
+        caplog.clear()
+
+
+def crashing(model: Path, change: Callable[[], object]) -> Iterator[tuple[dict[str, str], int]]:
+    """Make a change in forks that die before each call that moves or writes: what each has left, until one comes through."""
+    number, code = 0, 137
+    while code == 137:
+        number += 1
+        place = model.with_name(f"crash{number}")
+        shutil.copytree(model, place)
+        child = os.fork()
+        if not child:
+            _die_before(number)
+            try:
+                change_in(place, change)
+            finally:
+                os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        ModelFolder.open(place)  # puts back what was moved away
+        yield digests(place), code
+
+
+def change_in(place: Path, change: Callable[..., object]) -> None:
+    change(place)
+
+
+def _die_before(number: int) -> None:
+    calls = iter(range(1, 1000))
+
+    def dying(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            if next(calls) == number:
+                os._exit(137)
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    os.rename, os.fsync, shutil.copyfile = dying(os.rename), dying(os.fsync), dying(shutil.copyfile)  # type: ignore
+
+
+@pytest.mark.parametrize(
+    "change",
+    [partial(editing.rename, old="mood", new="feeling"), partial(editing.remove, head="mood")],
+    ids=["rename", "remove"],
+)
+def test_a_crash_leaves_the_model_as_it_was_or_as_it_shall_be(model: Path, change: Callable[..., object]) -> None:
+    before = digests(model)
+    found = list(crashing(model, change))
+    assert len(found) > 20
+    wanted = found[-1][0]
+    assert wanted != before
+    assert found[-1][1] == 0
+    states = ["before" if state == before else "after" if state == wanted else "neither" for state, _ in found]
+    assert states == sorted(states, reverse=True)  # all before, then all after
+    assert "neither" not in states
+
+
+def test_a_model_in_training_is_not_edited(model: Path, moods: Path) -> None:
+    class Stopping(nlptasks.types.Silent):
+        def step(self, done: int, total: int, head: str, loss: float) -> None:
+            raise KeyboardInterrupt
+
+    settings = TrainSettings(checkpoint_seconds=0, **QUICK)
+    before = digests(model)
+    with pytest.raises(KeyboardInterrupt):
+        nlptasks.train(f"x:sentiment={moods}", add_to=model, settings=settings, reporter=Stopping())
+    (model / "checkpoints" / "000001").mkdir(parents=True, exist_ok=True)
+    (model / "checkpoints" / "000001" / "state.json").write_text("{}")
+    assert pipeline("ner", model=model)("Ada") == pipeline("ner", model=model)("Ada")
+    with pytest.raises(ModelError, match="is being trained, or was until somebody stopped it"):
+        editing.rename(model, "mood", "feeling")
+    with pytest.raises(UsageError, match=r"has checkpoints of a training .*; --resume or --overwrite"):
+        nlptasks.train(f"x:sentiment={moods}", add_to=model, settings=settings)
+    nlptasks.train(f"x:sentiment={moods}", add_to=model, settings=settings, overwrite=True)
+    after = digests(model)
+    assert {name: after[name] for name in before if name.startswith(("backbone", "heads"))} == {
+        name: digest for name, digest in before.items() if name.startswith(("backbone", "heads"))
+    }
+    assert "x" in ModelFolder.open(model).records

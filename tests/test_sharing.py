@@ -1,0 +1,191 @@
+"""Many heads on one backbone: exact, in one pass, with shared weights held once, on every architecture."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import transformers
+from torch import Tensor, nn
+
+from nlptasks.backbone import Backbone
+from nlptasks.batching import random_batch
+from nlptasks.errors import UsageError
+from nlptasks.model import Model
+from nlptasks.pretrained import load_backbone
+from nlptasks.sharing import Branch
+from nlptasks.types import Source
+
+
+class Reads(nn.Module):
+    """Stands for a head: its output is the states."""
+
+    def forward(self, states: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"states": states}
+
+    def loss(self, states: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return states.square().sum(), batch["mask"].sum()
+
+
+DEPTHS = {"one": 1, "none": 0, "two": 2, "other": 1, "free": 0}
+
+
+@pytest.fixture(scope="module", params=[*tiny.ARCHITECTURES, *(f"writer {name}" for name in tiny.WRITERS)])
+def backbone(request: pytest.FixtureRequest, backbones: Path, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    kind, _, name = request.param.rpartition(" ")
+    if not kind:
+        return load_backbone(str(backbones / name)).eval()
+    place = tmp_path_factory.mktemp("writer")
+    transformers.AutoModel.from_config(tiny.WRITERS[name]()).save_pretrained(place)
+    tiny.save_tokenizer(tiny._unigram(), place)
+    return load_backbone(str(place)).eval()
+
+
+def moved(backbone: Backbone, depth: int) -> Branch:
+    """A branch that answers otherwise than the backbone."""
+    branch = backbone.branch(depth)
+    with torch.no_grad():
+        for weight in branch.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    return branch
+
+
+def model_of(backbone: Backbone, depths: Mapping[str, int] = DEPTHS) -> Model:
+    branches = {name: moved(backbone, depth) for name, depth in depths.items() if depth}
+    return Model(backbone, {name: Reads() for name in depths}, {}, branches).eval()  # type: ignore[misc]
+
+
+def inputs(backbone: Backbone) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array) for name, array in random_batch(backbone.info, (3, 9)).items()}
+
+
+def alone(backbone: Backbone, branch: Branch | None, batch: Mapping[str, Tensor]) -> Tensor:
+    """The states of Hugging Face's model with the branch's weights in it, by no code of ours."""
+    config = backbone.info.config
+    full = transformers.AutoModel.from_config(config).eval()
+    trunk = full.get_encoder() if config.is_encoder_decoder else full
+    weights = {**backbone.trunk.state_dict(), **(branch.tensors() if branch else {})}
+    trunk.load_state_dict(weights, strict=False)
+    given = {"input_ids": batch["ids"], "attention_mask": batch["mask"]}
+    if "types" in batch:
+        given["token_type_ids"] = batch["types"]
+    states: Tensor = trunk(**given).last_hidden_state
+    return states
+
+
+def test_each_head_reads_what_a_model_of_its_own_would_give(backbone: Backbone) -> None:
+    model, batch = model_of(backbone), inputs(backbone)
+    with torch.no_grad():
+        found = model(batch)
+        for name in DEPTHS:
+            assert torch.equal(found[f"{name}.states"], alone(backbone, model.branches.get(name), batch)), name
+            assert torch.equal(model(batch, [name])[f"{name}.states"], found[f"{name}.states"])
+        assert torch.equal(backbone(batch), found["none.states"])
+    assert not torch.allclose(found["one.states"], found["other.states"], atol=1e-3)
+
+
+def test_gradients_reach_the_trained_branch_alone(backbone: Backbone) -> None:
+    model, batch = model_of(backbone), inputs(backbone)
+    backbone.requires_grad_(False)
+    model.loss("two", batch)[0].backward()
+    backbone.requires_grad_(True)
+    with_gradient = {name for name, weight in model.named_parameters() if weight.grad is not None}
+    assert with_gradient == {name for name, _ in model.named_parameters() if name.startswith("branch two")}
+
+
+def layers_run(model: Model, work: Callable[[], object]) -> Counter[str]:
+    """How often each layer ran, by whose it is and its number in the backbone."""
+    counts: Counter[str] = Counter()
+    layers = {f"shared {number}": layer for number, layer in enumerate(shared_layers(model.backbone))}
+    for name, branch in model.branches.items():
+        layers |= {f"{name} {number}": layer for number, layer in branch.numbered()}
+    hooks = [
+        layer.register_forward_hook(lambda *_, key=key: counts.update([key]))  # type: ignore[misc]
+        for key, layer in layers.items()
+    ]
+    work()
+    for hook in hooks:
+        hook.remove()
+    return counts
+
+
+def shared_layers(backbone: Backbone) -> Sequence[nn.Module]:
+    path = backbone.branch(1).path
+    return list(backbone.trunk.get_submodule(path).children())
+
+
+def test_every_layer_runs_once_and_only_those_that_are_needed(backbones: Path) -> None:
+    backbone = load_backbone(str(backbones / "modernbert")).eval()  # which has four
+    model, batch = model_of(backbone), inputs(backbone)
+    shared = [f"shared {number}" for number in range(4)]
+    owned = ["one 3", "two 2", "two 3", "other 3"]
+    assert layers_run(model, lambda: model(batch)) == Counter([*shared, *owned])
+    assert layers_run(model, lambda: model(batch, ["none", "free"])) == Counter(shared)
+    assert layers_run(model, lambda: model(batch, ["two"])) == Counter([*shared[:2], "two 2", "two 3"])
+    assert layers_run(model, lambda: model(batch, ["two", "one"])) == Counter([*shared[:3], "two 2", "two 3", "one 3"])
+
+
+def test_weights_are_held_once_however_many_heads_there_are(backbones: Path) -> None:
+    backbone = load_backbone(str(backbones / "modernbert"))
+    alone = held(backbone)
+    assert held(model_of(backbone, dict.fromkeys("abcd", 0))) == alone
+    branch = held(backbone.branch(1))
+    assert held(model_of(backbone, {"a": 1, "b": 0, "c": 1})) == alone + 2 * branch
+
+
+def held(module: nn.Module) -> int:
+    """Bytes of all storages that a module keeps alive."""
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in [*module.parameters(), *module.buffers()]
+    }
+    return sum(storages.values())
+
+
+def test_a_change_of_attention_reaches_the_branches(backbones: Path) -> None:
+    backbone = load_backbone(str(backbones / "bert")).eval()
+    model, batch = model_of(backbone), inputs(backbone)
+    with torch.no_grad():
+        before = model(batch)["two.states"]
+        backbone.trunk.set_attn_implementation("eager")  # type: ignore[operator]
+        attention = next(module for name, module in model.branches["two"].named_modules() if name.endswith(".self"))
+        assert attention.config._attn_implementation == "eager"  # type: ignore[union-attr]
+        assert torch.allclose(model(batch)["two.states"], before, atol=1e-5)
+
+
+def test_models_can_be_copied(backbones: Path) -> None:
+    model = model_of(load_backbone(str(backbones / "bert")).eval())
+    batch = inputs(model.backbone)
+    again = copy.deepcopy(model)
+    with torch.no_grad():
+        assert torch.equal(again(batch)["two.states"], model(batch)["two.states"])
+
+
+@pytest.mark.parametrize(("depth", "message"), [(99, "asks for 99 layers, the backbone has 2; take top:1 to top:2")])
+def test_more_layers_than_there_are_cannot_be_owned(backbones: Path, depth: int, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_backbone(str(backbones / "bert")).branch(depth)
+
+
+def test_layers_that_are_one_cannot_be_owned(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.AlbertConfig(vocab_size=300, embedding_size=16, **sizes)
+    transformers.AlbertModel(config).save_pretrained(tmp_path)
+    tiny.save_tokenizer(tiny._wordpiece(), tmp_path)
+    backbone = load_backbone(str(tmp_path))
+    with pytest.raises(UsageError, match=r"albert: it has no list of layers .*; take --tune head"):
+        backbone.branch(1)
+    assert backbone.layers == 0
+    [[window]] = backbone.tokenizer().windows([Source("Ada saw London.")])
+    assert backbone(
+        {"ids": torch.from_numpy(window.ids)[None], "mask": torch.ones(1, len(window)), **_types(window)}
+    ).shape
+
+
+def _types(window: object) -> dict[str, Tensor]:
+    return {"types": torch.from_numpy(window.types)[None]}  # type: ignore[attr-defined]
