@@ -12,6 +12,13 @@ from nlptasks.config import TrainSettings
 from nlptasks.errors import UsageError
 
 
+def default_lr(parameters: int) -> float:
+    """The highest learning rate of a backbone of which so many weights are trained, embeddings left out."""
+    # 3e-4 is measured for 10 million weights (MiniLM); the power leads to the usual 5e-5 for 85 million (BERT base) and
+    # 2e-5 for 300 million (BERT large).
+    return float(min(1e-3, 3e-4 * (1e7 / max(parameters, 1)) ** 0.8))
+
+
 def chosen(
     settings: TrainSettings,
     *,
@@ -25,15 +32,13 @@ def chosen(
 
     Args:
         settings: as given.
-        parameters: weights in the backbone's layers, embeddings left out.
+        parameters: weights of the backbone that are trained, embeddings left out.
         tokens: tokens of each training example.
         lr_scale: the head's; of several the lowest.
         processes: how many share each step.
         heads: how many learn together.
     """
-    # 3e-4 is measured for 10 million weights (MiniLM); the power leads to the usual 5e-5 for 85 million (BERT base) and
-    # 2e-5 for 300 million (BERT large).
-    lr = settings.lr or lr_scale * min(1e-3, 3e-4 * (1e7 / max(parameters, 1)) ** 0.8)
+    lr = settings.lr or lr_scale * default_lr(parameters)
     # About 200 steps of each head an epoch learn well from few rows, with at least some 8 rows in each; beyond 2,048 tokens the
     # speed no longer grows.
     shared = processes * settings.accumulate

@@ -24,7 +24,7 @@ from nlptasks.checkpoint import Checkpoints, newest
 from nlptasks.checks import warnings_of
 from nlptasks.config import RUNS, Target, TrainSettings, owned_layers, parse_target, parse_weights, recorded
 from nlptasks.data import CALIBRATION, DataSet, check_trainable, load_data, with_calibration, with_dev
-from nlptasks.defaults import chosen, chosen_precision
+from nlptasks.defaults import chosen, chosen_precision, default_lr
 from nlptasks.destinations import Destination, ExistingModel, NewModel
 from nlptasks.errors import DataError, TrainingError, UsageError, did_you_mean, first_line
 from nlptasks.files import check_columns
@@ -204,18 +204,19 @@ def _lesson(
         subjects.append(subject)
     precision = chosen_precision(settings.precision, device)
     accelerator = make_accelerator(precision, device, heads=len(subjects))
+    count, lowest = model.backbone.parameter_count(), min(subject.head.lr_scale for subject in subjects)
+    # Heads learn at a rate that goes by the whole backbone, layers that a head owns at one that goes by their own size.
+    own_lr = settings.lr or lowest * default_lr(count)
+    owned = [sum(weight.numel() for weight in branch.parameters()) for branch in model.branches.values()]
     settings = chosen(
         replace(settings, precision=precision),
-        parameters=model.backbone.parameter_count(),
+        parameters=max(owned, default=count),
         tokens=[unit.tokens for subject in subjects for unit in subject.units],
-        lr_scale=min(subject.head.lr_scale for subject in subjects),
+        lr_scale=lowest,
         processes=accelerator.num_processes,
         heads=len(subjects),
     )
-    subjects = [
-        replace(subject, rate=settings.head_lr or subject.head.own_lr_scale * (settings.lr or 0))
-        for subject in subjects
-    ]
+    subjects = [replace(subject, rate=settings.head_lr or subject.head.own_lr_scale * own_lr) for subject in subjects]
     own = {
         course.target.name: of_head(course.target, data[course.target.name], subject)
         for course, subject in zip(courses, subjects, strict=True)

@@ -9,7 +9,10 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores already
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -74,9 +77,40 @@ def trained(backbones: Path, conll_data: Path, tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="session")
 def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the trained model, exported to ONNX."""
-    import shutil
-
     place = tmp_path_factory.mktemp("exported") / "model"
     shutil.copytree(trained, place)
+    nlptasks.export(place)
+    return place
+
+
+_QUICK: dict[str, Any] = {"epochs": 1, "lr": 3e-3, "batch_tokens": 64, "precision": "fp32"}
+
+
+@pytest.fixture(scope="session")
+def moods(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Toy data for a sentiment head."""
+    place = tmp_path_factory.mktemp("moods")
+    rows = [{"text": f"{name} {verb}", "label": label} for name in ("Ada", "Bob", "Cleo") for verb, label in
+            (("smiled", "positive"), ("wept", "negative"))]  # fmt: skip
+    for part in ("train", "dev"):
+        (place / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 3))
+    return place
+
+
+@pytest.fixture(scope="session")
+def both(trained: Path, moods: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained model with a sentiment head, which owns a layer, and a classifier, which owns none. Not to be changed."""
+    place = tmp_path_factory.mktemp("both") / "model"
+    shutil.copytree(trained, place)
+    nlptasks.train(f"mood:sentiment={moods}", add_to=place, settings=TrainSettings(tune="top:1", **_QUICK))
+    nlptasks.train(f"topic:classification={moods}", add_to=place, settings=TrainSettings(tune="head", **_QUICK))
+    return place
+
+
+@pytest.fixture(scope="session")
+def both_exported(both: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the model with three heads, exported to ONNX."""
+    place = tmp_path_factory.mktemp("both_exported") / "model"
+    shutil.copytree(both, place)
     nlptasks.export(place)
     return place

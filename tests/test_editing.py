@@ -37,27 +37,6 @@ def refused(*words: object) -> tuple[int, str]:
     return result.exit_code, result.stderr.strip().splitlines()[-1]
 
 
-@pytest.fixture(scope="module")
-def moods(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Toy data for a sentiment head."""
-    place = tmp_path_factory.mktemp("moods")
-    rows = [{"text": f"{name} {verb}", "label": label} for name in ("Ada", "Bob", "Cleo") for verb, label in
-            (("smiled", "positive"), ("wept", "negative"))]  # fmt: skip
-    for part in ("train", "dev"):
-        (place / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 3))
-    return place
-
-
-@pytest.fixture(scope="module")
-def both(trained: Path, moods: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The trained model with a sentiment head, which owns a layer, and a classifier, which owns none. Not to be changed."""
-    place = tmp_path_factory.mktemp("both") / "model"
-    shutil.copytree(trained, place)
-    nlptasks.train(f"mood:sentiment={moods}", add_to=place, settings=TrainSettings(tune="top:1", **QUICK))
-    nlptasks.train(f"topic:classification={moods}", add_to=place, settings=TrainSettings(tune="head", **QUICK))
-    return place
-
-
 @pytest.fixture
 def model(both: Path, tmp_path: Path) -> Path:
     """A copy of it that may be changed."""

@@ -247,7 +247,7 @@ def test_what_differs_is_listed(
         again(f"ner={other}", settings=settings(backbones))
     with pytest.raises(TrainingError, match=r"backbone was '\w{64}'"):
         train(output=tmp_path / "m", settings=settings(backbones, backbone=str(backbones / "roberta")), resume=True)
-    monkeypatch.setattr("nlptasks.training.version", lambda name: "99")
+    monkeypatch.setattr("nlptasks.identity.version", lambda name: "99")
     with pytest.raises(TrainingError, match=r"versions\.accelerate was '.*', is '99'"):
         train(output=tmp_path / "m", settings=settings(backbones), resume=True)
     monkeypatch.undo()

@@ -1,0 +1,162 @@
+"""Several heads in one pass: each distinct text is read once, and only what was asked for is run, on both runtimes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+import nlptasks
+from nlptasks.config import TrainSettings
+from nlptasks.pipeline import Pipeline, pipeline
+from nlptasks.runtime.cutting import cut
+from nlptasks.runtime.onnx import open_session
+from nlptasks.runtime.pytorch import TorchRuntime
+from nlptasks.tokenizer import Tokenizer
+
+TEXTS = ["Ada Smith saw London.", "Bob left Paris and Rome, and saw Berlin.", "", "Cleo saw Rome. " * 40, "Dan"]
+
+
+def all_of(heads: Sequence[str]) -> Callable[[str], bool]:
+    return lambda output: output.partition(".")[0] in heads
+
+
+def executed_nodes(path: Path, heads: Sequence[str], place: Path) -> int:
+    """Nodes that ONNX Runtime really runs for some heads of an export, by its profiler."""
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(place / "profile")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    session = onnxruntime.InferenceSession(cut(path, all_of(heads)), options, providers=["CPUExecutionProvider"])
+    ids = np.ones((2, 5), dtype=np.int64)
+    session.run(None, {value.name: ids * 0 if value.name == "types" else ids for value in session.get_inputs()})
+    events = json.loads(Path(session.end_profiling()).read_text())
+    return sum(event["cat"] == "Node" and event["name"].endswith("_kernel_time") for event in events)
+
+
+def test_onnx_runtime_runs_no_node_for_heads_that_are_not_opened(
+    both_exported: Path, exported: Path, tmp_path: Path
+) -> None:
+    path, single = (place / "onnx/fp32/model.onnx" for place in (both_exported, exported))
+    alone = executed_nodes(single, ["ner"], tmp_path)
+    assert executed_nodes(path, ["ner"], tmp_path) == alone
+    every = executed_nodes(path, ["ner", "mood", "topic"], tmp_path)
+    parts = [executed_nodes(path, [name], tmp_path) for name in ("ner", "mood", "topic")]
+    assert max(parts) < executed_nodes(path, ["ner", "topic"], tmp_path) < every < sum(parts)
+    # all that is left of the weights is needed
+    weights = {name: onnx.load_from_string(cut(path, all_of([name]))).graph.initializer for name in ("ner", "mood")}
+    whole = onnx.load(path, load_external_data=False).graph.initializer
+    assert len(weights["mood"]) < len(whole)
+
+
+def test_a_session_is_cut_for_what_is_asked_of_it(both_exported: Path) -> None:
+    session = open_session(both_exported / "onnx/fp32/model.onnx", "cpu", all_of(["mood"]))
+    assert {output.name.partition(".")[0] for output in session.get_outputs()} == {"mood"}
+    assert open_session(both_exported / "onnx/fp32/model.onnx", "cpu").get_outputs()[0].name.startswith("ner.")
+
+
+def test_what_a_graph_inside_reads_stays(tmp_path: Path) -> None:
+    """A branch of an If reads a value from outside, which nothing else needs."""
+    value = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y", "z", "inner")}
+    inner = helper.make_graph([helper.make_node("Identity", ["double"], ["inner"])], "inside", [], [value["inner"]])
+    condition = helper.make_node("Constant", [], ["yes"], value=helper.make_tensor("", TensorProto.BOOL, [], [True]))
+    nodes = [
+        helper.make_node("Add", ["x", "x"], ["double"]),
+        condition,
+        helper.make_node("If", ["yes"], ["y"], then_branch=inner, else_branch=inner),
+        helper.make_node("Mul", ["x", "weight"], ["z"]),
+    ]
+    weight = helper.make_tensor("weight", TensorProto.FLOAT, [1], [3.0])
+    graph = helper.make_graph(nodes, "graph", [value["x"]], [value["y"], value["z"]], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, tmp_path / "model.onnx")
+    for output, expected, initializers in (("y", 4.0, 0), ("z", 6.0, 1)):
+        content = cut(tmp_path / "model.onnx", lambda name, output=output: name == output)  # type: ignore[misc]
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        assert session.run(None, {"x": np.array([2.0], dtype=np.float32)})[0] == expected
+        assert len(onnx.load_from_string(content).graph.initializer) == initializers
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+@pytest.mark.parametrize("names", [["ner", "mood"], ["mood", "topic"], None], ids=str)
+def test_results_are_those_of_each_head_alone(both_exported: Path, backend: str, names: list[str] | None) -> None:
+    together = pipeline(names, model=both_exported, backend=backend, device="cpu")(TEXTS)
+    for name in names or ["ner", "mood", "topic"]:
+        alone = pipeline(name, model=both_exported, backend=backend, device="cpu")(TEXTS)
+        assert [found[name] for found in together] == alone
+
+
+def counted(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[str, ...], int]]:
+    """A list that gets the heads and the rows of every pass that the pipeline runs."""
+    passes: list[tuple[tuple[str, ...], int]] = []
+    run = TorchRuntime.run
+
+    def counting(self: TorchRuntime, graph: str, inputs: Any, heads: Any = None) -> Any:
+        if graph == "encode":
+            passes.append((tuple(heads), len(inputs["ids"])))
+        return run(self, graph, inputs, heads)
+
+    monkeypatch.setattr(TorchRuntime, "run", counting)
+    return passes
+
+
+def test_each_text_is_read_once_for_all_heads(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = pipeline(model=both, backend="torch", device="cpu")
+    passes = counted(pipe, monkeypatch)
+    sources = 0
+    windows = Tokenizer.windows
+
+    def tokenizing(self: Tokenizer, given: Any) -> Any:
+        nonlocal sources
+        sources += len(given)
+        return windows(self, given)
+
+    monkeypatch.setattr(Tokenizer, "windows", tokenizing)
+    pipe(["Ada saw Rome.", "Bob left.", "Ada saw Rome."])
+    assert sources == 2
+    assert passes == [(("ner", "mood", "topic"), 2)]
+
+
+@pytest.fixture(scope="module")
+def writing(backbones: Path, moods: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with heads that read texts in different ways: a label, a pair, a text that is written."""
+    place = tmp_path_factory.mktemp("writing")
+    rows = "".join(json.dumps({"source": f"ada {n}", "target": f"Ada {n}"}) + "\n" for n in range(9))
+    (place / "pairs.jsonl").write_text(rows)
+    pairs = [{"text": "Ada saw", "text_pair": other, "label": label} for other, label in (("Rome", "yes"), ("a", "no"))]
+    (place / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs * 4))
+    targets = [
+        f"mood:sentiment={moods}",
+        f"translation={place / 'pairs.jsonl'}",
+        f"pair:classification={place / 'two.jsonl'}",
+    ]
+    settings = TrainSettings(
+        backbone=str(backbones / "bert"), tune="top:1", epochs=1, precision="fp32", batch_tokens=64
+    )
+    nlptasks.train(targets, output=place / "model", settings=settings)
+    return place / "model"
+
+
+def test_heads_that_write_share_the_pass_over_the_encoder(writing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = pipeline(["mood", "translation"], model=writing, backend="torch", device="cpu")
+    passes = counted(pipe, monkeypatch)
+    together = pipe(["Ada saw Rome.", "Bob left."])
+    assert passes == [(("mood", "translation"), 2)]
+    for name in ("mood", "translation"):
+        alone = pipeline(name, model=writing, backend="torch", device="cpu")(["Ada saw Rome.", "Bob left."])
+        assert [found[name] for found in together] == alone
+
+
+def test_heads_that_read_other_texts_run_on_those_alone(writing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = pipeline(model=writing, backend="torch", device="cpu")
+    passes = counted(pipe, monkeypatch)
+    found = pipe([{"text": "Ada saw"}, {"text": "Ada saw", "text_pair": "Rome"}])
+    assert [set(own) for own in found] == [{"mood", "translation"}, {"translation", "pair"}]
+    assert sorted(passes) == [(("mood", "translation"), 1), (("pair",), 1)]
