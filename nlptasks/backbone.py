@@ -27,6 +27,8 @@ from nlptasks.tokenizer import Tokenizer, plain
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
+BEYOND = "beyond.safetensors"
+"""Pretrained weights that Hugging Face's base model has no place for, such as the layer behind a decoder."""
 _MARKS = (
     "decoder_start_token_id",
     "eos_token_id",
@@ -177,7 +179,12 @@ class Backbone(nn.Module):
         """
         for name, content in self.assets.items():
             (folder / name).write_bytes(content)
-        weights.write(folder / WEIGHTS, self._whole())
+        whole, beyond = self._whole(), self._beyond()
+        weights.write(folder / WEIGHTS, whole)
+        tied = {tensor.data_ptr() for name, tensor in beyond.items() if name in whole}
+        more = {name: tensor for name, tensor in beyond.items() if name not in whole and tensor.data_ptr() not in tied}
+        if more:
+            weights.write(folder / BEYOND, more)
 
     def pretrained(self) -> dict[str, Tensor]:
         """All pretrained weights, as far as they are known, by their names in the base model."""
@@ -202,8 +209,9 @@ class Backbone(nn.Module):
         backbone = cls(
             full,
             info=BackboneInfo.from_record(record, config, read_whole(folder / TOKENIZER)),
-            assets={name: read_whole(folder / name) for name in plain_files(folder) if name != WEIGHTS},
+            assets={name: read_whole(folder / name) for name in plain_files(folder) if name not in (WEIGHTS, BEYOND)},
             left_out=lambda: weights.read_without(path, set(backbone.names.values())),
+            beyond=lambda: weights.read_without(folder / BEYOND, ()) if (folder / BEYOND).is_file() else {},
         )
         held = backbone.trunk.state_dict()
         weights.read_into(path, {full: held[own] for own, full in backbone.names.items()})

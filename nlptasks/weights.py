@@ -148,13 +148,15 @@ def read_without(path: Path, names: Container[str]) -> dict[str, Tensor]:
     """The tensors of a file but for some.
 
     Raises:
-        ModelError: the file cannot be read.
+        ModelError: the file cannot be read, or a value is not finite.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys() if name not in names}  # noqa: SIM118
+            found = {name: file.get_tensor(name) for name in file.keys() if name not in names}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ModelError(str(path), f"cannot be read ({first_line(error)})", _RESTORE) from error
+    check_finite(found, where=str(path))
+    return found
 
 
 def check_finite(tensors: Mapping[str, Tensor], *, where: str) -> None:

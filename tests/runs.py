@@ -45,6 +45,11 @@ ROWS = "\n".join(
 )
 
 
+MOODS = [
+    {"text": f"{name} {verb}", "label": mood} for name in ("Ada", "Bob") for verb, mood in (("a", "pos"), ("b", "neg"))
+]
+
+
 @dataclass(frozen=True)
 class Scene:
     """A training that can be started again and again.
@@ -65,10 +70,13 @@ class Scene:
         (folder / "data").mkdir()
         for part in ("train", "dev"):
             (folder / "data" / f"{part}.conll").write_text(ROWS)
+        (folder / "moods").mkdir()
+        for part in ("train", "dev"):
+            (folder / "moods" / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in MOODS * 3))
         return cls(folder)
 
-    def train(self, output: Path, **changes: Any) -> None:
-        """Train with a checkpoint after every step, and write digests of the outcome beside the output."""
+    def train(self, output: Path, *, joint: bool = False, **changes: Any) -> None:
+        """Train one head, or two together, with a checkpoint after every step; write digests of the outcome beside the output."""
         checkpoint._LARGEST_SHARE = float("inf")  # type: ignore[misc]
         settings = {
             "backbone": str(self.folder / "backbone"),
@@ -90,14 +98,13 @@ class Scene:
 
         loop.Loop.run = noted  # type: ignore[method-assign]
         chosen = TrainSettings(**{**settings, **changes})
-        result = nlptasks.train(
-            f"ner={self.folder / 'data'}", output=output, settings=chosen, resume=True, reporter=reporter
-        )
+        targets = [f"ner={self.folder / 'data'}", *[f"mood:sentiment={self.folder / 'moods'}"] * joint]
+        result = nlptasks.train(targets, output=output, settings=chosen, resume=True, reporter=reporter)
         if not result.is_main_process:
             return
         log = tiny.log_of(output)
         outcome = {
-            "weights": [_sha256(output / "backbone/model.safetensors"), _sha256(output / "heads/ner.safetensors")],
+            "weights": [_sha256(path) for path in sorted(output.glob("*/*.safetensors"))],
             "optimizer": optimizer.read_text(),
             "log": [log["history"], log["metrics"]],
         }
@@ -237,10 +244,10 @@ class _Terminating(Silent):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def two_at_once(scene: Scene) -> dict[str, Any]:
+def two_at_once(scene: Scene, *, joint: bool) -> dict[str, Any]:
     """Train in two processes, once stopped and resumed, and in one that is fed the same batches."""
     one, two, cut = (scene.folder / name for name in ("one", "two", "cut"))
-    still = {"backbone": str(scene.folder / "still"), "epochs": 2}
+    still = {"backbone": str(scene.folder / "still"), "epochs": 2, "joint": joint}
     alone = code_of(forked(partial(scene.train, one, accumulate=4, **still), scene.folder / "log"))
     codes = _together(partial(scene.train, two, accumulate=2, **still), scene)
     stopped = _together(partial(scene.train, cut, accumulate=2, reporter=_Terminating(), **still), scene)
@@ -252,9 +259,9 @@ def two_at_once(scene: Scene) -> dict[str, Any]:
         "processes": tiny.log_of(two)["processes"],
         "digests": [two.with_suffix(f".rank{rank}").read_text() for rank in range(2)],
         "difference": max(
-            float((load_file(one / name)[key] - value).abs().max())
-            for name in ("backbone/model.safetensors", "heads/ner.safetensors")
-            for key, value in load_file(two / name).items()
+            float((load_file(one / path.relative_to(two))[key] - value).abs().max())
+            for path in two.glob("*/*.safetensors")
+            for key, value in load_file(path).items()
         ),
         "resumed_differs": outcome_of(cut) != outcome_of(two),
     }
@@ -276,7 +283,7 @@ def _together(work: Callable[[], object], scene: Scene) -> list[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["kills", "crashes", "processes"])
+    parser.add_argument("what", choices=["kills", "crashes", "processes", "joint"])
     parser.add_argument("--kills", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=1, help="of the calls that change the disk, which are crashed at")
@@ -287,7 +294,8 @@ def main() -> None:
         work = {
             "kills": partial(kill_at_random, scene, kills=given.kills, seed=given.seed),
             "crashes": partial(crash_everywhere, scene, every=given.every),
-            "processes": partial(two_at_once, scene),
+            "processes": partial(two_at_once, scene, joint=False),
+            "joint": partial(two_at_once, scene, joint=True),
         }
         print(json.dumps(work[given.what]()))
 

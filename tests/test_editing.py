@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 from click.testing import CliRunner
 
 import nlptasks
@@ -96,16 +97,26 @@ def test_a_head_with_layers_of_its_own_leaves_as_a_checkpoint(both: Path, tmp_pa
     assert [one.score for one in found][:2] == pytest.approx([one.score for one in expected][:2], abs=1e-4)
 
 
-def test_a_head_that_writes_is_added_to_a_stored_encoder_decoder(backbones: Path, moods: Path, tmp_path: Path) -> None:
-    rows = "".join(json.dumps({"source": f"ada {n}", "target": f"Ada {n}"}) + "\n" for n in range(9))
-    (tmp_path / "pairs.jsonl").write_text(rows)
-    settings = TrainSettings(backbone=str(backbones / "bart"), tune="head", **QUICK)
+@pytest.mark.parametrize("name", ["bart", "t5-v1.1"])
+def test_a_head_that_writes_is_added_to_a_stored_encoder_decoder(moods: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "pairs.jsonl").write_text(
+        "".join(json.dumps({"source": f"ada {n}", "target": f"Ada {n}"}) + "\n" for n in range(9))
+    )
+    tiny.make_writer(tiny.WRITERS[name]()).save_pretrained(
+        tmp_path / "backbone"
+    )  # of t5-v1.1 with a layer of its own on top
+    tiny.save_tokenizer(tiny._unigram(), tmp_path / "backbone")
+    settings = TrainSettings(backbone=str(tmp_path / "backbone"), tune="head", **QUICK)
     nlptasks.train(f"mood:sentiment={moods}", output=tmp_path / "added", settings=settings)
     nlptasks.train(f"translation={tmp_path / 'pairs.jsonl'}", output=tmp_path / "new", settings=settings)
+    shutil.rmtree(tmp_path / "backbone")
     more = TrainSettings(tune="head", **QUICK)
     nlptasks.train(f"translation={tmp_path / 'pairs.jsonl'}", add_to=tmp_path / "added", settings=more)
-    configs = [ModelFolder.open(tmp_path / name).records["translation"].config for name in ("added", "new")]
-    assert configs[0] == configs[1]  # it knows how the checkpoint says that targets begin and end
+    # it begins with all that was pretrained, and knows how the checkpoint says that targets begin and end
+    configs = [ModelFolder.open(tmp_path / place).records["translation"].config for place in ("added", "new")]
+    assert configs[0] == configs[1]
+    found = [(tmp_path / place / "heads/translation.safetensors").read_bytes() for place in ("added", "new")]
+    assert found[0] == found[1]
     results = pipeline(model=tmp_path / "added")("ada 3")
     assert results["translation"] == pipeline("translation", model=tmp_path / "new")("ada 3")
     assert results["mood"] == pipeline("mood", model=tmp_path / "added")("ada 3")
@@ -233,10 +244,18 @@ def _die_before(number: int) -> None:
     os.rename, os.fsync, shutil.copyfile = dying(os.rename), dying(os.fsync), dying(shutil.copyfile)  # type: ignore
 
 
+def add_another(folder: Path) -> None:
+    """Add a head as training does in the end."""
+    stored = ModelFolder.open(folder)
+    found = stored.model(["mood"])
+    new = Model(found.backbone, {"x": found.heads["mood"]}, {"x": found.records["mood"]}, {"x": found.branches["mood"]})
+    editing.add(stored, new, {"x": editing.read_logs(stored)["mood"]})
+
+
 @pytest.mark.parametrize(
     "change",
-    [partial(editing.rename, old="mood", new="feeling"), partial(editing.remove, head="mood")],
-    ids=["rename", "remove"],
+    [add_another, partial(editing.rename, old="mood", new="feeling"), partial(editing.remove, head="mood")],
+    ids=["add", "rename", "remove"],
 )
 def test_a_crash_leaves_the_model_as_it_was_or_as_it_shall_be(model: Path, change: Callable[..., object]) -> None:
     before = digests(model)

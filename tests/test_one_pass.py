@@ -93,6 +93,11 @@ def test_results_are_those_of_each_head_alone(both_exported: Path, backend: str,
         assert [found[name] for found in together] == alone
 
 
+def test_an_export_with_more_heads_gives_the_same_bits(both_exported: Path, exported: Path) -> None:
+    before, after = (pipeline("ner", model=place, backend="onnx", device="cpu") for place in (exported, both_exported))
+    assert after(TEXTS) == before(TEXTS)
+
+
 def counted(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[str, ...], int]]:
     """A list that gets the heads and the rows of every pass that the pipeline runs."""
     passes: list[tuple[tuple[str, ...], int]] = []

@@ -329,8 +329,9 @@ def test_runs_that_end_before_any_write_come_to_the_same_numbers() -> None:
     assert found["differences"] == 0
 
 
-def test_two_processes_learn_what_one_learns_from_the_same_batches() -> None:
-    found = ran("processes")
+@pytest.mark.parametrize("what", ["processes", "joint"])
+def test_two_processes_learn_what_one_learns_from_the_same_batches(what: str) -> None:
+    found = ran(what)
     assert found["processes"] == 2
     assert found["digests"][0] == found["digests"][1]
     assert found["difference"] <= 1e-5
