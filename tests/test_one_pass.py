@@ -98,6 +98,29 @@ def test_an_export_with_more_heads_gives_the_same_bits(both_exported: Path, expo
     assert after(TEXTS) == before(TEXTS)
 
 
+@pytest.mark.parametrize("name", ["modernbert", "deberta", "t5", "bart"])
+def test_heads_that_own_different_layers_are_exported_from_every_kind(
+    backbones: Path, moods: Path, tmp_path: Path, name: str
+) -> None:
+    options: dict[str, Any] = {"epochs": 1, "precision": "fp32", "batch_tokens": 64}
+    settings = TrainSettings(backbone=str(backbones / name), tune="top:2", **options)
+    nlptasks.train(f"two:sentiment={moods}", output=tmp_path / "model", settings=settings)
+    for head, tune in (("one", "top:1"), ("none", "head")):
+        nlptasks.train(
+            f"{head}:sentiment={moods}", add_to=tmp_path / "model", settings=TrainSettings(tune=tune, **options)
+        )
+    report = nlptasks.export(tmp_path / "model")
+    assert report.max_difference < 1e-4
+    torch, onnx = (pipeline(model=tmp_path / "model", backend=backend, device="cpu") for backend in ("torch", "onnx"))
+    for one, two in zip(torch(TEXTS), onnx(TEXTS), strict=True):
+        assert {name: found.label for name, found in one.items()} == {name: found.label for name, found in two.items()}
+        for head in one:
+            assert two[head].score == pytest.approx(one[head].score, abs=1e-4)
+    for head in ("two", "one", "none"):
+        alone = pipeline(head, model=tmp_path / "model", backend="onnx", device="cpu")
+        assert [found.label for found in alone(TEXTS)] == [found[head].label for found in torch(TEXTS)]
+
+
 def counted(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[str, ...], int]]:
     """A list that gets the heads and the rows of every pass that the pipeline runs."""
     passes: list[tuple[tuple[str, ...], int]] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,26 @@ def test_a_change_of_attention_reaches_the_branches(backbones: Path) -> None:
         attention = next(module for name, module in model.branches["two"].named_modules() if name.endswith(".self"))
         assert attention.config._attn_implementation == "eager"  # type: ignore[union-attr]
         assert torch.allclose(model(batch)["two.states"], before, atol=1e-5)
+
+
+def test_threads_do_not_see_each_others_passes(backbones: Path) -> None:
+    model = model_of(load_backbone(str(backbones / "bert")).eval())
+    batches = [
+        {
+            name: torch.from_numpy(array)
+            for name, array in random_batch(model.backbone.info, (2, 3 + seed), seed).items()
+        }
+        for seed in range(24)
+    ]
+
+    def answer(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return model(batch)  # type: ignore[no-any-return]
+
+    expected = [answer(batch) for batch in batches]
+    with ThreadPoolExecutor(8) as threads:
+        for found, wanted in zip(threads.map(answer, batches * 4), expected * 4, strict=True):
+            assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 def test_models_can_be_copied(backbones: Path) -> None:
