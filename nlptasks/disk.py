@@ -133,12 +133,14 @@ def written_beside(target: Path, failure: Failure) -> Iterator[Path]:
 def restored(target: Path) -> bool:
     """Put back the folder that a writer had moved away when it was killed; whether there was one."""
     target = target.resolve()
-    left = sorted(_left(target, "old"), key=lambda path: path.stat().st_mtime)
-    if target.exists() or not left:
+    if target.exists():
         return False
-    with suppress(OSError):  # another process has put it back
-        os.rename(left[-1], target)
-    return target.exists()
+    with suppress(OSError):  # another process has put it back, or its writer has come to the end
+        left = sorted(_left(target, "old"), key=lambda path: path.stat().st_mtime)
+        if left:
+            os.rename(left[-1], target)
+            return True
+    return False
 
 
 def sweep(target: Path) -> None:

@@ -74,7 +74,7 @@ class Schedule:
             steps += found[first:last]
         return steps
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019 (it goes with the run)
+    @functools.lru_cache(maxsize=32)  # noqa: B019 (it goes with the run)
     def _pass(self, name: str, number: int) -> list[list[list[int]]]:
         """The steps of one pass over a head's data."""
         batches = epoch_batches(self._lengths[name], self._budget, seed=self._seed, epoch=number)

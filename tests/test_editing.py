@@ -78,7 +78,7 @@ def test_an_added_head_owns_what_it_says(both: Path) -> None:
     assert "It owns the top layer of the backbone." in card
 
 
-def test_a_third_of_the_layers_is_owned_unless_told_otherwise(trained: Path, moods: Path, tmp_path: Path) -> None:
+def test_half_of_the_layers_are_owned_unless_told_otherwise(trained: Path, moods: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "model")
     run("train", f"sentiment={moods}", "--add-to", tmp_path / "model", "--epochs", 1)
     assert ModelFolder.open(tmp_path / "model").records["sentiment"].branch == 1  # of two layers

@@ -1,6 +1,6 @@
 """What it costs to share: quality, time and own weights of heads that train the backbone, own some of its layers, or none.
 
-Three sets (CoNLL-2003, SST-2, TREC), each with ``--tune all``, ``top:4``, ``top:2``, ``top:1`` and ``head``, on `minilm` as it
+Three sets (CoNLL-2003, SST-2, TREC), each with ``--tune all``, ``top:K`` and ``head``, on `minilm` as it
 comes; then one model that learns all three together. The same rows, epochs and seed; the defaults for everything else.
 
     python tests/benchmarks/tuning.py quality --data FOLDER_OF_SETS
@@ -12,6 +12,7 @@ The second trains on a few rows, in turn, several times, and gives rows a second
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import tempfile
 from collections.abc import Sequence
@@ -19,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import conll
-from common import keep, log_of, summary
+from common import RESULTS, keep, log_of, summary
 from quality import read, write
 
 from nlptasks import TrainSettings, train
 from nlptasks.weights import read_header
 
-TUNES = ("all", "top:4", "top:2", "top:1", "head")
+TUNES = ("all", "top:4", "top:3", "top:2", "top:1", "head")
 ROWS = {"conll2003": 5000, "sst2": 10000, "trec": 6000}
 TASKS = {"conll2003": "ner", "sst2": "sentiment", "trec": "classification"}
 _EPOCHS = 3
@@ -72,18 +73,20 @@ def trained(targets: Sequence[str], folder: Path, tune: str, epochs: int) -> dic
     }
 
 
-def quality(data: Path) -> None:
-    """The table."""
-    table: dict[str, Any] = {}
+def quality(data: Path, tunes: Sequence[str]) -> None:
+    """The table; what it has of other runs stays."""
+    path = RESULTS / "tuning.json"
+    table: dict[str, Any] = json.loads(path.read_text())["runs"] if path.exists() else {}
     with tempfile.TemporaryDirectory() as place:
         sets = {name: lay_out(data / name, Path(place) / name, most) for name, most in ROWS.items()}
         targets = {name: f"{name.partition('2')[0]}:{TASKS[name]}={folder}" for name, folder in sets.items()}
-        for tune in TUNES:
+        for tune in tunes:
             for name, target in targets.items():
                 table[f"{name} {tune}"] = trained([target], Path(place) / "model", tune, _EPOCHS)
                 keep("tuning", {"epochs": _EPOCHS, "rows": ROWS, "runs": table}, command=_COMMAND.format("quality"))
-        table["joint all"] = trained(list(targets.values()), Path(place) / "model", "all", _EPOCHS)
-        keep("tuning", {"epochs": _EPOCHS, "rows": ROWS, "runs": table}, command=_COMMAND.format("quality"))
+        if "all" in tunes:
+            table["joint all"] = trained(list(targets.values()), Path(place) / "model", "all", _EPOCHS)
+            keep("tuning", {"epochs": _EPOCHS, "rows": ROWS, "runs": table}, command=_COMMAND.format("quality"))
 
 
 def time(data: Path, runs: int) -> None:
@@ -123,9 +126,10 @@ def main() -> None:
     parser.add_argument("what", choices=["quality", "time"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--tunes", nargs="+", default=TUNES, help="of the quality: what to train, all unless given")
     options = parser.parse_args()
     if options.what == "quality":
-        quality(options.data)
+        quality(options.data, options.tunes)
     else:
         time(options.data, options.runs)
 
