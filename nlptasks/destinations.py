@@ -19,8 +19,8 @@ from nlptasks.model import Model, ModelFolder
 from nlptasks.pretrained import load_backbone
 
 _ADDED_SHARE = 2
-"""An added head owns one layer of so many, unless told otherwise: with half of `minilm`'s it answers nearly as well as a model of
-its own (`tests/benchmarks/tuning.py`: 2.0 points less on CoNLL-2003, 1.5 on SST-2, none on TREC; with a third 3.9, 3.1 and 0.4)."""
+"""An added head owns one layer of so many, unless told otherwise. With half of `minilm`'s it is 2.0 points behind a model of its
+own on CoNLL-2003, 1.5 on SST-2 and not at all on TREC; with a third 3.9, 3.1 and 0.4 (`tests/benchmarks/tuning.py`)."""
 
 
 class Destination(Protocol):
