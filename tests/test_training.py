@@ -279,12 +279,14 @@ def test_memory_does_not_grow_with_the_steps(backbones: Path, conll_data: Path, 
 
     class Scale(Silent):
         def step(self, done: int, total: int, head: str, loss: float) -> None:
-            if done in (500, 1500):
+            if done in (500, 1000, 1500):
                 pages[done] = int(Path("/proc/self/statm").read_text().split()[1])
 
     options = fast(backbones, epochs=170, patience=170, lr=1e-5)
     nlptasks.train(f"ner={conll_data}", output=tmp_path / "m", settings=options, reporter=Scale())
-    assert (pages[1500] - pages[500]) * os.sysconf("SC_PAGE_SIZE") < 2**20
+    # What leaks does so all the time; what an allocator takes once, and keeps, shows in one of the two stretches alone.
+    growth = min(pages[1000] - pages[500], pages[1500] - pages[1000])
+    assert growth * os.sysconf("SC_PAGE_SIZE") < 2**19
 
 
 def test_memory_that_is_too_small_for_the_optimizer_is_an_error_with_a_fix(
