@@ -87,7 +87,7 @@ def _trained(name: str, head: Head, log: Mapping[str, Any]) -> list[str]:
         + (f"; {log['data']['split']}." if log["data"]["split"] else ".")
         + (f" {log['measured_by']}." if log["measured_by"] else ""),
         "",
-        *_together(name, log),
+        *_together(log),
         *_scores(log),
         "### Training",
         "",
@@ -97,7 +97,7 @@ def _trained(name: str, head: Head, log: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _together(name: str, log: Mapping[str, Any]) -> list[str]:
+def _together(log: Mapping[str, Any]) -> list[str]:
     """Of heads that learned together, each one's own best, and what it has at the weights that are kept."""
     if len(log["together"]) == 1:
         return []
@@ -106,9 +106,11 @@ def _together(name: str, log: Mapping[str, Any]) -> list[str]:
     for other in log["together"]:
         best = max(log["history"], key=lambda epoch: epoch["dev"][other])
         rows.append(f"| {other} | {_number(kept[other])} | {_number(best['dev'][other])} | {best['epoch']} |")
+    partners = ", ".join(f"`{other}`" for other in log["together"] if other != log["head"])
     return [
-        f"It learned together with {', '.join(f'`{other}`' for other in log['together'] if other != name)}; the weights that "
-        "are kept have the best mean over the heads of the main metric on dev, each as a share of its own best:",
+        f"It learned together with {partners}; the weights that "
+        "are kept had, when they were evaluated, the best mean over the heads of the main metric on dev, each as a share of "
+        "its best so far:",
         "",
         f"| head | after epoch {log['kept_epoch']} | its own best | after epoch |",
         "|---|---:|---:|---:|",

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nlptasks.disk import sealed, sha256, sweep, unsealed, written_beside
+from nlptasks.disk import locked, sealed, sha256, sweep, unsealed, written_beside
 from nlptasks.errors import TrainingError, UsageError, listing
 from nlptasks.folders import RUNNING
 from nlptasks.weights import write
@@ -67,20 +67,23 @@ class Checkpoints:
         self._fresh = fresh
 
     def __enter__(self) -> Checkpoints:
+        with locked(self.folder.parent, UsageError):
+            self._begin()
+        return self
+
+    def _begin(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise UsageError(
-                str(self.folder.parent), "is being trained by another process", "give another -o"
-            ) from None
+            fix = "wait for it, or take another folder"
+            raise UsageError(str(self.folder.parent), "is being trained by another process", fix) from None
         except OSError as error:
             raise UsageError(str(self.folder), f"cannot be written ({error})", "give another -o") from error
         sweep(self.folder.parent)
         for path in self.folder.iterdir():
             if path.is_dir() and (self._fresh or path.name.startswith(".")):  # what a killed run had not finished
                 shutil.rmtree(path)
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()

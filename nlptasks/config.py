@@ -40,6 +40,7 @@ class Range:
 
 
 ANY, AT_LEAST_0, AT_LEAST_1, ABOVE_0 = Range(), Range(least=0), Range(least=1), Range(above=0)
+WEIGHTS = Range(least=0.001, most=1000)
 SEEDS = Range(least=0, most=2**63 - 1)
 SHARE_ABOVE_0, SHARE_BELOW_1 = Range(above=0, most=1), Range(least=0, below=1)
 
@@ -256,7 +257,9 @@ class TrainSettings:
     epochs: int | None = setting(None, "passes over the training rows", within=AT_LEAST_1)
     lr: float | None = setting(None, "highest learning rate of the backbone", within=ABOVE_0)
     head_lr: float | None = setting(
-        None, "highest learning rate of the head; by default ten times --lr, less where it writes", within=ABOVE_0
+        None,
+        "highest learning rate of the head; by default ten times what --lr is for the whole backbone, less where it writes",
+        within=ABOVE_0,
     )
     batch_tokens: int | None = setting(None, "tokens in a batch of one process, padding included", within=AT_LEAST_1)
     accumulate: int = setting(
@@ -308,7 +311,7 @@ def owned_layers(tune: str | None) -> int | None:
     if tune == "head":
         return 0
     kind, _, number = tune.partition(":")
-    if kind != "top" or not number.isdecimal() or not number.isascii() or int(number) < 1:
+    if kind != "top" or not number.isdecimal() or not number.isascii() or len(number) > 4 or int(number) < 1:
         raise UsageError("--tune", f"is {quote(tune)}", "take all, head, or top:K, where K is a number of layers")
     return int(number)
 
@@ -326,7 +329,7 @@ def parse_weights(text: str) -> dict[str, float]:
             weight = float(number)
         except ValueError:
             weight = math.nan
-        if not name or weight not in ABOVE_0 or not math.isfinite(weight):
+        if not name or name in weights or weight not in WEIGHTS:
             raise UsageError(
                 "--head-weights", f"has {quote(part)}", "write HEAD:WEIGHT,..., each a finite number above 0"
             )

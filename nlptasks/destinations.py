@@ -8,9 +8,8 @@ from typing import Any, Protocol
 
 from nlptasks.backbone import Backbone
 from nlptasks.card import model_card
-from nlptasks.checkpoint import is_begun
+from nlptasks.checkpoint import is_begun, newest
 from nlptasks.config import EMBEDDED, TrainSettings
-from nlptasks.disk import restored
 from nlptasks.editing import add, logs_as_text, read_logs
 from nlptasks.errors import ModelError, UsageError, listing
 from nlptasks.folders import CARD, RUNNING, check_output
@@ -80,8 +79,8 @@ class NewModel:
 
     def check(self, names: Collection[str], *, resume: bool) -> None:
         folder = self.folder
+        check_output(folder, overwrite=True)  # which puts back what a killed writer had moved away
         if resume:
-            restored(folder)
             finished = (folder / MANIFEST).is_file() and (folder / LOG).is_file()
             if (
                 not self._overwrite
@@ -93,6 +92,10 @@ class NewModel:
                 raise UsageError(
                     str(folder), "is not empty, and no run has begun there", "give another -o, or --overwrite"
                 )
+            lost = (folder / MANIFEST).is_file() and is_begun(folder) and newest(folder) is None
+            if lost and not self._overwrite:
+                fix = f"give --overwrite to replace it, or add to it: --add-to {folder}"
+                raise UsageError(str(folder), "is a model, and no run can be gone on with there", fix)
         check_output(folder, overwrite=self._overwrite or resume, resumable=True)
 
     def settings(self, given: TrainSettings) -> tuple[str, str | None]:
@@ -135,14 +138,16 @@ class ExistingModel:
 
     def check(self, names: Collection[str], *, resume: bool) -> None:
         there = [name for name in names if name in self._stored.records]
-        if there and not resume and not self._overwrite:
-            fix = f"name it otherwise, as NAME:TASK=DATA, or remove it: nlptasks remove {self.folder} {there[0]}"
+        finished = resume and len(there) == len(names) and not is_begun(self.folder)
+        if there and not finished and not self._overwrite:
+            way = "--resume --overwrite" if resume and is_begun(self.folder) else "--overwrite"
+            fix = f"name it otherwise, as NAME:TASK=DATA, or replace it: {way}"
             raise UsageError(f"head {there[0]!r}", f"is in {self.folder} already", fix)
         if is_begun(self.folder) and not resume and not self._overwrite:
             raise UsageError(
                 str(self.folder),
                 "has checkpoints of a training that did not come to its end",
-                "--resume or --overwrite",
+                "go on with it: --resume, or give it up: --overwrite",
             )
         check_output(self.folder, overwrite=True)
 

@@ -16,10 +16,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from nlptasks.errors import NlptasksError, quote
 
 _SEAL = re.compile(rb'\{\n "sha256": "([0-9a-f]{64})",\n')
 _BLANK = "0" * 64
+_LOCK_SECONDS = 60.0
 _TRIES = 100
 """Times that a folder is put into its place again because another writer was there first."""
 
@@ -128,6 +131,30 @@ def written_beside(target: Path, failure: Failure) -> Iterator[Path]:
     finally:
         if place:
             shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def locked(target: Path, failure: Failure) -> Iterator[None]:
+    """Keep other processes of this user that lock it, too, from moving a folder away, or beginning to write in it.
+
+    Raises:
+        failure: another process keeps it for a minute, or the disk refuses.
+    """
+    target = target.resolve()
+    owner = os.getuid() if hasattr(os, "getuid") else 0
+    place = Path(tempfile.gettempdir()) / f"nlptasks-{owner}"  # beside the folder it would lie about for good
+    lock = FileLock(place / f"{hashlib.sha256(os.fsencode(target)).hexdigest()[:32]}.lock", timeout=_LOCK_SECONDS)
+    try:
+        place.mkdir(exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise failure(str(target), "is being written by another process", "try again when that has ended") from None
+    except OSError as error:
+        raise failure(str(place), f"cannot be used ({error})", "set TMPDIR to a folder that can") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def restored(target: Path) -> bool:

@@ -18,10 +18,10 @@ from nlptasks.backbone import CONFIG, TOKENIZER, WEIGHTS
 from nlptasks.card import model_card
 from nlptasks.checkpoint import is_begun
 from nlptasks.config import check_head_name
-from nlptasks.disk import sha256, written_beside
-from nlptasks.errors import ModelError, UsageError, listing
+from nlptasks.disk import locked, sha256, sweep, written_beside
+from nlptasks.errors import ModelError, UsageError, did_you_mean, listing
 from nlptasks.folders import CARD, RESTORE, check_output, read_json
-from nlptasks.manifest import EXPORTS, LOG, HeadRecord, write_manifest
+from nlptasks.manifest import EXPORTS, LOG, REPORT, HeadRecord, write_manifest
 from nlptasks.model import Model, ModelFolder
 
 _log = logging.getLogger("nlptasks")
@@ -77,11 +77,11 @@ def rename(folder: str | Path, old: str, new: str) -> None:
         ModelError: the folder is no model, or cannot be written; it is as it was.
     """
     stored = _editable(folder)
-    name = stored.head_name(old)
+    _check_has(stored, old)
     check_head_name(new)
     if new in stored.records:
         raise UsageError(f"head {new!r}", f"is in {folder} already", "take another name, or remove that head first")
-    _write(stored.path, stored, {new if one == name else one: _Kept(stored, one) for one in stored.records})
+    _write(stored.path, stored, {new if one == old else one: _Kept(stored, one) for one in stored.records})
 
 
 def remove(folder: str | Path, head: str) -> None:
@@ -92,10 +92,10 @@ def remove(folder: str | Path, head: str) -> None:
         ModelError: the folder is no model, or cannot be written; it is as it was.
     """
     stored = _editable(folder)
-    name = stored.head_name(head)
+    _check_has(stored, head)
     if len(stored.records) == 1:
-        raise UsageError(f"head {name!r}", f"is the only one of {folder}", "remove the whole folder")
-    _write(stored.path, stored, {one: _Kept(stored, one) for one in stored.records if one != name})
+        raise UsageError(f"head {head!r}", f"is the only one of {folder}", "remove the whole folder")
+    _write(stored.path, stored, {one: _Kept(stored, one) for one in stored.records if one != head})
 
 
 def merge(folders: Sequence[str | Path], output: str | Path, *, overwrite: bool = False) -> None:
@@ -108,6 +108,11 @@ def merge(folders: Sequence[str | Path], output: str | Path, *, overwrite: bool 
     check_output(Path(output), overwrite=overwrite)
     if len(folders) < 2:
         raise UsageError("merge", f"has {len(folders)} model, expected at least 2", "name the models to be merged")
+    if len({Path(folder).resolve() for folder in folders}) < len(folders):
+        raise UsageError("merge", "names one model twice", "name each once")
+    place = Path(output).resolve()
+    if any(place in (own := Path(folder).resolve(), *own.parents) or own in place.parents for folder in folders):
+        raise UsageError(f"-o {output}", "holds a model that is merged, or is inside one", "give another -o")
     models = [ModelFolder.open(folder) for folder in folders]
     kept: dict[str, _Kept] = {}
     for stored in models:
@@ -127,11 +132,22 @@ def _editable(folder: str | Path) -> ModelFolder:
     Raises:
         ModelError: it is no model, or a training is under way in it.
     """
+    check_output(Path(folder), overwrite=True)
     stored = ModelFolder.open(folder)
-    if is_begun(stored.path):
-        fix = f"let it end (nlptasks train ... --add-to {folder} --resume), or remove {folder}/checkpoints"
-        raise ModelError(str(folder), "is being trained, or was until somebody stopped it", fix)
+    _check_not_in_training(stored)
     return stored
+
+
+def _check_has(stored: ModelFolder, head: str) -> None:
+    """Refuse what is no head's own name: a task may stand for its only head where one asks, not where one changes."""
+    if head not in stored.records:
+        raise UsageError(str(stored.path), f"has no head {head!r}", did_you_mean(head, stored.records))
+
+
+def _check_not_in_training(stored: ModelFolder) -> None:
+    if is_begun(stored.path):
+        fix = f"let it end (nlptasks train ... --add-to {stored.path} --resume), or remove {stored.path}/checkpoints"
+        raise ModelError(str(stored.path), "is being trained, or was until somebody stopped it", fix)
 
 
 def _check_same_backbone(one: ModelFolder, other: ModelFolder) -> None:
@@ -150,7 +166,7 @@ def _check_same_backbone(one: ModelFolder, other: ModelFolder) -> None:
         raise ModelError(
             str(other.path),
             f"has another backbone than {one.path}: {listing(differs)} differ",
-            "merge takes heads on one backbone, untouched by --tune head or top:K; or train anew: "
+            "merge takes models that left one backbone as it was (--tune head or top:K); or train there: "
             f"nlptasks train TASK=DATA --add-to {one.path}",
         )
 
@@ -174,26 +190,70 @@ def _write(
         logs: how these came to be.
     """
     in_place = target.resolve() == base.path.resolve()
-    with written_beside(target, ModelError) as place:
-        for name in base.manifest["files"]:
-            if name not in (CARD, LOG) and not name.startswith("heads/"):
-                _copy(base, name, place / name)
-        for name, one in kept.items():
-            begin = f"heads/{one.name}."
-            for file in one.stored.manifest["files"]:
-                if file.startswith(begin):
-                    _copy(one.stored, file, place / f"heads/{name}.{file.removeprefix(begin)}")
-        if new:
-            new.save_heads(place)
-        if in_place and (base.path / EXPORTS).is_dir():
-            shutil.copytree(base.path / EXPORTS, place / EXPORTS)
-        records = {name: one.stored.records[one.name] for name, one in kept.items()} | (new.records if new else {})
-        all_logs = {name: log for name, one in kept.items() if (log := read_logs(one.stored).get(one.name))}
-        all_logs |= logs or {}
-        (place / LOG).write_text(logs_as_text(all_logs), encoding="utf-8")
-        (place / CARD).write_text(_card(base, kept, new, records, all_logs), encoding="utf-8")
-        edited = _keep_edited_card(base, place) if in_place else {}
-        write_manifest(place, backbone=base.backbone_info(), heads=records, digests=edited)
+    with locked(target, ModelError):
+        if in_place:
+            _check_unchanged(base, training=new is not None)
+            sweep(target)
+        with written_beside(target, ModelError) as place:
+            _fill(place, base, kept, new=new, logs=logs or {}, in_place=in_place)
+
+
+def _check_unchanged(base: ModelFolder, *, training: bool) -> None:
+    """Refuse to replace what others have changed, or begun to train, since it was read."""
+    now = ModelFolder.open(base.path)
+    if now.manifest != base.manifest:
+        raise ModelError(str(base.path), "was changed by another process meanwhile", "do it again")
+    if not training:
+        _check_not_in_training(now)
+
+
+def _fill(
+    place: Path,
+    base: ModelFolder,
+    kept: Mapping[str, _Kept],
+    *,
+    new: Model | None,
+    logs: Logs,
+    in_place: bool,
+) -> None:
+    """Write the files of `_write` into a folder."""
+    for name in base.manifest["files"]:
+        if name not in (CARD, LOG) and not name.startswith("heads/"):
+            _copy(base, name, place / name)
+    for name, one in kept.items():
+        begin = f"heads/{one.name}."
+        for file in one.stored.manifest["files"]:
+            if file.startswith(begin):
+                _copy(one.stored, file, place / f"heads/{name}.{file.removeprefix(begin)}")
+    if new:
+        new.save_heads(place)
+    if in_place:
+        _keep_beside(base, place)
+    records = {name: one.stored.records[one.name] for name, one in kept.items()} | (new.records if new else {})
+    all_logs = _kept_logs(kept) | dict(logs)
+    (place / LOG).write_text(logs_as_text(all_logs), encoding="utf-8")
+    (place / CARD).write_text(_card(base, kept, new, records, all_logs), encoding="utf-8")
+    edited = _keep_edited_card(base, place) if in_place else {}
+    write_manifest(place, backbone=base.backbone_info(), heads=records, digests=edited)
+
+
+def _keep_beside(base: ModelFolder, place: Path) -> None:
+    """Take over what is not the model's own: exports, and hidden entries, such as those of version control."""
+    for precision, report in base.exports.items():
+        folder = Path(EXPORTS) / precision
+        (place / folder).mkdir(parents=True)
+        for name in (REPORT, *report["files"]):
+            shutil.copyfile(base.path / folder / name, place / folder / name)
+    for path in base.path.iterdir():
+        if path.name.startswith(".") and path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, place / path.name, symlinks=True)
+        elif path.name.startswith("."):
+            shutil.copyfile(path, place / path.name, follow_symlinks=False)
+
+
+def _kept_logs(kept: Mapping[str, _Kept]) -> dict[str, Any]:
+    """How these heads came to be, by the names that they have now; inside they have those that they had then."""
+    return {name: log for name, one in kept.items() if (log := read_logs(one.stored).get(one.name))}
 
 
 def _card(

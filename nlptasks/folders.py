@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from nlptasks.disk import parsed, sha256_beside
+from nlptasks.disk import parsed, restored, sha256_beside
 from nlptasks.errors import ModelError, UsageError, quote
 
 _log = logging.getLogger("nlptasks")
@@ -218,6 +218,7 @@ def check_output(folder: Path, *, overwrite: bool, resumable: bool = False) -> N
         UsageError: it is not empty, no folder, or its parent cannot be written to.
     """
     target = folder.resolve()
+    restored(target)
     try:  # asked once: another process may be about to replace it
         inside = list(target.iterdir())
     except FileNotFoundError:

@@ -66,7 +66,7 @@ def as_json(value: Any) -> Any:
 
 def recorded_of(lesson: Lesson, name: str) -> dict[str, Any]:
     """What the weights of one head are a function of, as its log has it."""
-    run = {key: value for key, value in lesson.identity.items() if key != "heads"}
+    run = {key: value for key, value in lesson.identity.items() if key not in ("heads", "order")}
     own = dict(lesson.identity["heads"][name])
     settings = {**run.pop("settings"), "head_lr": own.pop("head_lr")}
     return {"head": name, "together": list(lesson.identity["heads"]), **own, "settings": settings, **run}

@@ -85,7 +85,7 @@ def write_manifest(
     Raises:
         OSError: the disk refuses.
     """
-    names = [name for name in sorted(files_in(place)) if not name.startswith(f"{EXPORTS}/")]
+    names = [name for name in sorted(files_in(place)) if not name.startswith((f"{EXPORTS}/", "."))]
     manifest = {
         "format": FORMAT,
         "nlptasks": __version__,
@@ -113,6 +113,7 @@ def read_manifest(file: Path) -> dict[str, Any]:
         raise ModelError(str(file), f"is damaged ({error})", RESTORE) from error
     _check_format(file, manifest)
     try:
+        _complete(manifest)
         check_shape(manifest, _MANIFEST_SHAPE, name="")
         if manifest["format"] != FORMAT:
             raise ValueError(f"its format is {manifest['format']}")
@@ -127,6 +128,16 @@ def read_manifest(file: Path) -> dict[str, Any]:
         raise ModelError(str(file), f"is damaged ({error})", RESTORE) from error
     check_list(manifest["files"], where=str(file))
     return manifest
+
+
+def _complete(manifest: Any) -> None:
+    """Add what the first models of this format did not say."""
+    backbone, heads = manifest.get("backbone"), manifest.get("heads")
+    if isinstance(backbone, dict):
+        backbone.setdefault("generation", {})
+    for head in heads.values() if isinstance(heads, dict) else ():
+        if isinstance(head, dict):
+            head.setdefault("branch", 0)
 
 
 def _check_format(file: Path, manifest: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from nlptasks import hub
 from nlptasks.backbone import CONFIG
 from nlptasks.config import DEVICES, RUNS, changed
+from nlptasks.disk import restored
 from nlptasks.engine import CHUNK_ITEMS, Engine, Item
 from nlptasks.errors import DataError, UsageError, did_you_mean, listing
 from nlptasks.exporting import export_problem, has_export, open_export
@@ -134,6 +135,8 @@ def pipeline(
     if device not in DEVICES:
         raise UsageError(f"device {device!r}", "is unknown", f"take one of {listing(DEVICES)}")
     names = [heads] if isinstance(heads, str) else None if heads is None else list(heads)
+    if names == []:
+        raise UsageError("pipeline", "names no head", "name one or several, or None for all")
     open_model = _open_checkpoint if _is_checkpoint(str(model)) else _open_stored
     engine = open_model(str(model), names, backend, device, options or {})
     _log.info("%s runs on %s", listing(engine.heads), engine.runtime.name)
@@ -146,7 +149,7 @@ def _is_checkpoint(model: str) -> bool:
     What is missing in a folder that is here, or where models are written unless told otherwise, is a slip, and no name.
     """
     folder = Path(model)
-    if folder.exists():
+    if folder.exists() or restored(folder):
         return not (folder / MANIFEST).exists() and (folder / CONFIG).exists()
     return hub.is_name(model) and not (len(folder.parts) > 1 and (folder.parent.exists() or folder.parts[0] == RUNS))
 

@@ -7,7 +7,6 @@ and goes on from there in the next. A head alone meets each of its rows once an 
 
 from __future__ import annotations
 
-import functools
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -50,19 +49,22 @@ class Schedule:
         seed: int,
     ) -> None:
         self._lengths, self._budget, self._size, self._seed = lengths, budget, size, seed
+        self._last: dict[str, tuple[int, list[list[list[int]]]]] = {}
         counts = {name: len(self._pass(name, 0)) for name in lengths}
         claims = {name: weights[name] * math.sqrt(count) for name, count in counts.items()}
-        steps = {name: sum(counts.values()) * claim / sum(claims.values()) for name, claim in claims.items()}
+        total = sum(counts.values())
+        steps = {name: max(1.0, total * claim / sum(claims.values())) for name, claim in claims.items()}
         self.passes = {name: steps[name] / counts[name] for name in lengths}
         """How often a head meets its rows in an epoch."""
 
     def epoch(self, epoch: int) -> list[Turn]:
         """The turns of an epoch, from 0."""
-        own = {name: iter(self._own(name, epoch)) for name in self._lengths}
-        order = [name for name in own for _ in self._own(name, epoch)]
+        own = {name: self._own(name, epoch) for name in self._lengths}
+        order = [name for name, steps in own.items() for _ in steps]
         if len(own) > 1:
             random.Random(f"{self._seed}/{epoch}/turns").shuffle(order)
-        return [Turn(name, next(own[name])) for name in order]
+        left = {name: iter(steps) for name, steps in own.items()}
+        return [Turn(name, next(left[name])) for name in order]
 
     def _own(self, name: str, epoch: int) -> list[list[list[int]]]:
         """The steps of one head in an epoch: those between two points of its endless row of passes."""
@@ -74,8 +76,11 @@ class Schedule:
             steps += found[first:last]
         return steps
 
-    @functools.lru_cache(maxsize=32)  # noqa: B019 (it goes with the run)
     def _pass(self, name: str, number: int) -> list[list[list[int]]]:
-        """The steps of one pass over a head's data."""
-        batches = epoch_batches(self._lengths[name], self._budget, seed=self._seed, epoch=number)
-        return [batches[start : start + self._size] for start in range(0, len(batches), self._size)]
+        """The steps of one pass over a head's data; the last one is remembered, since several epochs may be parts of it."""
+        last = self._last.get(name)
+        if last is None or last[0] != number:
+            batches = epoch_batches(self._lengths[name], self._budget, seed=self._seed, epoch=number)
+            last = number, [batches[start : start + self._size] for start in range(0, len(batches), self._size)]
+            self._last[name] = last
+        return last[1]

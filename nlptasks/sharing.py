@@ -8,6 +8,7 @@ batch. So it works for every architecture that runs through one list of layers, 
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -59,13 +60,16 @@ class SharedPass:
 
     def __init__(self, run: Callable[[], Tensor], branches: Collection[Branch | None]) -> None:
         self._run = run
-        self._outputs: dict[int, Any] | None = {} if len(branches) > 1 else None
+        self._outputs: dict[int, Any] = {}
+        # A layer is met again only if two branches begin above it; the backbone's own begins nowhere.
+        begins = sorted(sys.maxsize if branch is None else branch.begin for branch in branches)
+        self._met_again = begins[-2] if len(begins) > 1 else 0
         self._states: dict[Branch | None, Tensor] = {}
 
     def states(self, branch: Branch | None) -> Tensor:
         """The states [B,S,H] at the top of a branch."""
         if branch not in self._states:
-            token = _now.set((branch, self._outputs))
+            token = _now.set((branch, self._outputs, self._met_again))
             try:
                 self._states[branch] = self._run()
             finally:
@@ -73,8 +77,9 @@ class SharedPass:
         return self._states[branch]
 
 
-_now: ContextVar[tuple[Branch | None, dict[int, Any] | None] | None] = ContextVar("_now", default=None)
-"""The branch whose pass is under way in this thread, and the outputs of shared layers in this batch, by number."""
+_now: ContextVar[tuple[Branch | None, dict[int, Any], int]] = ContextVar("_now", default=(None, {}, 0))
+"""Of the pass under way in this thread its branch, the outputs of shared layers in this batch, by number, and how many of these
+layers, from the lowest, are met again."""
 
 
 class _Layers(nn.ModuleList):
@@ -88,9 +93,8 @@ class _Layers(nn.ModuleList):
 
     def _slots(self) -> list[Any]:
         layers: list[Any] = list(self._modules.values())
-        branch, outputs = _now.get() or (None, None)
-        if outputs is not None:
-            layers = [_Remembered(layer, number, outputs) for number, layer in enumerate(layers)]
+        branch, outputs, met_again = _now.get()
+        layers[:met_again] = [_Remembered(layer, number, outputs) for number, layer in enumerate(layers[:met_again])]
         if branch is not None:
             layers[branch.begin :] = branch.layers
         return layers
@@ -123,7 +127,7 @@ def path_of_layers(trunk: nn.Module) -> str | None:
     """Where the list is that a trunk runs through, each layer once; None if it has no such list, as ALBERT has not."""
     lists: list[str] = [name for name, module in trunk.named_modules() if isinstance(module, nn.ModuleList)]
     outermost = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
-    if len(outermost) != 1 or len(_children(trunk, outermost[0])) != _config(trunk).num_hidden_layers:
+    if len(outermost) != 1 or len(_children(trunk, outermost[0])) != _layers_said(trunk):
         return None
     return outermost[0]
 
@@ -138,8 +142,9 @@ def _children(trunk: nn.Module, path: str) -> list[nn.Module]:
     return list(trunk.get_submodule(path).children())
 
 
-def _config(trunk: Any) -> Any:
-    return trunk.config
+def _layers_said(trunk: nn.Module) -> int | None:
+    """How many layers the config speaks of; None if it does not say."""
+    return getattr(getattr(trunk, "config", None), "num_hidden_layers", None)
 
 
 def new_branch(trunk: nn.Module, depth: int) -> Branch:
@@ -154,7 +159,7 @@ def new_branch(trunk: nn.Module, depth: int) -> Branch:
     """
     count, path = layer_count(trunk), path_of_layers(trunk)
     if path is None:
-        kind = _config(trunk).model_type
+        kind = getattr(getattr(trunk, "config", None), "model_type", "this architecture")
         problem = f"cannot be had of {kind}: it has no list of layers of which a head could own some"
         raise UsageError(f"--tune top:{depth}", problem, "take --tune head, or another backbone")
     if not 1 <= depth <= count:

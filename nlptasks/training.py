@@ -228,7 +228,7 @@ def _lesson(
         settings=settings,
         accelerator=accelerator,
         reporter=reporter if accelerator.is_main_process else Silent(),
-        identity=as_json({"heads": own, **of_run(settings, model, accelerator)}),
+        identity=as_json({"order": list(own), "heads": own, **of_run(settings, model, accelerator)}),
     )
 
 

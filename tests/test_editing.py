@@ -156,6 +156,7 @@ def test_what_does_not_fit_is_named(both: Path, trained: Path, moods: Path, back
         (("remove", trained, "ner"), 2, "is the only one of"),
         (("merge", trained, both, "-o", tmp_path / "x"), 2, f"head 'ner': is in {trained} and in {both}; rename one"),
         (("merge", trained, "-o", tmp_path / "x"), 2, "has 1 model, expected at least 2"),
+        (("merge", trained, trained, "-o", tmp_path / "x"), 2, "names one model twice"),
         (("train", target, "--add-to", both), 2, f"head 'mood': is in {both} already; name it otherwise"),
         (("train", f"a b:sentiment={moods}", "--add-to", both), 2, "does not fit"),
         (("train", f"x:sentiment={moods}", "--add-to", both, "-o", tmp_path / "x"), 2, "is for new models; --add-to"),
@@ -178,7 +179,7 @@ def test_backbones_that_differ_are_not_merged(trained: Path, moods: Path, backbo
         settings = TrainSettings(backbone=str(backbones / backbone), tune="all" if name == "tuned" else "head", **QUICK)
         nlptasks.train(f"mood:sentiment={moods}", output=tmp_path / name, settings=settings)
         with pytest.raises(
-            ModelError, match=r"another backbone than .*: backbone/model\.safetensors.* differ; merge takes"
+            ModelError, match=r"another backbone than .*: backbone/model\.safetensors.* differ; merge takes models"
         ):
             editing.merge([trained, tmp_path / name], tmp_path / "x")
 
@@ -196,6 +197,26 @@ def test_an_export_serves_the_heads_that_it_was_made_of(exported: Path, moods: P
     editing.rename(tmp_path / "model", "ner", "names")
     with pytest.raises(ModelError, match="stale"):
         pipeline("names", model=tmp_path / "model", backend="onnx")
+
+
+def test_what_is_hidden_in_a_model_stays(model: Path) -> None:
+    (model / ".git").mkdir()
+    (model / ".git" / "HEAD").write_text("ref")
+    (model / ".gitattributes").write_text("x")
+    editing.rename(model, "mood", "feeling")
+    assert [(model / name).read_text() for name in (".git/HEAD", ".gitattributes")] == ["ref", "x"]
+    assert "feeling" in ModelFolder.open(model).records
+
+
+def test_a_task_is_no_name_where_something_is_changed(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no head 'sentiment'"):
+        editing.remove(model, "sentiment")
+    with pytest.raises(UsageError, match="has no head 'sentiment'"):
+        editing.rename(model, "sentiment", "x")
+    shutil.copytree(model, tmp_path / "other")
+    for output in (tmp_path, model / "merged", model):
+        with pytest.raises(UsageError, match="holds a model that is merged, or is inside one"):
+            editing.merge([model, tmp_path / "other"], output, overwrite=True)
 
 
 def test_an_edited_card_stays(model: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -283,7 +304,7 @@ def test_a_model_in_training_is_not_edited(model: Path, moods: Path) -> None:
     assert pipeline("ner", model=model)("Ada") == pipeline("ner", model=model)("Ada")
     with pytest.raises(ModelError, match="is being trained, or was until somebody stopped it"):
         editing.rename(model, "mood", "feeling")
-    with pytest.raises(UsageError, match=r"has checkpoints of a training .*; --resume or --overwrite"):
+    with pytest.raises(UsageError, match=r"has checkpoints of a training .*; go on with it: --resume, or give it"):
         nlptasks.train(f"x:sentiment={moods}", add_to=model, settings=settings)
     nlptasks.train(f"x:sentiment={moods}", add_to=model, settings=settings, overwrite=True)
     after = digests(model)
@@ -291,3 +312,41 @@ def test_a_model_in_training_is_not_edited(model: Path, moods: Path) -> None:
         name: digest for name, digest in before.items() if name.startswith(("backbone", "heads"))
     }
     assert "x" in ModelFolder.open(model).records
+
+
+def test_an_edit_does_not_undo_what_came_meanwhile(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locked = editing.locked
+
+    def late(target: Path, failure: Any) -> Any:
+        monkeypatch.setattr(editing, "locked", locked)
+        editing.rename(model, "topic", "subject")
+        return locked(target, failure)
+
+    monkeypatch.setattr(editing, "locked", late)
+    with pytest.raises(ModelError, match="was changed by another process meanwhile; do it again"):
+        editing.remove(model, "mood")
+    assert list(ModelFolder.open(model).records) == ["ner", "mood", "subject"]
+
+
+def test_a_model_that_a_killed_writer_moved_away_is_not_lost(model: Path, moods: Path) -> None:
+    model.rename(model.with_name(".model.old-x"))
+    with pytest.raises(UsageError, match="is not empty"):
+        nlptasks.train(f"x:sentiment={moods}", output=model, settings=TrainSettings(**QUICK))
+    assert "mood" in ModelFolder.open(model).records
+
+
+def test_going_on_with_nothing_replaces_no_model_and_no_head(model: Path, moods: Path) -> None:
+    before = digests(model)
+    with pytest.raises(UsageError, match=r"head 'mood': is in .* already"):
+        nlptasks.train(
+            [f"mood:sentiment={moods}", f"x:sentiment={moods}"],
+            add_to=model,
+            settings=TrainSettings(**QUICK),
+            resume=True,
+        )
+    (model / "checkpoints").mkdir()
+    (model / "checkpoints" / ".nlptasks.lock").touch()  # what a killed --add-to leaves that wrote no checkpoint
+    with pytest.raises(UsageError, match="is a model, and no run can be gone on with there; give --overwrite"):
+        nlptasks.train(f"x:sentiment={moods}", output=model, settings=TrainSettings(**QUICK), resume=True)
+    shutil.rmtree(model / "checkpoints")
+    assert digests(model) == before

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +18,7 @@ import nlptasks
 from nlptasks import checkpoint
 from nlptasks.cli.main import main
 from nlptasks.config import TrainSettings
-from nlptasks.errors import DataError, UsageError
+from nlptasks.errors import DataError, TrainingError, UsageError
 from nlptasks.lesson import Progress
 from nlptasks.pipeline import pipeline
 from nlptasks.schedule import Schedule
@@ -73,6 +75,25 @@ def test_rows_that_an_epoch_leaves_out_come_in_the_next() -> None:
         expected = two.passes[name] * epochs
         seen = [met[name, index] for index in range(size)]
         assert math.floor(expected) <= min(seen) <= max(seen) <= math.ceil(expected)
+
+
+def test_every_head_has_a_turn_in_every_epoch() -> None:
+    weights = {"large": 1.0, "small": 1e-9}
+    two = schedule({"large": [1] * 1600, "small": [1] * 100}, weights=weights)
+    assert all(Counter(turn.name for turn in two.epoch(epoch))["small"] >= 1 for epoch in range(20))
+
+
+def test_a_run_in_another_order_is_another_run(data: list[str], backbones: Path, tmp_path: Path) -> None:
+    class Stopping(Silent):
+        def step(self, done: int, total: int, head: str, loss: float) -> None:
+            if done == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    chosen = settings(backbones)
+    with pytest.raises(KeyboardInterrupt):
+        nlptasks.train(data, output=tmp_path / "m", settings=chosen, reporter=Stopping())
+    with pytest.raises(TrainingError, match="was trained otherwise: order was"):
+        nlptasks.train(data[::-1], output=tmp_path / "m", settings=chosen, resume=True)
 
 
 def test_all_batches_of_a_step_are_one_heads() -> None:
@@ -190,7 +211,7 @@ def test_what_does_not_fit_is_named(data: list[str], backbones: Path, tmp_path: 
         train()
     with pytest.raises(UsageError, match="--head-weights: has no head 'x' to weigh"):
         train(*data, head_weights="x:2")
-    for weights in ("ner", "ner:0", "ner:nan", "ner:inf", ":2"):
+    for weights in ("ner", "ner:0", "ner:nan", "ner:inf", ":2", "ner:1e9", "ner:1,ner:2"):
         with pytest.raises(UsageError, match=r"--head-weights: has .* write HEAD:WEIGHT"):
             train(*data, head_weights=weights)
     (tmp_path / "empty.jsonl").write_text("")

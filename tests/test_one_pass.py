@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 import nlptasks
 from nlptasks.config import TrainSettings
+from nlptasks.errors import UsageError
 from nlptasks.pipeline import Pipeline, pipeline
 from nlptasks.runtime.cutting import cut
 from nlptasks.runtime.onnx import open_session
@@ -91,6 +92,11 @@ def test_results_are_those_of_each_head_alone(both_exported: Path, backend: str,
     for name in names or ["ner", "mood", "topic"]:
         alone = pipeline(name, model=both_exported, backend=backend, device="cpu")(TEXTS)
         assert [found[name] for found in together] == alone
+
+
+def test_no_heads_are_an_error(both: Path) -> None:
+    with pytest.raises(UsageError, match="names no head; name one or several, or None for all"):
+        pipeline([], model=both)
 
 
 def test_an_export_with_more_heads_gives_the_same_bits(both_exported: Path, exported: Path) -> None:

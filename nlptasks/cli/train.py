@@ -51,8 +51,12 @@ _SHOWN = 3
     metavar="FILE.toml",
     help="options as a TOML file: lr = 1e-4, [columns] text = ..., [heads.HEAD] OPTION = ...; the command line comes first",
 )
-@click.option("--resume", is_flag=True, help="go on from the checkpoints in the output folder")
-@click.option("--overwrite", is_flag=True, help="replace what is in the output folder")
+@click.option(
+    "--resume", is_flag=True, help="go on from the checkpoints in the output folder, or in the model with --add-to"
+)
+@click.option(
+    "--overwrite", is_flag=True, help="replace what is in the output folder; with --add-to heads of the same names"
+)
 def command(
     targets: tuple[str, ...],
     output: Path | None,

@@ -36,7 +36,7 @@ def _cut(graph: GraphProto, outputs: list[str]) -> GraphProto:
     needed, nodes = set(outputs), []
     for node in reversed(graph.node):  # a node stands behind those that it reads
         if needed.intersection(node.output):
-            needed.update(_read_by(node))
+            needed.update(name for name in _read_by(node) if name)  # what is left out has an empty name
             nodes.append(node)
     return helper.make_graph(
         nodes[::-1],

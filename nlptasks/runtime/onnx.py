@@ -47,13 +47,17 @@ class OnnxRuntime:
         self._outputs = {
             graph: [out.name for out in session.get_outputs()] for graph, session in self._sessions.items()
         }
+        self._inputs = {
+            graph: {value.name for value in session.get_inputs()} for graph, session in self._sessions.items()
+        }
         self.device = "cuda" if providers == {_CUDA} else "cpu"
         self.name = f"ONNX Runtime {precision} on {'CUDA' if self.device == 'cuda' else 'the CPU'}"
 
     def run(self, graph: str, inputs: Tensors, heads: Sequence[str] | None = None) -> Tensors:
         """Run one graph on integer arrays, whole: ONNX Runtime leaves no node out for outputs that are not asked for."""
         outputs = self._outputs[graph]
-        return dict(zip(outputs, self._sessions[graph].run(outputs, dict(inputs)), strict=True))
+        own = {name: value for name, value in inputs.items() if name in self._inputs[graph]}  # FNet reads no mask
+        return dict(zip(outputs, self._sessions[graph].run(outputs, own), strict=True))
 
     def fetch(self, tensor: Any) -> Floats:
         """One output as a numpy array."""
