@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,21 +43,21 @@ class Destination(Protocol):
             UsageError: it does not fit.
         """
 
-    def settings(self, given: TrainSettings) -> tuple[str, str | None]:
-        """The backbone by name, and what is trained; None for what its size decides.
+    def settings(self, given: TrainSettings) -> TrainSettings:
+        """The settings with the backbone's name.
 
         Raises:
             UsageError: the settings do not fit.
         """
 
-    def backbone(self, name: str) -> Backbone:
-        """The backbone to begin with."""
+    def backbone(self, settings: TrainSettings) -> Backbone:
+        """The backbone to begin with, by what `settings` gave."""
 
     def default_tune(self, backbone: Backbone) -> str:
         """What is trained where nothing is said."""
 
     def logs(self, names: Collection[str]) -> Mapping[str, Any] | None:
-        """How these heads came to be; None if they are not all there."""
+        """How the heads that are there came to be; None if these are still to be trained."""
 
     def write(self, model: Model, logs: Mapping[str, Any]) -> None:
         """Write the trained heads, in the place of the checkpoints.
@@ -78,31 +79,27 @@ class NewModel:
         self.folder, self._overwrite = folder, overwrite
 
     def check(self, names: Collection[str], *, resume: bool) -> None:
-        folder = self.folder
-        check_output(folder, overwrite=True)  # which puts back what a killed writer had moved away
-        if resume:
-            finished = (folder / MANIFEST).is_file() and (folder / LOG).is_file()
-            if (
-                not self._overwrite
-                and not finished
-                and not is_begun(folder)
-                and folder.is_dir()
-                and any(folder.iterdir())
-            ):
-                raise UsageError(
-                    str(folder), "is not empty, and no run has begun there", "give another -o, or --overwrite"
-                )
-            lost = (folder / MANIFEST).is_file() and is_begun(folder) and newest(folder) is None
-            if lost and not self._overwrite:
-                fix = f"give --overwrite to replace it, or add to it: --add-to {folder}"
-                raise UsageError(str(folder), "is a model, and no run can be gone on with there", fix)
-        check_output(folder, overwrite=self._overwrite or resume, resumable=True)
+        check_output(self.folder, overwrite=True)  # which puts back what a killed writer had moved away
+        if resume and not self._overwrite:
+            self._check_can_go_on()
+        check_output(self.folder, overwrite=self._overwrite or resume, resumable=True)
 
-    def settings(self, given: TrainSettings) -> tuple[str, str | None]:
-        return given.backbone or EMBEDDED, given.tune
+    def _check_can_go_on(self) -> None:
+        folder, begun = self.folder, is_begun(self.folder)
+        is_model = (folder / MANIFEST).is_file()
+        finished = is_model and (folder / LOG).is_file()
+        if not finished and not begun and folder.is_dir() and any(folder.iterdir()):
+            fix = "give another -o, or --overwrite"
+            raise UsageError(str(folder), "is not empty, and no run has begun there", fix)
+        if is_model and begun and newest(folder) is None:
+            fix = f"give --overwrite to replace it, or add to it: --add-to {folder}"
+            raise UsageError(str(folder), "is a model, and no run can be gone on with there", fix)
 
-    def backbone(self, name: str) -> Backbone:
-        return load_backbone(name)
+    def settings(self, given: TrainSettings) -> TrainSettings:
+        return replace(given, backbone=given.backbone or EMBEDDED)
+
+    def backbone(self, settings: TrainSettings) -> Backbone:
+        return load_backbone(settings.backbone or EMBEDDED)
 
     def default_tune(self, backbone: Backbone) -> str:
         return "all"
@@ -115,9 +112,8 @@ class NewModel:
     def write(self, model: Model, logs: Mapping[str, Any]) -> None:
         folder = self.folder
         inside = {path.name for path in folder.iterdir()} - {RUNNING} if folder.is_dir() else set()
-        if (
-            inside and MANIFEST not in inside and not self._overwrite
-        ):  # a model was to be overwritten from the beginning
+        is_ours = MANIFEST in inside or self._overwrite  # a model was to be overwritten from the beginning
+        if inside and not is_ours:
             problem = f"has {listing(sorted(inside))}, which was not there when training began"
             raise ModelError(str(folder), problem, "move it elsewhere, and go on with --resume")
         card = model_card(model.backbone.info, model.heads, model.records, logs)
@@ -151,7 +147,7 @@ class ExistingModel:
             )
         check_output(self.folder, overwrite=True)
 
-    def settings(self, given: TrainSettings) -> tuple[str, str | None]:
+    def settings(self, given: TrainSettings) -> TrainSettings:
         if given.backbone is not None:
             problem = f"is for new models; an added head stands on that of {self.folder}"
             raise UsageError(f"--backbone {given.backbone}", problem, "leave it out")
@@ -161,9 +157,9 @@ class ExistingModel:
                 "would change what the other heads answer",
                 "take top:K (the head owns the K top layers) or head",
             )
-        return self._stored.manifest["backbone"]["source"], given.tune
+        return replace(given, backbone=self._stored.manifest["backbone"]["source"])
 
-    def backbone(self, name: str) -> Backbone:
+    def backbone(self, settings: TrainSettings) -> Backbone:
         return self._stored.backbone()
 
     def default_tune(self, backbone: Backbone) -> str:

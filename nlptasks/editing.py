@@ -110,6 +110,10 @@ def merge(folders: Sequence[str | Path], output: str | Path, *, overwrite: bool 
         raise UsageError("merge", f"has {len(folders)} model, expected at least 2", "name the models to be merged")
     if len({Path(folder).resolve() for folder in folders}) < len(folders):
         raise UsageError("merge", "names one model twice", "name each once")
+    if is_begun(Path(output)):
+        raise UsageError(
+            f"-o {output}", "has checkpoints of a training that did not come to its end", "give another -o"
+        )
     place = Path(output).resolve()
     if any(place in (own := Path(folder).resolve(), *own.parents) or own in place.parents for folder in folders):
         raise UsageError(f"-o {output}", "holds a model that is merged, or is inside one", "give another -o")

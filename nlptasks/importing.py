@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from nlptasks import __version__
 from nlptasks.architecture import read_config, refusing
-from nlptasks.backbone import CONFIG, WEIGHTS, Backbone
+from nlptasks.backbone import CONFIG, WEIGHTS
 from nlptasks.batching import random_batch
 from nlptasks.card import model_card
 from nlptasks.config import check_head_name, recorded
@@ -93,7 +93,7 @@ def read_checkpoint(source: str | Path, *, task: str, name: str, options: Mappin
     original = _original(folder, cls.hf_auto, config, str(source))
     _take_over(_borrowed(head, str(source)), original, str(source))
     model = Model(backbone, {name: head}, {name: HeadRecord(task, recorded(head.config))}).eval()
-    _check_same(backbone, head, original.eval(), where=str(source))
+    _check_same(model, name, original.eval(), where=str(source))
     return model
 
 
@@ -121,16 +121,15 @@ def to_hugging_face(
     model = stored.model([name])
     own = model.heads[name]
     said, lost = own.to_hugging_face()
-    backbone = model.standing_alone(name)
-    full = _assembled(backbone, own, said, where=f"{folder}: {name}")
-    assets = {key: content for key, content in backbone.assets.items() if key not in (CONFIG, WEIGHTS)}
+    full = _assembled(model, name, said, where=f"{folder}: {name}")
+    assets = {key: content for key, content in model.backbone.assets.items() if key not in (CONFIG, WEIGHTS)}
     with written_beside(Path(output), ModelError) as place:
         for key, content in assets.items():
             (place / key).write_bytes(content)
         full.save_pretrained(place)
         config = read_config(read_whole(place / CONFIG), where=str(output))
         again = _original(place, str(own.hf_auto), config, str(output))
-        _check_same(backbone, own, again.eval(), where=f"{folder}: {name}", temperature=_temperature(own))
+        _check_same(model, name, again.eval(), where=f"{folder}: {name}", temperature=_temperature(own))
     return str(own.hf_auto), lost
 
 
@@ -167,8 +166,9 @@ def _take_over(borrowed: nn.Module, original: nn.Module, where: str) -> None:
     check_finite(own, where=where)
 
 
-def _assembled(backbone: Backbone, head: Head, said: Mapping[str, Any], *, where: str) -> Any:
-    """Hugging Face's model with the weights of the backbone and of the head, whose temperature is in its last layer."""
+def _assembled(model: Model, name: str, said: Mapping[str, Any], *, where: str) -> Any:
+    """Hugging Face's model with the weights of the backbone and of a head, whose temperature is in its last layer."""
+    backbone, head = model.backbone, model.heads[name]
     borrowed = _borrowed(head, where)
     config = copy.deepcopy(backbone.info.config)
     for key, value in said.items():
@@ -180,7 +180,7 @@ def _assembled(backbone: Backbone, head: Head, said: Mapping[str, Any], *, where
         full = getattr(transformers, str(head.hf_auto)).from_config(config, dtype=torch.float32)
         _emptied(full)
         trunk = full.get_encoder() if config.is_encoder_decoder else full.base_model
-        unknown = trunk.load_state_dict(backbone.trunk.state_dict(), strict=False).unexpected_keys
+        unknown = trunk.load_state_dict(model.trunk_weights(name), strict=False).unexpected_keys
         unknown += full.load_state_dict(_cooled(borrowed, _temperature(head)), strict=False).unexpected_keys
         if unknown:
             raise ValueError(f"unknown are {listing(unknown)}")
@@ -225,14 +225,14 @@ def _cooled(layers: nn.Module, temperature: float) -> dict[str, Tensor]:
     }
 
 
-def _check_same(backbone: Backbone, head: Head, other: Any, *, where: str, temperature: float = 1.0) -> None:
+def _check_same(model: Model, name: str, other: Any, *, where: str, temperature: float = 1.0) -> None:
     """Compare the logits of a head, divided by a temperature, with those of Hugging Face's model.
 
     Raises:
         ModelError: they differ by more than the tolerance.
     """
-    backbone.eval()
-    head.eval()
+    model.eval()
+    backbone, head = model.backbone, model.heads[name]
     differences = []
     for seed, shape in enumerate(_SHAPES):
         batch = {name: torch.from_numpy(array) for name, array in random_batch(backbone.info, shape, seed).items()}
@@ -241,11 +241,11 @@ def _check_same(backbone: Backbone, head: Head, other: Any, *, where: str, tempe
             given["token_type_ids"] = batch["types"]
         kind = backbone.info.config.model_type
         with refusing(where, f"does not run as {kind}", "take another checkpoint"), torch.no_grad():
-            ours, more = head.like_hugging_face(backbone(batch), batch)
+            ours, more = head.like_hugging_face(model.states(name, batch), batch)
             theirs = other(**given, **more)
-        for name, found in ours.items():
-            real = batch["mask"] == 1 if "S" in head.outputs.get(name, "") else slice(None)
-            differences.append((found / temperature - theirs[name])[real].abs().max())
+        for output, found in ours.items():
+            real = batch["mask"] == 1 if "S" in head.outputs.get(output, "") else slice(None)
+            differences.append((found / temperature - theirs[output])[real].abs().max())
     worst = float(torch.stack(differences).max())  # not a number if one is none
     if not worst <= TOLERANCE:
         problem = f"has the architecture {kind}, whose logits differ from the original's by {worst:.1e}"

@@ -98,22 +98,21 @@ class Model(nn.Module):
 
     def loss(self, name: str, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The loss of one head, as a sum, and the count that it is a sum over; see `Head.loss`."""
+        return self.heads[name].loss(self.states(name, batch), batch)
+
+    def states(self, name: str, batch: Mapping[str, Tensor]) -> Tensor:
+        """The states [B,S,H] that one head reads."""
         branch = self.branches.get(name)
-        states = SharedPass(partial(self.backbone, batch), [branch]).states(branch)  # [B,S,H]
-        return self.heads[name].loss(states, batch)
+        return SharedPass(partial(self.backbone, batch), [branch]).states(branch)
+
+    def trunk_weights(self, name: str) -> dict[str, Tensor]:
+        """The backbone's tensors as one head sees them, by their names in the trunk: what it owns is in its place."""
+        branch = self.branches.get(name)
+        return {**self.backbone.trunk.state_dict(), **(branch.tensors() if branch else {})}
 
     def graphs(self) -> dict[str, nn.Module]:
         """Every graph: `encode`, and those that heads add, as ``HEAD.graph``."""
         return {ENCODE: self, **further_graphs(self.heads)}
-
-    def standing_alone(self, name: str) -> Backbone:
-        """The backbone as one head sees it: the layers that the head owns in their places. The model must not be used on."""
-        branch = self.branches.get(name)
-        if branch is not None:
-            weights = self.backbone.trunk.state_dict()
-            for own, tensor in branch.tensors().items():
-                weights[own].copy_(tensor)
-        return self.backbone
 
     @classmethod
     def load(cls, folder: str | Path) -> Model:

@@ -26,7 +26,7 @@ from nlptasks.config import RUNS, Target, TrainSettings, owned_layers, parse_tar
 from nlptasks.data import CALIBRATION, DataSet, check_trainable, load_data, with_calibration, with_dev
 from nlptasks.defaults import chosen, chosen_precision, default_lr
 from nlptasks.destinations import Destination, ExistingModel, NewModel
-from nlptasks.errors import DataError, TrainingError, UsageError, did_you_mean, first_line
+from nlptasks.errors import DataError, TrainingError, UsageError, did_you_mean, first_line, listing
 from nlptasks.files import check_columns
 from nlptasks.heads.base import Head
 from nlptasks.identity import as_json, check_same, of_head, of_run, recorded_of
@@ -128,16 +128,15 @@ def train(
     settings = settings or TrainSettings()
     _check_names(names, settings)
     destination = _destination(output, add_to, names, overwrite=overwrite)
-    backbone, tune = destination.settings(settings)
-    settings = replace(settings, backbone=backbone, tune=tune)
+    settings = destination.settings(settings)
     destination.check(names, resume=resume)
     courses = [_course(target) for target in wanted]
     device = torch_device(settings.device)
     with torch.random.fork_rng(devices=["cuda"] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
-        trunk = destination.backbone(backbone)
-        settings = replace(settings, tune=tune or destination.default_tune(trunk))
-        model = _new_model(trunk, courses, settings)
+        backbone = destination.backbone(settings)
+        settings = replace(settings, tune=settings.tune or destination.default_tune(backbone))
+        model = _new_model(backbone, courses, settings)
         lesson = _lesson(courses, settings, model, device, reporter or Silent())
         logs = (_finished(destination, lesson) if resume else None) or _trained(destination, lesson, resume=resume)
     return TrainResult(
@@ -268,8 +267,11 @@ def _finished(destination: Destination, lesson: Lesson) -> Mapping[str, Any] | N
     if logs is None:
         return None
     for name in names:
+        if name not in logs:
+            fix = "give another -o, or --overwrite to train anew"
+            raise TrainingError(str(destination.folder), f"has no head {name!r}, it has {listing(logs)}", fix)
         now = recorded_of(lesson, name)
-        check_same({key: logs.get(name, {}).get(key) for key in now}, now, destination.folder)
+        check_same({key: logs[name].get(key) for key in now}, now, destination.folder)
     lesson.reporter.note(f"{destination.folder} is trained already")
     return logs
 

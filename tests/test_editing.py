@@ -139,6 +139,10 @@ def test_models_on_one_backbone_are_merged(both: Path, model: Path, trained: Pat
     run("remove", model, "ner")
     run("remove", model, "topic")
     run("merge", trained, model, "-o", tmp_path / "merged")
+    assert (
+        "runs 3 layers: 1.50 times those of one head, 0.75 times those of 2 separate"
+        in run("show", tmp_path / "merged").output
+    )
     expected = pipeline(model=both)(TEXTS)
     assert pipeline(model=tmp_path / "merged")(TEXTS) == [
         {"ner": one["ner"], "feeling": one["mood"]} for one in expected
@@ -214,6 +218,10 @@ def test_a_task_is_no_name_where_something_is_changed(model: Path, tmp_path: Pat
     with pytest.raises(UsageError, match="has no head 'sentiment'"):
         editing.rename(model, "sentiment", "x")
     shutil.copytree(model, tmp_path / "other")
+    (tmp_path / "begun" / "checkpoints" / "1").mkdir(parents=True)
+    (tmp_path / "begun" / "checkpoints" / "1" / "state.json").touch()
+    with pytest.raises(UsageError, match="has checkpoints of a training that did not come to its end; give another -o"):
+        editing.merge([model, tmp_path / "other"], tmp_path / "begun", overwrite=True)
     for output in (tmp_path, model / "merged", model):
         with pytest.raises(UsageError, match="holds a model that is merged, or is inside one"):
             editing.merge([model, tmp_path / "other"], output, overwrite=True)
@@ -228,7 +236,7 @@ def test_an_edited_card_stays(model: Path, caplog: pytest.LogCaptureFixture) -> 
         caplog.clear()
 
 
-def crashing(model: Path, change: Callable[[], object]) -> Iterator[tuple[dict[str, str], int]]:
+def crashing(model: Path, change: Callable[[Path], object]) -> Iterator[tuple[dict[str, str], int]]:
     """Make a change in forks that die before each call that moves or writes: what each has left, until one comes through."""
     number, code = 0, 137
     while code == 137:
@@ -239,16 +247,12 @@ def crashing(model: Path, change: Callable[[], object]) -> Iterator[tuple[dict[s
         if not child:
             _die_before(number)
             try:
-                change_in(place, change)
+                change(place)
             finally:
                 os._exit(0)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         ModelFolder.open(place)  # puts back what was moved away
         yield digests(place), code
-
-
-def change_in(place: Path, change: Callable[..., object]) -> None:
-    change(place)
 
 
 def _die_before(number: int) -> None:

@@ -83,15 +83,15 @@ def _described(stored: ModelFolder, name: str, head: Head) -> str:
 
 
 def _tell_cost(stored: ModelFolder) -> None:
-    """What one pass for all heads costs, in passes of a model with one head."""
+    """What one pass for all heads costs, against one head and against as many models."""
     records, count = stored.records, _layers(stored)
     if len(records) < 2 or not count:
         return
     owned = [record.branch for record in records.values()]
     run = count - min(owned) + sum(owned)
     click.echo(
-        f"one pass for all {len(records)} heads runs {run} layers, {run / count:.2f} times those of one head; "
-        f"{len(records)} separate models run {len(records) * count}"
+        f"one pass for all {len(records)} heads runs {run} layers: {run / count:.2f} times those of one head, "
+        f"{run / (len(records) * count):.2f} times those of {len(records)} separate models"
     )
 
 
