@@ -23,6 +23,7 @@ from nlptasks.errors import ModelError
 from nlptasks.folders import RESTORE, plain_files, read_whole
 from nlptasks.sharing import Branch, layer_count, make_slots, new_branch
 from nlptasks.tokenizer import Tokenizer, plain
+from nlptasks.types import ENCODE_INPUTS
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -76,7 +77,13 @@ class BackboneInfo:
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the integer inputs [B,S] of `Backbone.forward`."""
-        return ("ids", "mask", "types") if self.has_types else ("ids", "mask")
+        return ENCODE_INPUTS if self.has_types else ENCODE_INPUTS[:2]
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """For each of them, one more than the largest number that it may hold."""
+        most = {"ids": int(self.config.vocab_size), "mask": 2, "types": int(getattr(self.config, "type_vocab_size", 1))}
+        return {name: most[name] for name in self.inputs}
 
     def vocabulary(self) -> tokenizers.Tokenizer:
         """A new Rust tokenizer of its, for texts alone."""

@@ -10,6 +10,7 @@ import torch
 
 from nlptasks.config import TrainSettings
 from nlptasks.errors import UsageError
+from nlptasks.runtime.pytorch import has_bf16
 
 
 def default_lr(parameters: int) -> float:
@@ -63,7 +64,5 @@ def chosen_precision(wanted: str, device: torch.device) -> str:
         raise UsageError("--precision fp16", "needs a GPU", "take bf16 or fp32, or auto")
     if wanted != "auto":
         return wanted
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return "bf16" if known.get("avx512_bf16") or known.get("amx_bf16") else "fp32"
+    without = {"cuda": "fp16"}.get(device.type, "fp32")
+    return "bf16" if has_bf16(device) else without

@@ -6,12 +6,14 @@ and filled to a token budget; results come in the order of the examples.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nlptasks.backbone import BackboneInfo
 from nlptasks.batching import collate, length_batches
+from nlptasks.errors import UsageError
 from nlptasks.heads.base import Head
 from nlptasks.tokenizer import Tokenizer
 from nlptasks.types import ENCODE, Outputs, Pass, Reading, Runtime, Source, Window
@@ -26,6 +28,9 @@ and with few shapes their memory is soon at its end."""
 _CHUNK_CHARS = 500_000
 """A chunk ends earlier when its texts are so long together."""
 
+BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
+"""Tokens in a batch by the kind of device, unless somebody says otherwise."""
+
 CHUNK_ITEMS = 1024
 """Items that are sorted together: enough for batches of equal length, few enough for flat memory."""
 
@@ -39,14 +44,16 @@ class Engine:
         tokenizer: the backbone's tokenizer.
         runtime: what runs the graphs.
         info: of the backbone.
-        batch_tokens: tokens in a batch, padding included.
+        batch_tokens: tokens in a batch, padding included; None for what suits the runtime's device.
+        process: the process that it was made in, where its threads live.
     """
 
     heads: Mapping[str, Head]
     tokenizer: Tokenizer
     runtime: Runtime
     info: BackboneInfo
-    batch_tokens: int
+    batch_tokens: int | None = None
+    process: int = field(default_factory=os.getpid)
 
     def stream(
         self, items: Iterable[Item], *, first_chunk: int = 1, largest_chunk: int = CHUNK_ITEMS
@@ -65,7 +72,14 @@ class Engine:
     def readings(
         self, items: Iterable[Item], *, first_chunk: int = 1, largest_chunk: int = CHUNK_ITEMS
     ) -> Iterator[dict[str, Reading]]:
-        """The same before the heads decode it."""
+        """The same before the heads decode it.
+
+        Raises:
+            UsageError: the process was forked after this was made: its threads are not here, and it would wait for them.
+        """
+        if os.getpid() != self.process:
+            fix = "open it in the process that uses it, or start processes by spawn"
+            raise UsageError("the model", f"was opened in process {self.process}, which was forked since", fix)
         size = first_chunk
         chunk: list[tuple[Item, dict[str, list[Source]]]] = []
         chars = 0
@@ -102,7 +116,8 @@ class Engine:
         outputs: dict[_Key, dict[str, Outputs]] = {key: {} for key in by_key}
         for names, group in groups.items():  # heads that read the same texts run together, and no others with them
             lengths = [-(-len(own[names[0]]) // _MULTIPLE) * _MULTIPLE for own in group]  # as they will be padded
-            for batch in length_batches(lengths, self.batch_tokens, sorted(range(len(group)), key=lengths.__getitem__)):
+            budget = self.batch_tokens or BATCH_TOKENS[self.runtime.device]
+            for batch in length_batches(lengths, budget, sorted(range(len(group)), key=lengths.__getitem__)):
                 for name, found in self._run(names, [group[index] for index in batch]):
                     for index, one in zip(batch, found, strict=True):
                         outputs[_key(group[index][name])][name] = one

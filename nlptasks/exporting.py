@@ -1,48 +1,43 @@
-"""Exporting a model to ONNX: one graph `encode` with every head, and those that heads add, checked before they are kept.
+"""Exporting a model to ONNX: one graph `encode` with every head, and those that heads add, proved before they are kept.
 
-Engines, in this order: the exporter of transformers, with the model's own attention, then with eager attention (T5 needs it),
-then PyTorch's own exporter. The first one whose graph gives the model's numbers is taken.
+Each graph is written by the first engine whose graph gives the model's own numbers, then turned into the precision that is
+wanted, and compared with PyTorch again. Whether a precision is good enough is a question of the task: that is asked in the
+task's own metric, on data of the user's.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
-import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
-from torch import Tensor, nn
 
 from nlptasks import __version__
-from nlptasks.batching import random_batch
-from nlptasks.disk import sealed, sha256, written_beside
+from nlptasks.config import Target, parse_target
+from nlptasks.disk import locked, sealed, sha256, written_beside
 from nlptasks.errors import BackendError, ModelError, UsageError, first_line, listing
 from nlptasks.heads.base import Graph, further_graphs
 from nlptasks.manifest import EXPORTS, REPORT
+from nlptasks.measuring import Gold, read_gold
 from nlptasks.model import Model, ModelFolder
+from nlptasks.parity import Found, Parity, compare, outputs_of, worst
+from nlptasks.precisions import PRECISIONS, Precision
+from nlptasks.proof import Check, check_all, refuse_drift
+from nlptasks.runtime.guarding import check_versions
 from nlptasks.runtime.onnx import OnnxRuntime
 from nlptasks.runtime.pytorch import TorchRuntime
-from nlptasks.types import ENCODE, Ints
+from nlptasks.tracing import SHAPES, Traceable, encode_of, engines, traceables
+from nlptasks.types import ENCODE
 
 _log = logging.getLogger("nlptasks")
 
-PRECISIONS = ("fp32",)
 _TOLERANCE = 1e-4
 """Largest difference of any output between PyTorch and ONNX Runtime in fp32."""
-
-_SHAPES = ((1, 2), (1, 7), (3, 16), (7, 33))
-"""Batch and length of the inputs that are compared."""
-
-_Axes = dict[str, dict[int, Any]]
-
-Engine = Callable[[nn.Module, dict[str, Tensor], _Axes, Path], None]
-"""Writes a module, traced on sample inputs, of which some axes may change, to a file."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +47,12 @@ class ExportReport:
     Attributes:
         precision: of the weights.
         engine: what exported it.
-        max_difference: largest absolute difference of any output, in the output's own unit.
+        opset: of the standard's operators.
+        device: ``cpu`` or ``cuda``: where it was run to be compared.
+        max_difference: largest absolute difference of any output, in the output's own unit, on random tokens.
+        agreement: share of best labels that are the same on these, in 0..1; None where no output has labels.
         shapes: batch and length of the inputs that were compared.
+        checks: by head, its metric on both.
         made_from: sha256 of the model's files.
         files: sha256 of the export's files.
     """
@@ -61,128 +60,69 @@ class ExportReport:
     nlptasks: str
     precision: str
     engine: str
+    opset: int
+    device: str
     max_difference: float
+    agreement: float | None
     shapes: tuple[tuple[int, int], ...]
+    checks: Mapping[str, Check]
     made_from: Mapping[str, str]
     files: Mapping[str, str]
 
-
-@dataclass(frozen=True)
-class _Traceable:
-    """A graph, and what it takes to trace it and to compare what came of it.
-
-    Attributes:
-        name: of the graph.
-        module: from named tensors to named tensors.
-        traced: the same with an argument for each input, as exporters want it.
-        samples: inputs; it is traced on the first.
-        axes: for each input, the axes whose length may change.
-        counts: says which values of an output count, by its name and the inputs.
-        trunk: the part whose attention can be another one, if any.
-        kind: the architecture, for messages.
-    """
-
-    name: str
-    module: nn.Module
-    traced: nn.Module
-    samples: Sequence[Mapping[str, Tensor]]
-    axes: Mapping[str, tuple[int, ...]]
-    counts: Callable[[str, np.ndarray, Mapping[str, Tensor]], np.ndarray]
-    trunk: Any
-    kind: str
+    @property
+    def verified(self) -> bool:
+        """Whether it was run on the kind of device that it is made for."""
+        return PRECISIONS[self.precision].device in (None, self.device)
 
 
-class _Encode(nn.Module):
-    """The graph `encode` with one argument for each input, as exporters want it."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.model = model
-        self.config = model.backbone.info.config
-        self.device = torch.device("cpu")
-
-    def forward(self, ids: Tensor, mask: Tensor, types: Tensor | None = None) -> dict[str, Tensor]:
-        batch = {"ids": ids, "mask": mask}
-        if types is not None:
-            batch["types"] = types
-        outputs: dict[str, Tensor] = self.model(batch)
-        return outputs
-
-
-class _Further(nn.Module):
-    """A graph of a head, the same way."""
-
-    def __init__(self, graph: Graph) -> None:
-        super().__init__()
-        self.whole = graph  # not `graph`, which tracers call theirs
-
-    def forward(self, **given: Tensor) -> dict[str, Tensor]:
-        outputs: dict[str, Tensor] = self.whole(given)
-        return outputs
-
-
-def _graphs(model: Model) -> dict[str, _Traceable]:
-    info = model.backbone.info
-    kind = info.config.model_type
-    shapes = [(2, 8), *_SHAPES]
-    encode = _Traceable(
-        name=ENCODE,
-        module=model,
-        traced=_Encode(model).eval(),
-        samples=[_tensors(random_batch(info, shape, seed)) for seed, shape in enumerate(shapes)],
-        axes=dict.fromkeys(info.inputs, (0, 1)),
-        counts=lambda name, value, inputs: _real(model, name, value, inputs["mask"].numpy()),
-        trunk=model.backbone.trunk,
-        kind=kind,
-    )
-    return {
-        ENCODE: encode,
-        **{name: _of_head(name, graph, kind) for name, graph in further_graphs(model.heads).items()},
-    }
-
-
-def _of_head(name: str, graph: Graph, kind: str) -> _Traceable:
-    """A graph that a head adds."""
-    return _Traceable(
-        name=name,
-        module=graph,
-        traced=_Further(graph).eval(),
-        samples=graph.samples(),
-        axes=graph.axes,
-        counts=lambda name, value, inputs: value,
-        trunk=None,
-        kind=kind,
-    )
-
-
-def _real(model: Model, output: str, value: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """What an output [B,...] gives for real tokens: what it gives for padding is never read."""
-    head, _, name = output.rpartition(".")
-    axes = model.heads[head].outputs[name]
-    return value.swapaxes(1, axes.index("S"))[mask == 1] if "S" in axes else value
-
-
-def export(folder: str | Path, *, precision: str = "fp32") -> ExportReport:
+def export(
+    folder: str | Path,
+    *,
+    precision: str = "fp32",
+    checks: Iterable[str | Target] = (),
+    split: str | None = None,
+    accept_drift: bool = False,
+) -> ExportReport:
     """Export the model in a folder into its ``onnx/PRECISION/``, replacing an older export.
 
+    Args:
+        folder: the model's.
+        precision: ``fp32``; ``fp16``, for GPUs; ``int8``, for CPUs.
+        checks: heads and labelled data, as on the command line (``ner=DATA``) or as objects: each head's main metric is
+            measured on PyTorch and on the export.
+        split: the part of these data, as for `evaluate`.
+        accept_drift: whether an export is kept that moves a metric by more than half a point.
+
     Raises:
-        UsageError: unknown precision.
-        ModelError: the folder is no model.
-        BackendError: no engine can export it with the model's own numbers.
+        UsageError: unknown precision or head.
+        DataError: the data to be checked on cannot be used.
+        ModelError: the folder is no model, or cannot be written to.
+        BackendError: no engine can export it with the model's own numbers, the installed ONNX Runtime is too old for the
+            graph, or a metric moves too far.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r}", "is unknown", f"take one of {listing(PRECISIONS)}")
     stored = ModelFolder.open(folder)
     model = stored.model()
+    gold = [_gold_of(stored, model, target, split) for target in checks]
     target = stored.path / EXPORTS / precision
-    with written_beside(target, ModelError) as place:
-        written = [_export_checked(graph, place / _file(name)) for name, graph in _graphs(model).items()]
+    with locked(stored.path, ModelError), written_beside(target, ModelError) as place:
+        exported = _export_graphs(model, place, PRECISIONS[precision])
+        runtime = _open_graphs(model, place, PRECISIONS[precision])
+        found = check_all(model, stored.tokenizer(), runtime, gold)
+        if not accept_drift:
+            refuse_drift(f"{stored.path} in {precision}", found)
+        parity = worst(one for _, one in exported)
         report = ExportReport(
             nlptasks=__version__,
             precision=precision,
-            engine=", ".join(dict.fromkeys(engine for engine, _ in written)),
-            max_difference=max(difference for _, difference in written),
-            shapes=_SHAPES,
+            engine=", ".join(dict.fromkeys(engine for engine, _ in exported)),
+            opset=_opset(place / _file(ENCODE)),
+            device=runtime.device,
+            max_difference=parity.max_difference,
+            agreement=parity.agreement,
+            shapes=(*SHAPES, (1, model.backbone.info.max_tokens)),
+            checks=found,
             made_from=_ingredients(stored, stored.records),
             files={path.name: sha256(path) for path in sorted(place.iterdir())},
         )
@@ -190,10 +130,126 @@ def export(folder: str | Path, *, precision: str = "fp32") -> ExportReport:
     return report
 
 
+def export_graph(graph: Traceable, path: Path, precision: Precision) -> tuple[str, Parity]:
+    """Write one graph: the name of the engine, and how it compares with PyTorch.
+
+    Raises:
+        BackendError: no engine writes it with the model's own numbers, or ONNX Runtime is too old for it.
+    """
+    expected = outputs_of(TorchRuntime({graph.name: graph.module}, torch.device("cpu")), graph)
+    failures = []
+    for engine in engines(precision.fusions):
+        try:
+            engine(graph, path)
+        except Exception as error:  # exporters raise whatever their many parts raise
+            failures.append(f"{engine.name}: {first_line(error)[:120]}")
+        else:
+            check_versions(onnx.load(path, load_external_data=False), f"what {engine.name} writes")
+            try:
+                return engine.name, _proved(graph, path, precision, expected)
+            except (BackendError, ValueError) as error:
+                failures.append(f"{engine.name}: {getattr(error, 'problem', error)}"[:200])
+        _log.info("export of %s: %s", graph.name, failures[-1])
+        for file in path.parent.glob(f"{path.name}*"):
+            file.unlink()
+    raise BackendError(f"the graph {graph.name}", f"cannot be exported ({'; '.join(failures)})", "run it on PyTorch")
+
+
+def _proved(graph: Traceable, path: Path, precision: Precision, expected: Found) -> Parity:
+    """How a graph that was just written compares with PyTorch, in the end; in fp32 it must give the same.
+
+    Raises:
+        ValueError: it gives other numbers, or none.
+    """
+    parity = _parity(graph, path, expected, device="cpu")
+    if not parity.max_difference <= _TOLERANCE:
+        raise ValueError(f"outputs differ by {parity.max_difference:.1e}")
+    if precision.convert:
+        precision.convert(path)
+        parity = _parity(graph, path, expected, device=_device(precision))
+        if not np.isfinite(parity.max_difference):
+            raise ValueError(f"outputs in {precision.name} are no numbers")
+    return parity
+
+
+def _parity(graph: Traceable, path: Path, expected: Found, *, device: str) -> Parity:
+    runtime = OnnxRuntime({graph.name: path}, device=device, precision="")
+    return compare(graph, expected, outputs_of(runtime, graph))
+
+
+def _device(precision: Precision) -> str:
+    """Where an export is run to be compared: what is made for CUDA there, if it is there."""
+    return "auto" if precision.device == "cuda" else "cpu"
+
+
+def _export_graphs(model: Model, place: Path, precision: Precision) -> list[tuple[str, Parity]]:
+    """Write every graph of a model.
+
+    Raises:
+        BackendError: one cannot be exported; a head that alone is to blame is named.
+    """
+    exported = []
+    for name, graph in traceables(model).items():
+        try:
+            exported.append(export_graph(graph, place / _file(name), precision))
+        except BackendError as error:
+            raise _blamed(model, graph, error) from error
+    return exported
+
+
+def _blamed(model: Model, graph: Traceable, error: BackendError) -> BackendError:
+    """The error with the name of what cannot be exported: a head, if others can be traced without it, else the architecture."""
+    kind = model.backbone.info.config.model_type
+    heads = _untraceable(model) if graph.name == ENCODE else [graph.name.partition(".")[0]]
+    where = f"the head {listing(heads)}" if len(heads) > 0 else f"the architecture {kind}"
+    return BackendError(where, error.problem, error.fix)
+
+
+def _untraceable(model: Model) -> list[str]:
+    """The heads that cannot be traced, if not even one can the backbone is to blame, and none is named."""
+    failing = []
+    for name in model.heads:
+        graph = encode_of(model, [name])
+        try:
+            torch.export.export(graph.traced, (), dict(graph.samples[0]), dynamic_shapes=graph.free_axes, strict=False)
+        except Exception:  # tracers raise whatever their many parts raise
+            failing.append(name)
+    return failing if len(failing) < len(model.heads) else []
+
+
+def _open_graphs(model: Model, place: Path, precision: Precision) -> OnnxRuntime:
+    """The runtime of what was just written."""
+    graphs = further_graphs(model.heads)
+    return OnnxRuntime(
+        {name: place / _file(name) for name in [ENCODE, *graphs]},
+        device=_device(precision),
+        precision=precision.name,
+        limits=_limits(model.backbone.info.limits, graphs),
+    )
+
+
+def _limits(encode: Mapping[str, int], graphs: Mapping[str, Graph]) -> dict[str, Mapping[str, int]]:
+    return {ENCODE: encode, **{name: graph.limits for name, graph in graphs.items()}}
+
+
+def _gold_of(stored: ModelFolder, model: Model, target: str | Target, split: str | None) -> Gold:
+    """The labelled examples of a head that is to be checked, read before the long work begins."""
+    target = parse_target(target) if isinstance(target, str) else target
+    name = stored.head_name(target.name)
+    return read_gold(target, name, model.heads[name], split=split)
+
+
 def open_export(
-    stored: ModelFolder, graphs: Iterable[str], *, heads: Collection[str], precision: str, device: str
+    stored: ModelFolder, graphs: Mapping[str, Graph], *, heads: Collection[str], precision: str, device: str
 ) -> OnnxRuntime:
-    """The runtime of some graphs of a model's export, with the outputs of some heads.
+    """The runtime of a model's export, with the outputs of some heads.
+
+    Args:
+        stored: the model.
+        graphs: the graphs beside `encode`.
+        heads: whose outputs are wanted.
+        precision: of the export.
+        device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
         ModelError: there is no such export, or it is stale.
@@ -201,13 +257,15 @@ def open_export(
     """
     problem = export_problem(stored, precision, heads)
     if problem:
-        raise ModelError(str(stored.path), problem, f"run: nlptasks export {stored.path}")
+        given = "" if precision == "fp32" else f" --precision {precision}"
+        raise ModelError(str(stored.path), problem, f"run: nlptasks export {stored.path}{given}")
     place = stored.path / EXPORTS / precision
     return OnnxRuntime(
-        {graph: place / _file(graph) for graph in graphs},
+        {graph: place / _file(graph) for graph in [ENCODE, *graphs]},
         device=device,
         precision=precision,
         wanted=lambda output: "." not in output or output.partition(".")[0] in heads,
+        limits=_limits(stored.backbone_info().limits, graphs),
     )
 
 
@@ -215,9 +273,24 @@ def _file(graph: str) -> str:
     return f"{'model' if graph == ENCODE else graph}.onnx"
 
 
+def _opset(path: Path) -> int:
+    """Of the standard's operators."""
+    model = onnx.load(path, load_external_data=False)
+    return next(int(found.version) for found in model.opset_import if found.domain in ("", "ai.onnx"))
+
+
 def has_export(stored: ModelFolder, precision: str) -> bool:
     """Whether there is an export in this precision, fresh or not."""
     return precision in stored.exports
+
+
+def is_proved(stored: ModelFolder, precision: str, heads: Collection[str]) -> bool:
+    """Whether an export may be taken without being asked for: it gives the model's own numbers, or was checked in the metric of
+    each of these heads, on the kind of device that it is made for.
+    """
+    made_for = PRECISIONS[precision].device
+    report: Mapping[str, Any] = stored.exports.get(precision, {})
+    return made_for is None or (report.get("device") == made_for and set(heads) <= report["checks"].keys())
 
 
 def export_problem(stored: ModelFolder, precision: str, heads: Collection[str]) -> str | None:
@@ -235,101 +308,3 @@ def _ingredients(stored: ModelFolder, heads: Iterable[str]) -> dict[str, str]:
     """The files that the answers of these heads are a function of, and their sha256."""
     parts = ("backbone/", *(f"heads/{head}." for head in heads))
     return {name: digest for name, digest in stored.manifest["files"].items() if name.startswith(parts)}
-
-
-def _export_checked(graph: _Traceable, path: Path) -> tuple[str, float]:
-    """Export by the first engine that gives the model's numbers: its name and the largest difference."""
-    expected = _outputs_of(TorchRuntime({graph.name: graph.module}, torch.device("cpu")), graph)
-    failures = []
-    for name, attention, engine in _ENGINES:
-        try:
-            with _attention(graph.trunk, attention), _quiet():
-                engine(graph.traced, dict(graph.samples[0]), _axes(graph.axes), path)
-            runtime = OnnxRuntime({graph.name: path}, device="cpu", precision="fp32")
-            difference = _difference(expected, _outputs_of(runtime, graph))
-        except Exception as error:  # exporters raise whatever their many parts raise
-            failures.append(f"{name}: {first_line(error)[:120]}")
-        else:
-            if difference <= _TOLERANCE:
-                return name, difference
-            failures.append(f"{name}: outputs differ by {difference:.1e}")
-        _log.info("export: %s", failures[-1])
-        for file in path.parent.glob(f"{path.name}*"):
-            file.unlink()
-    problem = f"cannot be exported as {graph.name} ({'; '.join(failures)})"
-    raise BackendError(f"the architecture {graph.kind}", problem, "run it on PyTorch")
-
-
-def _export_by_transformers(module: nn.Module, sample: dict[str, Tensor], axes: _Axes, path: Path) -> None:
-    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
-
-    exporter = OnnxExporter()
-    exported = exporter.export(module, sample, config=OnnxConfig(dynamic=True, dynamic_shapes=axes))
-    exporter.save_program(exported.program, path)
-
-
-def _export_by_torch(module: nn.Module, sample: dict[str, Tensor], axes: _Axes, path: Path) -> None:
-    program = torch.onnx.export(module, kwargs=sample, dynamic_shapes=axes, dynamo=True, verbose=False)
-    assert program is not None
-    program.save(str(path), external_data=True)
-
-
-def _axes(free: Mapping[str, tuple[int, ...]]) -> _Axes:
-    """The axes of every input that may change."""
-    return {name: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for name, axes in free.items()}
-
-
-_ENGINES: tuple[tuple[str, str | None, Engine], ...] = (
-    ("transformers", None, _export_by_transformers),
-    ("transformers, eager attention", "eager", _export_by_transformers),
-    ("torch, eager attention", "eager", _export_by_torch),
-)
-
-
-def _tensors(arrays: Mapping[str, Ints]) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-def _outputs_of(runtime: TorchRuntime | OnnxRuntime, graph: _Traceable) -> list[dict[str, np.ndarray]]:
-    """The outputs for every sample."""
-    found = []
-    for inputs in graph.samples:
-        outputs = runtime.run(graph.name, {name: tensor.numpy() for name, tensor in inputs.items()})
-        found.append({name: graph.counts(name, runtime.fetch(tensor), inputs) for name, tensor in outputs.items()})
-    return found
-
-
-def _difference(expected: list[dict[str, np.ndarray]], found: list[dict[str, np.ndarray]]) -> float:
-    return max(
-        float(np.abs(one[name] - two[name]).max()) for one, two in zip(expected, found, strict=True) for name in one
-    )
-
-
-@contextlib.contextmanager
-def _attention(trunk: Any, name: str | None) -> Iterator[None]:
-    """The model, if there is one, with another attention implementation, if a name is given."""
-    if trunk is None or name is None:
-        yield
-        return
-    before = trunk.config._attn_implementation
-    trunk.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        trunk.set_attn_implementation(before)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporters' own warnings: whether the graph is right is measured."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -45,11 +45,21 @@ _REPORT_SHAPE = {
     "nlptasks": str,
     "precision": str,
     "engine": str,
+    "opset": int,
+    "device": str,
     "max_difference": (float, int),
+    "agreement": (float, int, NoneType),
     "shapes": list,
+    "checks": {
+        ...: {"metric": str, "split": str, "rows": int, **dict.fromkeys(("torch", "onnx", "points"), (float, int))}
+    },
     "made_from": {...: str},
     "files": {...: str},
 }
+
+
+_FIRST_REPORTS = {"opset": 0, "device": "cpu", "agreement": None, "checks": {}}
+"""What the first reports of this format, which are of fp32, did not say."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +164,7 @@ def read_report(file: Path) -> dict[str, Any]:
         ModelError: it is damaged.
     """
     try:
-        report = unsealed(read_whole(file))
+        report = {**_FIRST_REPORTS, **unsealed(read_whole(file))}
         check_shape(report, _REPORT_SHAPE, name="")
     except ValueError as error:
         raise ModelError(

@@ -19,18 +19,19 @@ from nlptasks.config import DEVICES, RUNS, changed
 from nlptasks.disk import restored
 from nlptasks.engine import CHUNK_ITEMS, Engine, Item
 from nlptasks.errors import DataError, UsageError, did_you_mean, listing
-from nlptasks.exporting import export_problem, has_export, open_export
+from nlptasks.exporting import export_problem, has_export, is_proved, open_export
 from nlptasks.heads.base import Head, further_graphs
 from nlptasks.importing import read_checkpoint
 from nlptasks.manifest import MANIFEST
-from nlptasks.model import Model, ModelFolder
+from nlptasks.model import ModelFolder
+from nlptasks.precisions import PRECISIONS
 from nlptasks.registry import tasks
-from nlptasks.runtime.pytorch import TorchRuntime, pack_linears, torch_device
-from nlptasks.types import ENCODE, Row, Runtime
+from nlptasks.runtime import pytorch
+from nlptasks.runtime.providers import wanted_providers
+from nlptasks.runtime.pytorch import open_torch
+from nlptasks.types import Row, Runtime
 
 _log = logging.getLogger("nlptasks")
-
-_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 
 Text = str | Mapping[str, Any]
 """A text, or a row with the fields that a head reads."""
@@ -119,7 +120,9 @@ def pipeline(
             all heads: results come as a dict by head.
         model: the model's folder; or a fine-tuned Hugging Face checkpoint, as a folder or hub name, with `heads` the task that
             it was fine-tuned for.
-        backend: ``auto`` (ONNX Runtime if there is a fresh export, else PyTorch), ``torch``, ``onnx`` or ``onnx:fp32``.
+        backend: ``auto`` (ONNX Runtime if there is a fresh export that may be trusted, else PyTorch), ``torch``,
+            ``torch:bf16``, ``onnx`` or one of its precisions: ``onnx:fp32``, ``onnx:fp16``, ``onnx:int8``. Trusted are fp32, and
+            what was made for the device and checked there in the metric of every head that is opened.
         device: ``auto``, ``cpu`` or ``cuda``.
         options: options of the heads that may be changed at run, by head's name (or its task, as above) and option.
 
@@ -165,8 +168,10 @@ def _open_checkpoint(model: str, names: list[str] | None, backend: str, device: 
     _check_options(options, names)
     found = read_checkpoint(model, task=names[0], name=names[0], options=options.get(names[0]))
     tokenizer, info = found.backbone.tokenizer(), found.backbone.info
-    runtime = _torch_runtime(found, device)
-    return Engine(found.heads, tokenizer, runtime, info, _BATCH_TOKENS[runtime.device])
+    if backend not in ("auto", *_TORCH):
+        raise _unknown(backend)
+    runtime = open_torch(found.graphs(), device, _TORCH.get(backend, "fp32"))
+    return Engine(found.heads, tokenizer, runtime, info)
 
 
 def _open_stored(model: str, names: list[str] | None, backend: str, device: str, options: Options) -> Engine:
@@ -177,10 +182,10 @@ def _open_stored(model: str, names: list[str] | None, backend: str, device: str,
     for name, own in options.items():
         by_head.setdefault(stored.head_name(name), {}).update(own)
     _check_options(by_head, found)
-    heads, runtime = _backend(stored, backend, found)(stored, found, device)
+    heads, runtime = _backend(stored, backend, found, device)(stored, found, device)
     for name, given in by_head.items():
         heads[name].config = changed(heads[name].config, given, where=name)
-    return Engine(heads, stored.tokenizer(), runtime, stored.backbone_info(), _BATCH_TOKENS[runtime.device])
+    return Engine(heads, stored.tokenizer(), runtime, stored.backbone_info())
 
 
 def _check_options(options: Options, names: Sequence[str]) -> None:
@@ -192,44 +197,57 @@ def _check_options(options: Options, names: Sequence[str]) -> None:
 OpenBackend = Callable[[ModelFolder, list[str], str], tuple[dict[str, Head], Runtime]]
 
 
-def _backend(stored: ModelFolder, wanted: str, heads: list[str]) -> OpenBackend:
-    """How to open the backend that is wanted."""
-    kind, _, precision = wanted.partition(":")
-    if wanted == "torch":
-        return _open_torch
-    if kind == "onnx":
-        return _open_onnx(precision or "fp32")
-    if wanted != "auto":
-        raise UsageError(
-            f"backend {wanted!r}", "is unknown", did_you_mean(wanted, ("auto", "torch", "onnx", "onnx:fp32"))
-        )
-    problem = export_problem(stored, "fp32", heads)
-    if problem and has_export(stored, "fp32"):
-        _log.warning("%s %s; PyTorch is used", stored.path, problem)
-    return _open_torch if problem else _open_onnx("fp32")
+def _open_torch(precision: str) -> OpenBackend:
+    def opened(stored: ModelFolder, names: list[str], device: str) -> tuple[dict[str, Head], Runtime]:
+        model = stored.model(names)
+        return model.heads, open_torch(model.graphs(), device, precision)
 
-
-def _open_torch(stored: ModelFolder, names: list[str], device: str) -> tuple[dict[str, Head], Runtime]:
-    model = stored.model(names)
-    return model.heads, _torch_runtime(model, device)
-
-
-def _torch_runtime(model: Model, device: str) -> Runtime:
-    where = torch_device(device)
-    graphs = model.graphs()
-    if where.type == "cpu":
-        for name, graph in graphs.items():
-            pack_linears(graph, few_rows=name != ENCODE)
-    return TorchRuntime(graphs, where)
+    return opened
 
 
 def _open_onnx(precision: str) -> OpenBackend:
     def opened(stored: ModelFolder, names: list[str], device: str) -> tuple[dict[str, Head], Runtime]:
         heads = stored.heads(names, device="meta")
-        graphs = [ENCODE, *further_graphs(heads)]
+        graphs = further_graphs(heads)
         return heads, open_export(stored, graphs, heads=names, precision=precision, device=device)
 
     return opened
+
+
+_TORCH = {"torch": "fp32"} | {f"torch:{precision}": precision for precision in pytorch.PRECISIONS}
+_ONNX = {f"onnx:{precision}": precision for precision in PRECISIONS}
+BACKENDS: Mapping[str, OpenBackend] = {name: _open_torch(precision) for name, precision in _TORCH.items()} | {
+    name: _open_onnx(precision) for name, precision in _ONNX.items()
+}
+"""Those that are named with what they run in; ``auto`` and ``onnx`` choose among them."""
+
+
+def _backend(stored: ModelFolder, wanted: str, heads: list[str], device: str) -> OpenBackend:
+    """How to open the backend that is wanted."""
+    if wanted in BACKENDS:
+        return BACKENDS[wanted]
+    if wanted not in ("auto", "onnx"):
+        raise _unknown(wanted)
+    for precision in suitable_precisions(device):
+        if is_proved(stored, precision, heads) and not export_problem(stored, precision, heads):
+            return _open_onnx(precision)
+    if wanted == "auto":
+        problem = export_problem(stored, "fp32", heads)
+        if has_export(stored, "fp32"):
+            _log.warning("%s %s; PyTorch is used", stored.path, problem)
+        return _open_torch("fp32")
+    return _open_onnx("fp32")
+
+
+def suitable_precisions(device: str) -> list[str]:
+    """The precisions for the device that ONNX Runtime will take, those that are made for it first."""
+    place = "cpu" if len(wanted_providers(device)) == 1 else "cuda"
+    found = [one for one in PRECISIONS.values() if one.device in (None, place)]
+    return [one.name for one in sorted(found, key=lambda one: one.device is None)]
+
+
+def _unknown(backend: str) -> UsageError:
+    return UsageError(f"backend {backend!r}", "is unknown", did_you_mean(backend, ("auto", "onnx", *BACKENDS)))
 
 
 def _without_gold(row: Row, head: Head) -> Row:

@@ -20,9 +20,12 @@ _SIZES = ((2, 3, 4, 5, 7, 6), (1, 1, 1, 0, 1, 2), (3, 1, 1, 0, 1, 9), (2, 4, 1, 
 class StepGraph(Graph):
     """The graph `step` of a decoder."""
 
+    labels = ("logits",)
+
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
         self.decoder = decoder
+        self.limits = {"tokens": decoder.vocabulary_size, "mask": 2}
         self.axes = {
             "tokens": (0, 1, 2),
             "rows": (0, 1),

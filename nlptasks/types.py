@@ -26,6 +26,9 @@ Tensors = Mapping[str, Any]
 ENCODE = "encode"
 """The graph of the backbone and the `forward` of every head. Inputs: ids, mask, types [B,S]; outputs: ``HEAD.output``."""
 
+ENCODE_INPUTS = ("ids", "mask", "types")
+"""The names of its inputs; a backbone may have no use for the last."""
+
 STEP = "step"
 """The graph ``HEAD.step`` of a head that writes: one step of its decoder."""
 

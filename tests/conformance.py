@@ -23,9 +23,10 @@ from nlptasks.data import load_data
 from nlptasks.exporting import export
 from nlptasks.heads.base import Head
 from nlptasks.model import HeadRecord, Model
-from nlptasks.pipeline import _torch_runtime, pipeline
+from nlptasks.pipeline import pipeline
 from nlptasks.pretrained import load_backbone
 from nlptasks.registry import head_class
+from nlptasks.runtime.pytorch import open_torch
 from nlptasks.tokenizer import Tokenizer
 from nlptasks.types import ENCODE, FIRST, SPECIAL, Row
 
@@ -146,7 +147,7 @@ def check_saving(subject: Subject, folder: Path) -> list[Any]:
     model = subject.model()
     model.save(folder)
     loaded = pipeline(_NAME, model=folder, backend="torch").engine
-    unsaved = replace(loaded, heads={_NAME: subject.head}, runtime=_torch_runtime(copy.deepcopy(model), "cpu"))
+    unsaved = replace(loaded, heads={_NAME: subject.head}, runtime=open_torch(copy.deepcopy(model).graphs(), "cpu"))
     before, after = ([found[_NAME] for found in engine.stream(_items(subject))] for engine in (unsaved, loaded))
     assert before == after
     assert len(after) == len(subject.rows)

@@ -36,14 +36,25 @@ ROWS = [
         for name in ("decoder", "search", "stepping", "vocabulary", "origins", "generationconfig", "generative")
     },
     set(),  # the heads, which nobody imports by name
-    {f"nlptasks.{name}" for name in ("data", "checks", "batching", "manifest", "model", "engine")}
+    {f"nlptasks.{name}" for name in ("data", "checks", "batching", "manifest", "model", "engine", "measuring")}
     | {
         f"nlptasks.{name}"
         for name in ("defaults", "dropout", "schedule", "optimization", "checkpoint", "lesson", "loop")
     }
-    | {f"nlptasks.{name}" for name in ("runtime", "runtime.cutting", "runtime.pytorch", "runtime.onnx")},
+    | {
+        f"nlptasks.{name}"
+        for name in (
+            "runtime",
+            "runtime.cutting",
+            "runtime.guarding",
+            "runtime.pytorch",
+            "runtime.providers",
+            "runtime.onnx",
+        )
+    },
     {f"nlptasks.{name}" for name in ("card", "editing", "exporting", "importing", "pipeline", "evaluation")}
-    | {f"nlptasks.{name}" for name in ("destinations", "identity", "training")},
+    | {f"nlptasks.{name}" for name in ("destinations", "identity", "training", "benchmarking", "ways")}
+    | {f"nlptasks.{name}" for name in ("precisions", "tracing", "parity", "proof")},
     {"nlptasks.spacy_component"},
 ]
 HEADS, TOP = 3, 7

@@ -186,8 +186,8 @@ def test_a_changed_small_file_is_refused_with_an_export_too(exported: Path, tmp_
 
 
 def test_exports_have_known_precisions_only(trained: Path) -> None:
-    with pytest.raises(UsageError, match="'int8': is unknown; take one of fp32"):
-        nlptasks.export(trained, precision="int8")
+    with pytest.raises(UsageError, match="'int4': is unknown; take one of fp32, fp16, int8"):
+        nlptasks.export(trained, precision="int4")
 
 
 def test_no_model_is_an_error_with_a_line_that_works() -> None:

@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from onnxruntime import OrtValue
 
 from nlptasks.decoder import Decoder
 from nlptasks.errors import BackendError, UsageError
-from nlptasks.exporting import _export_checked, _of_head
+from nlptasks.exporting import export_graph
+from nlptasks.precisions import PRECISIONS
 from nlptasks.runtime.onnx import OnnxRuntime
 from nlptasks.runtime.pytorch import TorchRuntime
 from nlptasks.search import Hypothesis, Marks, SearchOptions, search
 from nlptasks.stepping import CachedStepper, StepGraph
+from nlptasks.tracing import Engine, further
 from nlptasks.types import Pass, Runtime
 
 ENDS = (2, 5, 17, 33, 60, 80, 101, 140, 203)
@@ -139,9 +142,10 @@ def test_the_tokens_are_those_of_generate(writer: Writer, way: str, forced: bool
 def test_onnx_runtime_writes_the_same(name: str, tmp_path: Path) -> None:
     writer = Writer(name, layers=1, spread=1.0)
     path, graph = tmp_path / "step.onnx", "head.step"
-    _, difference = _export_checked(_of_head(graph, StepGraph(writer.decoder), writer.theirs.config.model_type), path)
-    assert difference <= 1e-4
-    cross = {name: tensor.numpy() for name, tensor in writer.steps().cross.items()}
+    _, parity = export_graph(further(graph, StepGraph(writer.decoder)), path, PRECISIONS["fp32"])
+    assert parity.max_difference <= 1e-4
+    assert parity.agreement == 1
+    cross = {name: OrtValue.ortvalue_from_numpy(tensor.numpy()) for name, tensor in writer.steps().cross.items()}
     runtimes: list[tuple[Runtime, Any]] = [
         (TorchRuntime({graph: StepGraph(writer.decoder)}, torch.device("cpu")), writer.steps().cross),
         (OnnxRuntime({graph: path}, device="cpu", precision="fp32"), cross),
@@ -158,18 +162,20 @@ def test_onnx_runtime_writes_the_same(name: str, tmp_path: Path) -> None:
 
 def test_every_exporter_is_tried(bart: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(why: str) -> Any:
-        def engine(*given: Any) -> None:
+        def write(*given: Any) -> None:
             raise ValueError(why)
 
-        return engine
+        return write
 
-    engines = (("one", None, refuse("no")), ("two", "eager", refuse("never")))
-    monkeypatch.setattr("nlptasks.exporting._ENGINES", engines)
-    graph = _of_head("head.step", StepGraph(bart.decoder), "bart")
+    tried = (Engine("one", refuse("no")), Engine("two", refuse("never"), "eager"))
+    monkeypatch.setattr("nlptasks.exporting.engines", lambda fusions: tried)
+    graph = further("head.step", StepGraph(bart.decoder))
     with pytest.raises(
-        BackendError, match=r"cannot be exported as head.step \(one: ValueError: no; two: ValueError: never\)"
+        BackendError,
+        match=r"the graph head.step: cannot be exported \(one: ValueError: no; two: ValueError: never\)",
     ):
-        _export_checked(graph, tmp_path / "step.onnx")
+        export_graph(graph, tmp_path / "step.onnx", PRECISIONS["fp32"])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("beams", [1, 3])

@@ -29,7 +29,7 @@ backend_option = click.option(
     "--backend",
     default="auto",
     show_default=True,
-    help="auto (ONNX Runtime if there is a fresh export), torch, onnx or onnx:fp32",
+    help="auto (ONNX Runtime if there is a fresh export), torch, torch:bf16, onnx, onnx:fp32, onnx:fp16 or onnx:int8",
 )
 set_option = click.option(
     "--set",

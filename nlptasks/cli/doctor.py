@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -26,7 +24,6 @@ _PACKAGES = (
     "scikit-learn",
     "seqeval",
 )
-_ORT_WHEELS = ("onnxruntime", "onnxruntime-gpu")
 
 
 @click.command("doctor", cls=Command)
@@ -69,25 +66,45 @@ def _torch() -> Iterator[str]:
 
 
 def _onnxruntime() -> Iterator[str]:
-    wheels = {wheel: found for wheel in _ORT_WHEELS if (found := _installed(wheel))}
-    yield "ONNX Runtime: " + (
-        ", ".join(f"{wheel} {found}" for wheel, found in wheels.items()) or "no wheel is installed"
-    )
-    if len(wheels) > 1:
-        yield "  both wheels overwrite each other's files: pip uninstall onnxruntime onnxruntime-gpu, then install one"
-    if not wheels:
-        return
+    from nlptasks.runtime.providers import wheel_conflict, wheels
+
+    installed = _named(wheels())
+    yield f"ONNX Runtime: {installed or 'no wheel is installed: pip install onnxruntime'}"
+    if conflict := wheel_conflict():
+        yield f"  {conflict[0]}: {conflict[1]}"
+    if installed:
+        yield from _providers()
+
+
+def _providers() -> Iterator[str]:
+    """What ONNX Runtime is built with, and what of it really runs; this imports it, which may fail."""
     import onnxruntime
 
-    from nlptasks.runtime.onnx import loads_cuda
+    from nlptasks.runtime.providers import CPU, CUDA, cuda_problem, loads
 
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        works = loads_cuda()
     yield f"  built with {', '.join(onnxruntime.get_available_providers())}"
-    yield f"  provider CUDA {'loads' if works else 'does not load:'}"
-    if not works:
-        yield from (f"  {line}" for line in said.getvalue().splitlines())
+    yield f"  provider CPU {'works' if loads(CPU) else 'does not work'}"
+    if loads(CUDA):
+        yield "  provider CUDA works"
+    else:
+        reason, fix = cuda_problem()
+        yield f"  provider CUDA does not work: {reason}; {fix}, or take --device cpu"
+    yield from _cuda_parts()
+
+
+def _cuda_parts() -> Iterator[str]:
+    from nlptasks.runtime.providers import libraries_fix, missing_libraries, nvidia_packages, parts
+
+    for part in parts():
+        yield f"  {part.name}: required {part.wanted}, found {part.found or 'none'}"
+    if missing := missing_libraries():
+        yield f"  libraries that do not load: {', '.join(missing)}: {libraries_fix()}"
+    if packages := nvidia_packages():
+        yield f"  installed: {_named(packages)}"
+
+
+def _named(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {found}" for name, found in versions.items())
 
 
 def _backbone() -> Iterator[str]:

@@ -2,20 +2,63 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from nlptasks.cli.common import Command
+from nlptasks.cli.common import Command, columns_option, make_targets, printable
+
+if TYPE_CHECKING:
+    from nlptasks.exporting import ExportReport
 
 
 @click.command("export", cls=Command)
 @click.argument("model")
-@click.option("--precision", type=click.Choice(["fp32"]), default="fp32", show_default=True, help="of the weights")
-def command(model: str, precision: str) -> None:
-    """Export MODEL to ONNX, checked against PyTorch, into its folder onnx/."""
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="of the weights: fp16 is for GPUs, int8 for CPUs",
+)
+@click.option(
+    "--check",
+    "checks",
+    multiple=True,
+    metavar="HEAD=DATA",
+    help="measure the head's main metric on PyTorch and on the export, and refuse a change of more than half a point",
+)
+@click.option("--split", help="the part of these data: train, dev or test  [default: test, else dev]")
+@click.option("--accept-drift", is_flag=True, help="keep the export however far a metric moves")
+@columns_option
+def command(
+    model: str, precision: str, checks: tuple[str, ...], split: str | None, accept_drift: bool, columns: str
+) -> None:
+    """Export MODEL to ONNX, checked against PyTorch, into its folder onnx/PRECISION/."""
+    targets = make_targets(checks, columns=columns)
+
     from nlptasks.exporting import export
 
-    report = export(model, precision=precision)
-    click.echo(
-        f"exported {model} in {precision}: outputs differ from PyTorch's by {report.max_difference:.1e} at most, "
-        f"over {len(report.shapes)} shapes"
-    )
+    report = export(model, precision=precision, checks=targets, split=split, accept_drift=accept_drift)
+    for line in _told(model, report):
+        click.echo(line)
+
+
+def _told(model: str, report: ExportReport) -> list[str]:
+    """What came of it, for people."""
+    same = "" if report.agreement is None else f", and {report.agreement:.1%} of labels are the same"
+    lines = [
+        f"exported {printable(model)} in {report.precision}: on random tokens outputs differ from PyTorch's by "
+        f"{report.max_difference:.1e} at most{same}, over {len(report.shapes)} shapes"
+    ]
+    for head, check in report.checks.items():
+        lines.append(
+            f"  {head}: {check.metric} {check.torch:.4f} on PyTorch, {check.onnx:.4f} on ONNX Runtime "
+            f"({check.points:+.2f} points) on {check.rows} rows of {check.split}"
+        )
+    if not report.verified:
+        lines.append(f"  not verified: it was compared on the {report.device}, which it is not made for")
+    if report.precision != "fp32" and not report.checks:
+        lines.append("  not checked on your data: give --check HEAD=DATA")
+    lines.append(f"use it: --backend onnx:{report.precision}")
+    return lines

@@ -13,6 +13,7 @@ _COMMANDS = {
     "evaluate": "evaluate",
     "predict": "predict",
     "export": "export",
+    "benchmark": "benchmark",
     "import": "importing",
     "to-hf": "to_hf",
     "rename": "rename",

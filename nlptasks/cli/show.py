@@ -28,8 +28,9 @@ def command(model: str) -> None:
     """Show what MODEL is made of: the layers that its heads share and own, what they answer and how well."""
     from rich.console import Console
 
-    from nlptasks.exporting import PRECISIONS, export_problem
+    from nlptasks.exporting import export_problem
     from nlptasks.model import ModelFolder
+    from nlptasks.precisions import PRECISIONS
 
     stored = ModelFolder.open(model)
     heads = stored.heads(device="meta")

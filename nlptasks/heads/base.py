@@ -12,6 +12,7 @@ import importlib.resources
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -30,6 +31,10 @@ class Graph(nn.Module, ABC):
 
     axes: Mapping[str, tuple[int, ...]]
     """For each input, the axes whose length may change."""
+    limits: Mapping[str, int] = MappingProxyType({})
+    """For inputs that are integers, one more than the largest number that each may hold."""
+    labels: ClassVar[tuple[str, ...]] = ()
+    """The outputs whose last axis has a score for each label or token, of which the best one is taken."""
 
     @abstractmethod
     def forward(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -55,6 +60,8 @@ class Head(nn.Module, ABC):
     """Frozen dataclass: the head's options and what the data decided, each field with its unit."""
     main_metric: str
     """The key of `metrics` by which training chooses; larger is better. A head whose data decide it sets it in `__init__`."""
+    perfect: ClassVar[float] = 1.0
+    """What this metric gives for answers without a fault; a point is a hundredth of it."""
     fields: ClassVar[tuple[str, ...]]
     """The names of a row's fields that `read` knows; ``--columns`` gives other columns these names."""
     gold_fields: ClassVar[tuple[str, ...]] = ()

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import onnx
 from onnx import GraphProto, NodeProto, helper
+
+from nlptasks.runtime.guarding import check_versions, checked_graph
 
 
 def cut(path: Path, wanted: Callable[[str], bool]) -> str | bytes:
@@ -21,8 +22,12 @@ def cut(path: Path, wanted: Callable[[str], bool]) -> str | bytes:
 
     Returns:
         The path if all are, else the content of a smaller file, whose weights still stand beside the first.
+
+    Raises:
+        BackendError: the file holds what no export holds, or is newer than ONNX Runtime.
     """
-    model = onnx.load(path, load_external_data=False)
+    model = checked_graph(path)
+    check_versions(model, str(path))
     kept = [output for output in model.graph.output if wanted(output.name)]
     if len(kept) == len(model.graph.output):
         return str(path)

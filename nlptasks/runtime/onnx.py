@@ -1,29 +1,45 @@
 """Running a model's exported graphs on ONNX Runtime, by a device contract: ``cuda`` means CUDA or an error.
 
 ONNX Runtime falls back to the CPU without a word even if CUDA alone was asked for, and lists CUDA as available on machines
-without a GPU: so the session itself is asked, after it is made.
+without a GPU: so the session itself is asked, after it is made. Tensors stay on the session's device: what one graph gives
+and another takes, as states and caches, is handed on without being copied.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import io
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnxruntime
+import torch
+from onnx import TensorProto, helper
+from onnxruntime import OrtValue
 
-from nlptasks.errors import BackendError, first_line
+from nlptasks.errors import BackendError, first_line, listing
 from nlptasks.runtime.cutting import cut
-from nlptasks.types import Floats, Ints, Tensors
+from nlptasks.runtime.providers import CPU, CUDA, Provider, cuda_problem, quiet, wanted_providers
+from nlptasks.types import ENCODE_INPUTS, Floats, Ints, Tensors
 
-_WARNING, _FATAL = 2, 4  # the runtime's severities; its default is the first
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+_SLOW_ON_CPU = ["SkipLayerNormFusion", "BiasGeluFusion"]
+"""Fusions that cost more than they save there: of MiniLM, for 960 tokens, norms took 9.4 ms fused with a sum, and 3 apart;
+activations 4.1 and 3."""
+
+_KINDS = {
+    "tensor(int64)": TensorProto.INT64,
+    "tensor(float)": TensorProto.FLOAT,
+    "tensor(float16)": TensorProto.FLOAT16,
+}
+"""The kinds of tensors that our graphs take and give."""
+
+Limits = Mapping[str, Mapping[str, int]]
+"""By graph and input, one more than the largest integer that it may hold: a number of tokens, say."""
 
 
 class OnnxRuntime:
@@ -34,38 +50,145 @@ class OnnxRuntime:
         wanted: says of an output's name whether it is ever asked for; what only others need is not even loaded.
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: of the export, for messages.
+        limits: of the graphs' inputs.
 
     Raises:
         BackendError: CUDA was asked for and does not load, or a file is no usable graph.
     """
 
     def __init__(
-        self, files: dict[str, Path], *, device: str, precision: str, wanted: Callable[[str], bool] = lambda name: True
+        self,
+        files: Mapping[str, Path],
+        *,
+        device: str,
+        precision: str,
+        wanted: Callable[[str], bool] = lambda name: True,
+        limits: Limits = MappingProxyType({}),
     ) -> None:
-        self._sessions = {graph: open_session(path, device, wanted) for graph, path in files.items()}
-        providers = {session.get_providers()[0] for session in self._sessions.values()}
-        self._outputs = {
-            graph: [out.name for out in session.get_outputs()] for graph, session in self._sessions.items()
+        sessions = {graph: open_session(path, device, wanted) for graph, path in files.items()}
+        self.device = "cuda" if all(_on_cuda(session) for session in sessions.values()) else "cpu"
+        self._graphs = {
+            graph: _Bound(session, self.device, limits.get(graph, {})) for graph, session in sessions.items()
         }
-        self._inputs = {
-            graph: {value.name for value in session.get_inputs()} for graph, session in self._sessions.items()
-        }
-        self.device = "cuda" if providers == {_CUDA} else "cpu"
         self.name = f"ONNX Runtime {precision} on {'CUDA' if self.device == 'cuda' else 'the CPU'}"
 
     def run(self, graph: str, inputs: Tensors, heads: Sequence[str] | None = None) -> Tensors:
-        """Run one graph on integer arrays, whole: ONNX Runtime leaves no node out for outputs that are not asked for."""
-        outputs = self._outputs[graph]
-        own = {name: value for name, value in inputs.items() if name in self._inputs[graph]}  # FNet reads no mask
-        return dict(zip(outputs, self._sessions[graph].run(outputs, own), strict=True))
+        """Run one graph, whole: ONNX Runtime leaves no node out for outputs that are not asked for.
 
-    def fetch(self, tensor: Any) -> Floats:
+        Args:
+            graph: its name.
+            inputs: numpy arrays, or outputs of this runtime.
+            heads: not looked at.
+
+        Raises:
+            BackendError: an input is missing, of another kind or rank, or holds a number that it may not.
+        """
+        return self._graphs[graph].run(inputs)
+
+    def fetch(self, tensor: OrtValue) -> Floats:
         """One output as a numpy array."""
-        return np.asarray(tensor, dtype=np.float32)
+        return np.asarray(tensor.numpy(), dtype=np.float32)
 
-    def take(self, tensor: Any, rows: Ints) -> Any:
+    def take(self, tensor: OrtValue, rows: Ints) -> OrtValue:
         """Some rows of one output."""
-        return tensor[rows]
+        gather = _gathering(tensor.data_type(), self.device)
+        taken: OrtValue = gather.run({"tensor": tensor, "rows": rows})["taken"]
+        return taken
+
+
+@dataclass(frozen=True)
+class _Input:
+    """What a graph takes by one name."""
+
+    name: str
+    kind: np.dtype[Any]
+    rank: int
+    limit: int | None
+
+    def checked(self, value: Any) -> Any:
+        """An array of the graph's kind, or what the runtime gave itself.
+
+        Raises:
+            BackendError: it is of another kind or rank, or holds a number that it may not: ONNX Runtime counts negative
+                ones from the end, and its own messages speak of nodes.
+        """
+        if isinstance(value, OrtValue):
+            return value
+        if not isinstance(value, np.ndarray):
+            raise self._error(f"is {type(value).__name__}", f"a numpy array of {self.kind}")
+        if self.kind.kind == value.dtype.kind == "f":  # an empty cache begins in fp32
+            value = value.astype(self.kind, copy=False)
+        if value.dtype != self.kind:
+            raise self._error(f"is of {value.dtype}", f"{self.kind}")
+        if value.ndim != self.rank:
+            raise self._error(f"has {value.ndim} axes", f"{self.rank}")
+        if self.limit is not None and value.size and not 0 <= value.min() <= value.max() < self.limit:
+            raise self._error(f"holds {value.min()} to {value.max()}", f"0 to {self.limit - 1}")
+        return np.ascontiguousarray(value)
+
+    def _error(self, found: str, expected: str) -> BackendError:
+        return BackendError(f"input {self.name!r}", f"{found}, expected {expected}", "give what the graph takes")
+
+
+class _Bound:
+    """A session whose inputs and outputs lie on its device.
+
+    Args:
+        session: the session.
+        device: ``cpu`` or ``cuda``.
+        limits: of its inputs.
+    """
+
+    def __init__(self, session: onnxruntime.InferenceSession, device: str, limits: Mapping[str, int]) -> None:
+        self._session, self._device = session, device
+        self._inputs = {
+            value.name: _Input(
+                value.name,
+                helper.tensor_dtype_to_np_dtype(_KINDS[value.type]),
+                len(value.shape),
+                limits.get(value.name),
+            )
+            for value in session.get_inputs()
+        }
+        self._outputs = [output.name for output in session.get_outputs()]
+
+    def run(self, given: Tensors) -> dict[str, OrtValue]:
+        """The outputs by name."""
+        self._check_names(given)
+        arrays = {name: expected.checked(given[name]) for name, expected in self._inputs.items()}
+        values = {name: self._placed(value) for name, value in arrays.items()}
+        binding = self._session.io_binding()
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in self._outputs:
+            binding.bind_output(name, self._device)
+        self._session.run_with_iobinding(binding)
+        return dict(zip(self._outputs, binding.get_outputs(), strict=True))
+
+    def _placed(self, value: Any) -> OrtValue:
+        return value if isinstance(value, OrtValue) else OrtValue.ortvalue_from_numpy(value, self._device)
+
+    def _check_names(self, given: Tensors) -> None:
+        """Check the names: all that the graph takes, and no others, but for what a graph `encode` may have no use for."""
+        missing = self._inputs.keys() - given.keys()
+        unknown = given.keys() - self._inputs.keys() - set(ENCODE_INPUTS)
+        if missing or unknown:
+            problem = f"are {listing(sorted(given))}, expected {listing(sorted(self._inputs))}"
+            raise BackendError("the inputs", problem, "give what the graph takes")
+
+
+@cache
+def _gathering(kind: str, device: str) -> _Bound:
+    """A graph that takes rows of a tensor of this kind, on the device where it lies."""
+    values = [
+        helper.make_tensor_value_info("tensor", _KINDS[kind], None),
+        helper.make_tensor_value_info("rows", TensorProto.INT64, ["rows"]),
+        helper.make_tensor_value_info("taken", _KINDS[kind], None),
+    ]
+    node = helper.make_node("Gather", ["tensor", "rows"], ["taken"], axis=0)
+    graph = helper.make_graph([node], "gathering", values[:2], values[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return _Bound(_session(model.SerializeToString(), Path(), wanted_providers(device)), device, {})
 
 
 def open_session(
@@ -76,71 +199,39 @@ def open_session(
     Raises:
         BackendError: CUDA was asked for and does not load, or the file is no usable graph.
     """
+    content, providers = cut(path, wanted), wanted_providers(device)
+    if device == "cuda" and providers == [CPU]:
+        raise _without_cuda()
     try:
-        with _quiet() as options:
-            options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent.resolve()))
-            session = onnxruntime.InferenceSession(cut(path, wanted), options, providers=_wanted_providers(device))
+        session = _session(content, path.parent, providers)
     except Exception as error:  # the runtime's exceptions have no common class
         raise BackendError(
             str(path), f"cannot be opened by ONNX Runtime ({first_line(error)})", "export the model again"
         ) from error
-    if device == "cuda" and session.get_providers()[0] != _CUDA:
-        raise BackendError(
-            "--device cuda",
-            f"ONNX Runtime {onnxruntime.__version__} does not load its CUDA provider",
-            "run 'nlptasks doctor' for the reason, or take --device cpu",
-        )
+    if device == "cuda" and not _on_cuda(session):
+        raise _without_cuda()
     return session
 
 
-def loads_cuda() -> bool:
-    """Whether a session really comes to run on CUDA here; what is missing is printed to stdout."""
-    if hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls()
-    with _quiet() as options:
-        session = onnxruntime.InferenceSession(_smallest_graph(), options, providers=[_CUDA, _CPU])
-    return bool(session.get_providers()[0] == _CUDA)
+def _without_cuda() -> BackendError:
+    reason, fix = cuda_problem()
+    problem = f"ONNX Runtime {onnxruntime.__version__} does not run on CUDA ({reason})"
+    return BackendError("--device cuda", problem, f"{fix}, or take --device cpu")
 
 
-def _smallest_graph() -> bytes:
-    from onnx import TensorProto, helper
-
-    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "smallest", value[:1], value[1:])
-    content: bytes = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10
-    ).SerializeToString()
-    return content
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[onnxruntime.SessionOptions]:
-    """Options for a session, and no lines of the runtime's own while it is made: what fails is found out by asking it."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _FATAL
-    onnxruntime.set_default_logger_severity(_FATAL)
-    try:
-        yield options
-    finally:
-        onnxruntime.set_default_logger_severity(_WARNING)
+def _session(content: str | bytes, weights: Path, providers: list[Provider]) -> onnxruntime.InferenceSession:
+    with quiet() as options:
+        options.add_session_config_entry(_WEIGHTS_FOLDER, str(weights.resolve()))
+        options.intra_op_num_threads = torch.get_num_threads()  # as many as OMP_NUM_THREADS and the like allow
+        options.enable_mem_pattern = False  # a plan is kept for every shape that comes by, and shapes vary
+        return onnxruntime.InferenceSession(
+            content,
+            options,
+            providers=providers,
+            disabled_optimizers=_SLOW_ON_CPU if providers == [CPU] else None,
+            enable_fallback=0,  # else it prints what fails, and takes the CPU
+        )
 
 
-def _has_driver() -> bool:
-    """Whether an NVIDIA driver is there at all: without one, trying CUDA only costs time."""
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    return True
-
-
-def _wanted_providers(device: str) -> list[str]:
-    if (
-        device == "cpu"
-        or _CUDA not in onnxruntime.get_available_providers()
-        or (device == "auto" and not _has_driver())
-    ):
-        return [_CPU]
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find; the session tells it better
-        onnxruntime.preload_dlls()
-    return [_CUDA, _CPU]
+def _on_cuda(session: onnxruntime.InferenceSession) -> bool:
+    return bool(session.get_providers()[0] == CUDA)

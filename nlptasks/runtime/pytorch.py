@@ -1,16 +1,46 @@
-"""Running a model's graphs on PyTorch."""
+"""Running a model's graphs on PyTorch, in fp32 or with bf16 in its matrix products."""
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nlptasks.errors import BackendError
-from nlptasks.types import Floats, Ints, Tensors
+from nlptasks.errors import BackendError, UsageError, listing
+from nlptasks.types import ENCODE, Floats, Ints, Tensors
+
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+PRECISIONS = tuple(_TYPES)
+"""What matrix products may be taken in."""
+
+
+def open_torch(graphs: Mapping[str, nn.Module], device: str, precision: str = "fp32") -> TorchRuntime:
+    """The runtime of a model's graphs, which are good for inference only afterwards.
+
+    Args:
+        graphs: by name.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        precision: of `PRECISIONS`.
+
+    Raises:
+        UsageError: unknown precision.
+        BackendError: the device cannot be had, or has no such numbers.
+    """
+    if precision not in _TYPES:
+        raise UsageError(f"precision {precision!r}", "is unknown to PyTorch's backend", f"take {listing(PRECISIONS)}")
+    where, kind = torch_device(device), _TYPES[precision]
+    if kind != torch.float32 and not has_bf16(where):
+        raise BackendError(f"backend torch:{precision}", f"needs what this {where.type} does not have", "take torch")
+    if where.type == "cpu":
+        for name, graph in graphs.items():
+            pack_linears(graph, few_rows=name != ENCODE, kind=kind)
+    return TorchRuntime(graphs, where, kind)
 
 
 def torch_device(wanted: str) -> torch.device:
@@ -38,7 +68,15 @@ def torch_device(wanted: str) -> torch.device:
     return torch.device("cpu")
 
 
-def pack_linears(module: nn.Module, *, few_rows: bool = False) -> None:
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bf16 itself, and does not only imitate it."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
+def pack_linears(module: nn.Module, *, few_rows: bool = False, kind: torch.dtype = torch.float32) -> None:
     """Make a module on the CPU good for inference only, and quick: its linear layers go through oneDNN, weights packed.
 
     PyTorch takes MKL for them otherwise. The results differ by rounding alone (4e-6 for a layer of BERT's sizes). Where it does
@@ -47,13 +85,14 @@ def pack_linears(module: nn.Module, *, few_rows: bool = False) -> None:
     Args:
         module: what is to be packed.
         few_rows: whether it is run on a few tokens at a time, as steps are.
+        kind: of the numbers that are multiplied.
     """
-    if not _can_pack() or not (few_rows or _packing_pays()):
+    if not _can_pack() or not (few_rows or _packing_pays() or kind != torch.float32):
         return
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Linear and child.weight.dtype == torch.float32:
-                setattr(parent, name, _PackedLinear(child))
+                setattr(parent, name, _PackedLinear(child, kind))
 
 
 def _can_pack() -> bool:
@@ -76,16 +115,18 @@ class _PackedLinear(nn.Module):
 
     weight: Tensor
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, kind: torch.dtype) -> None:
         super().__init__()
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
-        self._bias = None if linear.bias is None else linear.bias.detach()
+        self._kind = kind
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(kind), None)
+        self._bias = None if linear.bias is None else linear.bias.detach().to(kind)
         self.weight = linear.weight.detach().to("meta")  # some architectures look at its type
 
     def forward(self, x: Tensor) -> Tensor:
         """As the layer that was packed: [..., width in] -> [..., width out]."""
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), self._packed, self._bias, "none", [], "")
-        return result
+        given = x.contiguous().to(self._kind)
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(given, self._packed, self._bias, "none", [], "")
+        return result.to(x.dtype)
 
 
 class TorchRuntime:
@@ -94,21 +135,31 @@ class TorchRuntime:
     Args:
         graphs: the module of each graph; it is put into evaluation mode and moved to the device.
         device: where to run.
+        kind: of the numbers that are multiplied.
     """
 
-    def __init__(self, graphs: dict[str, nn.Module], device: torch.device) -> None:
+    def __init__(
+        self, graphs: Mapping[str, nn.Module], device: torch.device, kind: torch.dtype = torch.float32
+    ) -> None:
         self._graphs = {name: module.eval().to(device) for name, module in graphs.items()}
-        self._device = device
+        self._device, self._kind = device, kind
         self.device = device.type
-        self.name = f"PyTorch on {'the CPU' if device.type == 'cpu' else device}"
+        shown = "" if kind == torch.float32 else f"{str(kind).removeprefix('torch.')} "
+        self.name = f"PyTorch {shown}on {'the CPU' if device.type == 'cpu' else device}"
 
     def run(self, graph: str, inputs: Tensors, heads: Sequence[str] | None = None) -> Tensors:
         """Run one graph on integer arrays, of `encode` what these heads need."""
         module = self._graphs[graph]
         moved = {name: torch.as_tensor(value, device=self._device) for name, value in inputs.items()}
-        with torch.inference_mode():
+        with torch.inference_mode(), self._cast():
             outputs: Tensors = module(moved) if heads is None else module(moved, heads)
         return outputs
+
+    def _cast(self) -> AbstractContextManager[Any]:
+        """On a GPU, where no layer is packed, PyTorch chooses what runs in the smaller numbers."""
+        if self._device.type == "cpu" or self._kind == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self._device.type, self._kind)
 
     def fetch(self, tensor: Any) -> Floats:
         """One output as a numpy array."""
