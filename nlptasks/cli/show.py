@@ -43,7 +43,7 @@ def command(model: str) -> None:
     )
     _tell_cost(stored)
     for precision in PRECISIONS:
-        click.echo(f"onnx {precision}: {export_problem(stored, precision, list(heads)) or 'fresh'}")
+        click.echo(f"onnx {precision}: {export_problem(stored, precision, list(heads)) or _proof(stored, precision)}")
 
 
 def _drawn(stored: ModelFolder, heads: Mapping[str, Head]) -> Tree:
@@ -62,6 +62,22 @@ def _drawn(stored: ModelFolder, heads: Mapping[str, Head]) -> Tree:
             place = shared.add(Text(f"{_numbers(count - depth + 1, count)} of {name}")) if depth else shared
             place.add(Text(_described(stored, name, heads[name])))
     return root
+
+
+def _proof(stored: ModelFolder, precision: str) -> str:
+    """What is known of a fresh export."""
+    from nlptasks.exporting import is_proved
+    from nlptasks.precisions import PRECISIONS
+
+    made_for, report = PRECISIONS[precision].device, stored.exports[precision]
+    checks = ", ".join(
+        f"{head} {check['metric']} {check['onnx']:.4f} ({check['points']:+.2f} points on {check['rows']} rows)"
+        for head, check in report["checks"].items()
+    )
+    if made_for not in (None, report["device"]):
+        checks = f"not verified on {made_for.upper()}, {checks}".rstrip(", ")
+    taken = "" if is_proved(stored, precision, list(stored.records)) else "taken only when it is named"
+    return ", ".join(filter(None, ["fresh", printable(checks), taken]))
 
 
 def _numbers(first: int, last: int) -> str:

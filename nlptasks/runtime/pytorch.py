@@ -144,8 +144,9 @@ class TorchRuntime:
         self._graphs = {name: module.eval().to(device) for name, module in graphs.items()}
         self._device, self._kind = device, kind
         self.device = device.type
-        shown = "" if kind == torch.float32 else f"{str(kind).removeprefix('torch.')} "
-        self.name = f"PyTorch {shown}on {'the CPU' if device.type == 'cpu' else device}"
+        precision = next(name for name, known in _TYPES.items() if known == kind)
+        shown = "" if kind == torch.float32 else f" {precision}"
+        self.name = f"PyTorch{shown} on {'the CPU' if device.type == 'cpu' else device}"
 
     def run(self, graph: str, inputs: Tensors, heads: Sequence[str] | None = None) -> Tensors:
         """Run one graph on integer arrays, of `encode` what these heads need."""

@@ -2,15 +2,21 @@
 
     python tests/benchmarks/generation.py
 
-Both write 64 tokens for each of 8 sources of 64 tokens, greedily and with 4 beams; no text ends early. The tokens must be equal.
+Every way writes 64 tokens for each of 8 sources of 64 tokens, greedily and with 4 beams; no text ends early. In fp32 the tokens
+must be equal. CTranslate2 is measured beside them where it is installed (``pip install ctranslate2``). On a machine with CUDA:
+
+    python tests/benchmarks/generation.py --device cuda
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +24,25 @@ import numpy as np
 import torch
 import transformers
 from common import keep, summary
+from onnxruntime import OrtValue
 
 from nlptasks.decoder import Decoder
-from nlptasks.exporting import _export_checked, _of_head
+from nlptasks.exporting import export_graph
+from nlptasks.precisions import PRECISIONS
 from nlptasks.runtime.onnx import OnnxRuntime
-from nlptasks.runtime.pytorch import TorchRuntime, pack_linears
+from nlptasks.runtime.pytorch import has_bf16, open_torch
 from nlptasks.search import Marks, SearchOptions, search
 from nlptasks.stepping import CachedStepper, StepGraph
-from nlptasks.types import STEP, Pass, Window
+from nlptasks.tracing import further
+from nlptasks.types import STEP, Pass, Runtime, Window
 
 _BATCH, _SOURCE, _NEW = 8, 64, 64
 _HEAD = "head"
+_GRAPH = f"{_HEAD}.{STEP}"
+_SUITABLE = {"cpu": ("fp32", "int8"), "cuda": ("fp32", "fp16")}
+
+Write = Callable[[int], list[list[int]]]
+"""The tokens that are written for each source, with so many beams."""
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -38,68 +52,31 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-_KINDS = {
-    "matrix products": ("mm", "linear"),
-    "attention": ("attention", "softmax"),
-    "copies": ("copy_", "cat", "index", "gather", "repeat", "clone"),
-    "choice of tokens": ("topk", "sort", "argmax", "logsumexp"),
-}
-"""What the names of PyTorch's operators have in them, by what they are for."""
+@dataclass(frozen=True)
+class Writers:
+    """The model, what it reads, and the ways to write.
 
+    Attributes:
+        theirs: Hugging Face's model.
+        decoder: ours, with the same weights.
+        ids: the sources [8,64].
+    """
 
-def shares(work: Callable[[], object]) -> dict[str, float]:
-    """Where the time of a call on PyTorch goes: the share of each kind of operator, and of what is none."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        whole = seconds(work) * 1e6
-    found = dict.fromkeys([*_KINDS, "other operators"], 0.0)
-    for event in profile.key_averages():
-        kind = next(
-            (kind for kind, parts in _KINDS.items() if any(part in event.key for part in parts)), "other operators"
-        )
-        found[kind] += event.self_cpu_time_total / whole
-    return {name: round(share, 3) for name, share in {**found, "Python": 1 - sum(found.values())}.items()}
+    theirs: Any
+    decoder: Decoder
+    ids: torch.Tensor
 
+    @property
+    def mask(self) -> torch.Tensor:
+        """All of them count."""
+        return torch.ones_like(self.ids)
 
-def main() -> None:
-    """Measure."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=3)
-    options = parser.parse_args()
-    torch.manual_seed(0)
-    config = transformers.BartConfig(vocab_size=50265, encoder_layers=6, decoder_layers=6, d_model=768)
-    config.encoder_ffn_dim = config.decoder_ffn_dim = 3072
-    config.encoder_attention_heads = config.decoder_attention_heads = 12
-    theirs = transformers.AutoModelForSeq2SeqLM.from_config(config).eval()
-    decoder = Decoder(config).eval()
-    decoder.model.load_state_dict(theirs.state_dict(), strict=False)
-    ids = torch.randint(3, config.vocab_size, (_BATCH, _SOURCE))
-    mask = torch.ones_like(ids)
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "step.onnx"
-        _export_checked(_of_head(f"{_HEAD}.{STEP}", StepGraph(decoder), config.model_type), path)
-        onnx = OnnxRuntime({f"{_HEAD}.{STEP}": path}, device="cpu", precision="fp32")
-        pack_linears(decoder, few_rows=True)
-        runtimes = {"torch": TorchRuntime({f"{_HEAD}.{STEP}": StepGraph(decoder)}, torch.device("cpu")), "onnx": onnx}
-        result = {
-            f"{beams} beams": compare(theirs, decoder, runtimes, ids, mask, beams, options.runs) for beams in (1, 4)
-        }
-    keep("generation", result, command="python tests/benchmarks/generation.py")
-
-
-def compare(
-    theirs: Any, decoder: Decoder, runtimes: Any, ids: torch.Tensor, mask: torch.Tensor, beams: int, runs: int
-) -> dict[str, Any]:
-    """Tokens a second of each way, and how many times those of ``generate``."""
-    wanted = SearchOptions(max_new_tokens=_NEW, num_beams=beams)
-    marks = Marks(prompt=(theirs.config.decoder_start_token_id,), end=())
-    nothing = np.zeros(0, dtype=np.int64)
-    window = Window(nothing, nothing, nothing, nothing)
-
-    def generate() -> list[list[int]]:
+    def generate(self, beams: int) -> list[list[int]]:
+        """By transformers."""
         with torch.inference_mode():
-            found = theirs.generate(
-                input_ids=ids,
-                attention_mask=mask,
+            found = self.theirs.generate(
+                input_ids=self.ids,
+                attention_mask=self.mask,
                 num_beams=beams,
                 do_sample=False,
                 max_new_tokens=_NEW,
@@ -108,29 +85,132 @@ def compare(
             )
         return found[:, 1:].tolist()
 
-    def ours(name: str) -> list[list[int]]:
-        with torch.inference_mode():
-            states = theirs.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
-            cross = decoder.cross(states, mask)
-        outputs = cross if name == "torch" else {key: value.numpy() for key, value in cross.items()}
-        passed = Pass(_HEAD, dict.fromkeys(range(_BATCH), window), mask.numpy(), outputs, runtimes[name])
-        stepper = CachedStepper(passed, np.arange(_BATCH), decoder)
-        found = search(stepper, sources=[nothing] * _BATCH, marks=marks, options=wanted)
-        return [list(own[0].tokens) for own in found]
+    def ours(self, runtime: Runtime, place: Callable[[torch.Tensor], Any]) -> Write:
+        """By our search on a runtime, whose tensors `place` makes; the encoder is the same for all."""
+        nothing = np.zeros(0, dtype=np.int64)
+        window = Window(nothing, nothing, nothing, nothing)
+        marks = Marks(prompt=(self.theirs.config.decoder_start_token_id,), end=())
 
-    ways = {"generate": generate, **{name: lambda name=name: ours(name) for name in runtimes}}
-    answers = {name: work() for name, work in ways.items()}
+        def write(beams: int) -> list[list[int]]:
+            with torch.inference_mode():
+                states = self.theirs.get_encoder()(input_ids=self.ids, attention_mask=self.mask).last_hidden_state
+                cross = {name: place(tensor) for name, tensor in self.decoder.cross(states, self.mask).items()}
+            passed = Pass(_HEAD, dict.fromkeys(range(_BATCH), window), self.mask.cpu().numpy(), cross, runtime)
+            stepper = CachedStepper(passed, np.arange(_BATCH), self.decoder)
+            options = SearchOptions(max_new_tokens=_NEW, num_beams=beams)
+            found = search(stepper, sources=[nothing] * _BATCH, marks=marks, options=options)
+            return [list(own[0].tokens) for own in found]
+
+        return write
+
+
+def fresh(config: Any, theirs: Any, device: str) -> Decoder:
+    """A decoder with the model's weights."""
+    decoder = Decoder(config).eval()
+    decoder.model.load_state_dict(theirs.state_dict(), strict=False)
+    return decoder.to(device)
+
+
+def ctranslate2_way(theirs: Any, ids: torch.Tensor, kind: str, device: str, place: str) -> Write:
+    """By CTranslate2, whose converter wants settings that transformers 5 no longer writes."""
+    import ctranslate2
+    from ctranslate2.converters.transformers import BartLoader
+
+    theirs.config.normalize_before, theirs.config.normalize_embedding = False, True
+    theirs.config.add_final_layer_norm = False
+    loader = BartLoader()
+    spec = loader.get_model_spec(theirs)
+    words = [f"t{token}" for token in range(theirs.config.vocab_size)]
+    loader.set_vocabulary(spec, words)
+    start = words[theirs.config.decoder_start_token_id]
+    spec.config.bos_token, spec.config.eos_token, spec.config.unk_token = words[0], words[1], words[3]
+    spec.config.decoder_start_token = start
+    Path(place).mkdir()
+    spec.validate()
+    spec.optimize(quantization=None if kind == "float32" else kind)
+    spec.save(place)
+    translator = ctranslate2.Translator(place, device=device, compute_type=kind, intra_threads=torch.get_num_threads())
+    sources = [[words[token] for token in row] for row in ids.tolist()]
+
+    def write(beams: int) -> list[list[int]]:
+        found = translator.translate_batch(
+            sources,
+            beam_size=beams,
+            max_decoding_length=_NEW,
+            min_decoding_length=_NEW,
+            suppress_sequences=[[words[1]]],
+            max_batch_size=_BATCH,
+        )
+        return [[int(word[1:]) for word in one.hypotheses[0]] for one in found]
+
+    return write
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--device", choices=list(_SUITABLE), default="cpu")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    config = transformers.BartConfig(vocab_size=50265, encoder_layers=6, decoder_layers=6, d_model=768)
+    config.encoder_ffn_dim = config.decoder_ffn_dim = 3072
+    config.encoder_attention_heads = config.decoder_attention_heads = 12
+    theirs = transformers.AutoModelForSeq2SeqLM.from_config(config).eval().to(options.device)
+    ids = torch.randint(4, config.vocab_size, (_BATCH, _SOURCE), device=options.device)
+    with tempfile.TemporaryDirectory() as place:
+        ways = all_ways(config, theirs, ids, options.device, Path(place))
+        result = {f"{beams} beams": compare(ways, beams, options.runs) for beams in (1, 4)}
+    command = "python tests/benchmarks/generation.py" + (" --device cuda" if options.device == "cuda" else "")
+    keep("generation" + ("_cuda" if options.device == "cuda" else ""), result, command=command)
+
+
+def all_ways(config: Any, theirs: Any, ids: torch.Tensor, device: str, place: Path) -> dict[str, Write]:
+    """Every way to write, by name, ``generate`` first."""
+    ways: dict[str, Write] = {"generate": Writers(theirs, fresh(config, theirs, device), ids).generate}
+    for precision in _SUITABLE[device]:
+        own = place / precision
+        own.mkdir()
+        decoder = fresh(config, theirs, "cpu")
+        export_graph(further(_GRAPH, StepGraph(decoder)), own / "step.onnx", PRECISIONS[precision])
+        runtime = OnnxRuntime({_GRAPH: own / "step.onnx"}, device=device, precision=precision)
+        kind = np.float16 if precision == "fp16" else np.float32
+        writers = Writers(theirs, decoder.to(device), ids)
+        ways[f"onnx:{precision}"] = writers.ours(runtime, lambda tensor, kind=kind: _placed(tensor, kind, device))
+    for precision in ("fp32", *(["bf16"] if has_bf16(torch.device(device)) else [])):
+        packed = fresh(config, theirs, device)
+        runtime = open_torch({_GRAPH: StepGraph(packed)}, device, precision)
+        ways[f"torch:{precision}"] = Writers(theirs, packed, ids).ours(runtime, lambda tensor: tensor)
+    if find_spec("ctranslate2"):
+        for kind in {"cpu": ("float32", "int8"), "cuda": ("float16",)}[device]:
+            with contextlib.suppress(ImportError):
+                ways[f"ctranslate2:{kind}"] = ctranslate2_way(
+                    theirs, ids, kind, device, str(place / f"ctranslate2 {kind}")
+                )
+    return ways
+
+
+def _placed(tensor: torch.Tensor, kind: type, device: str) -> OrtValue:
+    return OrtValue.ortvalue_from_numpy(tensor.cpu().numpy().astype(kind), device)
+
+
+def compare(ways: Mapping[str, Write], beams: int, runs: int) -> dict[str, Any]:
+    """Tokens a second of each way, how many times those of ``generate``, and the share of texts that are the same."""
+    answers = {name: work(beams) for name, work in ways.items()}
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(runs):
         for name, work in ways.items():
-            times[name].append(seconds(work))
+            times[name].append(seconds(lambda work=work: work(beams)))
+    others = [name for name in ways if name != "generate"]
     return {
         "tokens_per_second": {name: summary([_BATCH * _NEW / value for value in own]) for name, own in times.items()},
         "times_generate": {
-            name: summary([a / b for a, b in zip(times["generate"], times[name], strict=True)]) for name in runtimes
+            name: summary([a / b for a, b in zip(times["generate"], times[name], strict=True)]) for name in others
         },
-        "where_the_time_goes": {name: shares(ways[name]) for name in ("generate", "torch")},
-        "same_tokens": {name: answers[name] == answers["generate"] for name in runtimes},
+        "same_texts": {
+            name: sum(a == b for a, b in zip(answers[name], answers["generate"], strict=True)) / _BATCH
+            for name in others
+        },
     }
 
 
