@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -12,10 +13,10 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nlptasks.config import Target
-from nlptasks.errors import BackendError, NlptasksError, UsageError
+from nlptasks.errors import BackendError, NlptasksError, UsageError, listing
 from nlptasks.exporting import export, export_problem
 from nlptasks.importing import to_hugging_face
 from nlptasks.manifest import EXPORTS
@@ -85,7 +86,7 @@ def benchmark(
 ) -> Benchmark:
     """Measure every way to run a model on this machine, each in a process of its own, in turn.
 
-    What is not exported yet is exported into a copy, which is removed afterwards.
+    What is not exported yet is exported into a copy, which is removed afterwards. All processes hold the model at the same time.
 
     Args:
         model: the model's folder.
@@ -108,8 +109,8 @@ def benchmark(
     given = {stored.head_name(target.name): asdict(target) for target in targets}
     plan = Plan(str(stored.path), _BASE, device, names, given, str(source or ""), split, most, {})
     size = count(plan)
-    if not size["texts"]:
-        raise UsageError(str(source or model), "has no text to be run", "give some")
+    if not size["tokens"]:
+        raise UsageError(str(source or model), f"has no text that {listing(names)} can read", "give HEAD=DATA")
     with contextlib.ExitStack() as stack:
         plans, failed = _plans(stored, plan, stack)
         workers = {}
@@ -118,19 +119,19 @@ def benchmark(
                 workers[name] = stack.enter_context(_worker(own, size["texts"]))
             except BackendError as error:
                 failed[name] = error.problem
-        if _BASE not in workers:
-            raise BackendError(str(model), f"cannot be run on PyTorch ({failed[_BASE]})", "run 'nlptasks doctor'")
         found, broken = _measure(workers, size, rounds)
-    found_ways = tuple(found)
+        failed |= broken
+    if _BASE in failed:
+        raise BackendError(str(model), f"cannot be run on PyTorch ({failed[_BASE]})", "run 'nlptasks doctor'")
     perfect = {name: head.perfect for name, head in stored.heads(names, device="meta").items()}
-    return Benchmark(size["texts"], size["tokens"], found_ways, failed | broken, _best(found_ways, perfect))
+    return Benchmark(size["texts"], size["tokens"], tuple(found), failed, _best(found, perfect))
 
 
 class _Worker:
     """The near side of a process that answers questions."""
 
-    def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
-        self._name, self._process = name, process
+    def __init__(self, name: str, process: subprocess.Popen[bytes], said: IO[bytes]) -> None:
+        self._name, self._process, self._said = name, process, said
 
     def ask(self, question: str) -> Any:
         """The answer.
@@ -140,15 +141,22 @@ class _Worker:
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        line = ""
+        line = b""
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(question + "\n")
-            self._process.stdin.flush()
+            self._process.stdin.write(question.encode() + b"\n")
             line = self._process.stdout.readline()
-        answer = json.loads(line) if line else {"failed": f"its process ended with {self._process.wait()}"}
+        answer = json.loads(line) if line else {"failed": self._last_words()}
         if "failed" in answer:
-            raise BackendError(self._name, answer["failed"], "see what it says")
+            raise BackendError(self._name, answer["failed"], "take another way")
         return answer["found"]
+
+    def _last_words(self) -> str:
+        """How the process ended, and the last line that it wrote."""
+        code = self._process.wait()
+        end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        self._said.seek(0)
+        lines = self._said.read().decode("utf-8", "replace").split("\n")
+        return ": ".join([f"its process {end}", *list(filter(None, map(str.strip, lines)))[-1:]])
 
 
 @contextlib.contextmanager
@@ -158,12 +166,15 @@ def _worker(plan: Plan, texts: int) -> Iterator[_Worker]:
     Raises:
         BackendError: it cannot be opened.
     """
-    command = [sys.executable, "-m", "nlptasks.ways"]
-    with subprocess.Popen(  # noqa: S603 (a command of our own)
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
+    command = [sys.executable, "-P", "-m", "nlptasks.ways"]  # -P: nothing that lies in the current folder is imported
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(  # noqa: S603 (a command of our own)
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, bufsize=0
+        ) as process,
+    ):
         try:
-            worker = _Worker(plan.backend, process)
+            worker = _Worker(plan.backend, process, said)
             worker.ask(json.dumps([asdict(plan), texts]))
             yield worker
         finally:
@@ -183,15 +194,19 @@ def _plans(stored: ModelFolder, plan: Plan, stack: contextlib.ExitStack) -> tupl
         name = f"onnx:{precision}"
         try:
             folder = _exported(stored, precision, plan.heads, place)
-        except NlptasksError as error:
-            failed[name] = str(error)
+        except (NlptasksError, OSError) as error:
+            failed[name] = _told(error)
         else:
             plans[name] = replace(plan, backend=name, model=str(folder))
     try:
         plans[TRANSFORMERS] = replace(plan, backend=TRANSFORMERS, checkpoints=_checkpoints(stored, plan.heads, place))
-    except NlptasksError as error:
-        failed[TRANSFORMERS] = error.problem
+    except (NlptasksError, OSError) as error:
+        failed[TRANSFORMERS] = _told(error)
     return plans, failed
+
+
+def _told(error: NlptasksError | OSError) -> str:
+    return error.problem if isinstance(error, NlptasksError) else str(error)
 
 
 def _exported(stored: ModelFolder, precision: str, heads: Sequence[str], place: Path) -> Path:
@@ -234,9 +249,12 @@ def _measure(
     for _ in range(1 + rounds):  # the first is for warming up
         for name, worker in workers.items():
             with _noting(failed, name):
-                times[name].append(worker.ask("throughput"))
+                if name not in failed:
+                    times[name].append(worker.ask("throughput"))
     found = []
     for name, worker in workers.items():
+        if name in failed:
+            continue
         with _noting(failed, name):
             seconds = statistics.median(times[name][1:])
             alone = sorted(worker.ask("latencies"))
@@ -256,9 +274,7 @@ def _measure(
 
 @contextlib.contextmanager
 def _noting(failed: dict[str, str], name: str) -> Iterator[None]:
-    """Note why a way fails, and go on with the others; what has failed is not asked again."""
-    if name in failed:
-        return
+    """Note why a way fails, and go on with the others."""
     try:
         yield
     except BackendError as error:

@@ -170,6 +170,12 @@ def restored(target: Path) -> bool:
     return False
 
 
+def restored_inside(folder: Path) -> None:
+    """Put back the folders inside a folder that writers had moved away when they were killed."""
+    for left in folder.glob(".*.old-*"):
+        restored(folder / left.name[1:].rpartition(".old-")[0])
+
+
 def sweep(target: Path) -> None:
     """Remove what killed writers left beside a folder that nobody else writes."""
     target = target.resolve()

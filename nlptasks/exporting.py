@@ -7,8 +7,11 @@ task's own metric, on data of the user's.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Collection, Iterable, Mapping
+import re
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,26 +21,33 @@ import onnx
 import torch
 
 from nlptasks import __version__
+from nlptasks.backbone import BackboneInfo
 from nlptasks.config import Target, parse_target
-from nlptasks.disk import locked, sealed, sha256, written_beside
+from nlptasks.disk import locked, restored, sealed, sha256, sweep, written_beside
 from nlptasks.errors import BackendError, ModelError, UsageError, first_line, listing
-from nlptasks.heads.base import Graph, further_graphs
+from nlptasks.heads.base import Head, further_graphs
 from nlptasks.manifest import EXPORTS, REPORT
 from nlptasks.measuring import Gold, read_gold
 from nlptasks.model import Model, ModelFolder
 from nlptasks.parity import Found, Parity, compare, outputs_of, worst
 from nlptasks.precisions import PRECISIONS, Precision
-from nlptasks.proof import Check, check_all, refuse_drift
-from nlptasks.runtime.guarding import check_versions
+from nlptasks.proof import MAX_POINTS, Check, check_all, refuse_drift
+from nlptasks.runtime.guarding import OldRuntimeError, check_versions
 from nlptasks.runtime.onnx import OnnxRuntime
 from nlptasks.runtime.pytorch import TorchRuntime
-from nlptasks.tracing import SHAPES, Traceable, encode_of, engines, traceables
+from nlptasks.tracing import SHAPES, Traceable, bare, engines, traceables, with_one_head
 from nlptasks.types import ENCODE
 
 _log = logging.getLogger("nlptasks")
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
 _TOLERANCE = 1e-4
 """Largest difference of any output between PyTorch and ONNX Runtime in fp32."""
+
+
+class NotExportableError(BackendError):
+    """No engine can export a graph with the model's own numbers."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +114,11 @@ def export(
         raise UsageError(f"precision {precision!r}", "is unknown", f"take one of {listing(PRECISIONS)}")
     stored = ModelFolder.open(folder)
     model = stored.model()
-    gold = [_gold_of(stored, model, target, split) for target in checks]
+    gold = _gold(stored, model, checks, split)
     target = stored.path / EXPORTS / precision
-    with locked(stored.path, ModelError), written_beside(target, ModelError) as place:
+    with _sole_writer(target), contextlib.ExitStack() as stack, written_beside(target, ModelError) as place:
         exported = _export_graphs(model, place, PRECISIONS[precision])
-        runtime = _open_graphs(model, place, PRECISIONS[precision])
+        runtime = _opened(model, place, PRECISIONS[precision])
         found = check_all(model, stored.tokenizer(), runtime, gold)
         if not accept_drift:
             refuse_drift(f"{stored.path} in {precision}", found)
@@ -127,7 +137,22 @@ def export(
             files={path.name: sha256(path) for path in sorted(place.iterdir())},
         )
         (place / REPORT).write_bytes(sealed(asdict(report)))
+        stack.enter_context(locked(stored.path, ModelError))  # let go when the folder has its name
+        if not place.exists() or ModelFolder.open(folder).manifest != stored.manifest:
+            raise ModelError(str(folder), "was changed while it was exported", "export it again")
     return report
+
+
+@contextlib.contextmanager
+def _sole_writer(target: Path) -> Iterator[None]:
+    """Keep others from exporting to the same place, and clear up what those have left who were killed.
+
+    The model itself is locked in the end only: others may add heads to it meanwhile, and wait for hours to do so.
+    """
+    with locked(target, ModelError):
+        restored(target)
+        sweep(target)
+        yield
 
 
 def export_graph(graph: Traceable, path: Path, precision: Precision) -> tuple[str, Parity]:
@@ -141,18 +166,26 @@ def export_graph(graph: Traceable, path: Path, precision: Precision) -> tuple[st
     for engine in engines(precision.fusions):
         try:
             engine(graph, path)
-        except Exception as error:  # exporters raise whatever their many parts raise
-            failures.append(f"{engine.name}: {first_line(error)[:120]}")
-        else:
             check_versions(onnx.load(path, load_external_data=False), f"what {engine.name} writes")
-            try:
-                return engine.name, _proved(graph, path, precision, expected)
-            except (BackendError, ValueError) as error:
-                failures.append(f"{engine.name}: {getattr(error, 'problem', error)}"[:200])
+            return engine.name, _proved(graph, path, precision, expected)
+        except (OSError, MemoryError, OldRuntimeError):  # with another engine it would not go better
+            raise
+        except Exception as error:  # exporters, converters and runtimes raise whatever their many parts raise
+            failures.append(f"{engine.name}: {_reason(error)}")
         _log.info("export of %s: %s", graph.name, failures[-1])
         for file in path.parent.glob(f"{path.name}*"):
             file.unlink()
-    raise BackendError(f"the graph {graph.name}", f"cannot be exported ({'; '.join(failures)})", "run it on PyTorch")
+    raise NotExportableError(
+        f"the graph {graph.name}", f"cannot be exported ({'; '.join(failures)})", "run it on PyTorch"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """What an error goes back to, in a line without colours."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    said: str = error.problem if isinstance(error, BackendError) else first_line(error)
+    return _COLOURS.sub("", said)[:200]
 
 
 def _proved(graph: Traceable, path: Path, precision: Precision, expected: Found) -> Parity:
@@ -192,62 +225,61 @@ def _export_graphs(model: Model, place: Path, precision: Precision) -> list[tupl
     for name, graph in traceables(model).items():
         try:
             exported.append(export_graph(graph, place / _file(name), precision))
-        except BackendError as error:
+        except NotExportableError as error:
             raise _blamed(model, graph, error) from error
     return exported
 
 
 def _blamed(model: Model, graph: Traceable, error: BackendError) -> BackendError:
-    """The error with the name of what cannot be exported: a head, if others can be traced without it, else the architecture."""
+    """The error with the name of what cannot be exported: a head, if the backbone can be without it, else that."""
     kind = model.backbone.info.config.model_type
-    heads = _untraceable(model) if graph.name == ENCODE else [graph.name.partition(".")[0]]
-    where = f"the head {listing(heads)}" if len(heads) > 0 else f"the architecture {kind}"
-    return BackendError(where, error.problem, error.fix)
+    heads = _culprits(model) if graph.name == ENCODE else [graph.name.partition(".")[0]]
+    where = f"the head {listing(heads)}" if heads else f"the architecture {kind}"
+    return NotExportableError(where, error.problem, error.fix)
 
 
-def _untraceable(model: Model) -> list[str]:
-    """The heads that cannot be traced, if not even one can the backbone is to blame, and none is named."""
-    failing = []
-    for name in model.heads:
-        graph = encode_of(model, [name])
+def _culprits(model: Model) -> list[str]:
+    """The heads that cannot be exported, each alone; none if the backbone cannot."""
+    if not _is_exportable(bare(model)):
+        return []
+    return [name for name in model.heads if not _is_exportable(with_one_head(model, name))]
+
+
+def _is_exportable(model: Model) -> bool:
+    with tempfile.TemporaryDirectory() as place:
         try:
-            torch.export.export(graph.traced, (), dict(graph.samples[0]), dynamic_shapes=graph.free_axes, strict=False)
-        except Exception:  # tracers raise whatever their many parts raise
-            failing.append(name)
-    return failing if len(failing) < len(model.heads) else []
+            export_graph(traceables(model)[ENCODE], Path(place) / _file(ENCODE), PRECISIONS["fp32"])
+        except NotExportableError:
+            return False
+    return True
 
 
-def _open_graphs(model: Model, place: Path, precision: Precision) -> OnnxRuntime:
-    """The runtime of what was just written."""
-    graphs = further_graphs(model.heads)
-    return OnnxRuntime(
-        {name: place / _file(name) for name in [ENCODE, *graphs]},
-        device=_device(precision),
-        precision=precision.name,
-        limits=_limits(model.backbone.info.limits, graphs),
-    )
+def _opened(model: Model, place: Path, precision: Precision) -> OnnxRuntime:
+    """The runtime of what was just written, and it opens for each head alone, too."""
+    given: dict[str, Any] = {"precision": precision.name, "device": _device(precision)}
+    for name, head in model.heads.items() if len(model.heads) > 1 else ():
+        _open(place, {name: head}, model.backbone.info, **given)
+    return _open(place, model.heads, model.backbone.info, **given)
 
 
-def _limits(encode: Mapping[str, int], graphs: Mapping[str, Graph]) -> dict[str, Mapping[str, int]]:
-    return {ENCODE: encode, **{name: graph.limits for name, graph in graphs.items()}}
+def _gold(stored: ModelFolder, model: Model, checks: Iterable[str | Target], split: str | None) -> list[Gold]:
+    """The labelled examples of the heads that are to be checked, read before the long work begins."""
+    targets = [parse_target(check) if isinstance(check, str) else check for check in checks]
+    names = [stored.head_name(target.name) for target in targets]
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double:
+        raise UsageError(f"the check of {double}", "is given twice", "give each head one data set")
+    return [
+        read_gold(target, name, model.heads[name], split=split) for target, name in zip(targets, names, strict=True)
+    ]
 
 
-def _gold_of(stored: ModelFolder, model: Model, target: str | Target, split: str | None) -> Gold:
-    """The labelled examples of a head that is to be checked, read before the long work begins."""
-    target = parse_target(target) if isinstance(target, str) else target
-    name = stored.head_name(target.name)
-    return read_gold(target, name, model.heads[name], split=split)
-
-
-def open_export(
-    stored: ModelFolder, graphs: Mapping[str, Graph], *, heads: Collection[str], precision: str, device: str
-) -> OnnxRuntime:
+def open_export(stored: ModelFolder, heads: Mapping[str, Head], *, precision: str, device: str) -> OnnxRuntime:
     """The runtime of a model's export, with the outputs of some heads.
 
     Args:
         stored: the model.
-        graphs: the graphs beside `encode`.
-        heads: whose outputs are wanted.
+        heads: whose outputs are wanted, by name.
         precision: of the export.
         device: ``auto``, ``cpu`` or ``cuda``.
 
@@ -259,14 +291,23 @@ def open_export(
     if problem:
         given = "" if precision == "fp32" else f" --precision {precision}"
         raise ModelError(str(stored.path), problem, f"run: nlptasks export {stored.path}{given}")
-    place = stored.path / EXPORTS / precision
-    return OnnxRuntime(
+    return _open(stored.path / EXPORTS / precision, heads, stored.backbone_info(), precision=precision, device=device)
+
+
+def _open(place: Path, heads: Mapping[str, Head], info: BackboneInfo, *, precision: str, device: str) -> OnnxRuntime:
+    """The runtime of the graphs in a folder, with the outputs of some heads."""
+    graphs = further_graphs(heads)
+    runtime = OnnxRuntime(
         {graph: place / _file(graph) for graph in [ENCODE, *graphs]},
         device=device,
         precision=precision,
         wanted=lambda output: "." not in output or output.partition(".")[0] in heads,
-        limits=_limits(stored.backbone_info().limits, graphs),
+        limits={ENCODE: info.limits, **{name: graph.limits for name, graph in graphs.items()}},
     )
+    missing = {f"{name}.{output}" for name, head in heads.items() for output in head.outputs} - runtime.outputs(ENCODE)
+    if missing:
+        raise BackendError(str(place), f"does not give {listing(sorted(missing))}", "export the model again")
+    return runtime
 
 
 def _file(graph: str) -> str:
@@ -284,13 +325,21 @@ def has_export(stored: ModelFolder, precision: str) -> bool:
     return precision in stored.exports
 
 
-def is_proved(stored: ModelFolder, precision: str, heads: Collection[str]) -> bool:
-    """Whether an export may be taken without being asked for: it gives the model's own numbers, or was checked in the metric of
-    each of these heads, on the kind of device that it is made for.
+def untaken(stored: ModelFolder, precision: str, heads: Collection[str]) -> str | None:
+    """Why an export is not taken unless it is named, beside that there is no usable one; None if it may be.
+
+    fp32 gives the model's own numbers; fp16 may be taken where it was compared with them on a GPU, and moved no metric of these
+    heads by more than half a point.
     """
-    made_for = PRECISIONS[precision].device
-    report: Mapping[str, Any] = stored.exports.get(precision, {})
-    return made_for is None or (report.get("device") == made_for and set(heads) <= report["checks"].keys())
+    kind, report = PRECISIONS[precision], stored.exports[precision]
+    if kind.on_request:
+        return "is taken only if it is named"
+    if kind.device not in (None, report["device"]):
+        return f"is taken only if it is named: it was not compared with PyTorch on {kind.device}"
+    moved = [
+        name for name, check in report["checks"].items() if name in heads and not abs(check["points"]) <= MAX_POINTS
+    ]
+    return f"is taken only if it is named: it moves the metric of {listing(moved)}" if moved else None
 
 
 def export_problem(stored: ModelFolder, precision: str, heads: Collection[str]) -> str | None:

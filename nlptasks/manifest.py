@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -166,12 +167,28 @@ def read_report(file: Path) -> dict[str, Any]:
     try:
         report = {**_FIRST_REPORTS, **unsealed(read_whole(file))}
         check_shape(report, _REPORT_SHAPE, name="")
-    except ValueError as error:
+        _check_numbers(report)
+        if report["precision"] != file.parent.name:
+            raise ValueError(f"it is that of {quote(report['precision'])}")
+    except (ValueError, OverflowError) as error:
         raise ModelError(
             str(file), f"is damaged ({error})", f"remove {file.parent}, and run nlptasks export"
         ) from error
     check_list(report["files"], where=str(file))
     return report
+
+
+def _check_numbers(report: Mapping[str, Any]) -> None:
+    """Check that what is measured are numbers.
+
+    Raises:
+        ValueError: one is not.
+        OverflowError: one is too large.
+    """
+    measured = [(check["torch"], check["onnx"], check["points"]) for check in report["checks"].values()]
+    for value in [report["max_difference"], report["agreement"] or 0, *(value for own in measured for value in own)]:
+        if not math.isfinite(float(value)):
+            raise ValueError(f"it has the number {value}")
 
 
 def head_file(name: str, end: str = "safetensors") -> str:

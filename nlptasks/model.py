@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from nlptasks.architecture import read_config, refusing
 from nlptasks.backbone import CONFIG, TOKENIZER, Backbone, BackboneInfo, read_tokenizer
 from nlptasks.config import attached, file_fields
-from nlptasks.disk import restored, written_beside
+from nlptasks.disk import restored, restored_inside, written_beside
 from nlptasks.errors import ModelError, UsageError, did_you_mean, quote
 from nlptasks.folders import RESTORE, check_files, check_output, plain_files, read_whole
 from nlptasks.heads.base import Head, further_graphs
@@ -201,6 +201,7 @@ class ModelFolder:
         path = Path(folder)
         if restored(path):
             _log.warning("%s: was put back as it was before a writer was killed", path)
+        restored_inside(path / EXPORTS)
         if not os.path.lexists(path / MANIFEST):
             what = "has no nlptasks.json" if path.is_dir() else "is no folder"
             fix = "give the folder that 'nlptasks train' wrote with -o"

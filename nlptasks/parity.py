@@ -37,7 +37,15 @@ def outputs_of(runtime: Runtime, graph: Traceable) -> Found:
 
 
 def compare(graph: Traceable, expected: Found, found: Found) -> Parity:
-    """What one runtime gave, against what another gave."""
+    """What one runtime gave, against what another gave.
+
+    Raises:
+        ValueError: they do not give the same outputs, or not in the same shapes.
+    """
+    for one, two in zip(expected, found, strict=True):
+        shapes = [{name: value.shape for name, value in own.items()} for own in (one, two)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"it gives {shapes[1]}, expected {shapes[0]}")
     pairs = [(name, one[name], two[name]) for one, two in zip(expected, found, strict=True) for name in one]
     best = [
         (one.argmax(-1).ravel(), two.argmax(-1).ravel())

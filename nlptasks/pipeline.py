@@ -19,8 +19,8 @@ from nlptasks.config import DEVICES, RUNS, changed
 from nlptasks.disk import restored
 from nlptasks.engine import CHUNK_ITEMS, Engine, Item
 from nlptasks.errors import DataError, UsageError, did_you_mean, listing
-from nlptasks.exporting import export_problem, has_export, is_proved, open_export
-from nlptasks.heads.base import Head, further_graphs
+from nlptasks.exporting import export_problem, open_export, untaken
+from nlptasks.heads.base import Head
 from nlptasks.importing import read_checkpoint
 from nlptasks.manifest import MANIFEST
 from nlptasks.model import ModelFolder
@@ -93,7 +93,7 @@ class Pipeline:
         problems = []
         for name, head in self.heads.items():
             try:
-                item[name] = head.read(_without_gold(row, head))
+                item[name] = head.read(without_gold(row, head))
             except DataError as problem:
                 if name in self._required:
                     raise
@@ -120,9 +120,9 @@ def pipeline(
             all heads: results come as a dict by head.
         model: the model's folder; or a fine-tuned Hugging Face checkpoint, as a folder or hub name, with `heads` the task that
             it was fine-tuned for.
-        backend: ``auto`` (ONNX Runtime if there is a fresh export that may be trusted, else PyTorch), ``torch``,
-            ``torch:bf16``, ``onnx`` or one of its precisions: ``onnx:fp32``, ``onnx:fp16``, ``onnx:int8``. Trusted are fp32, and
-            what was made for the device and checked there in the metric of every head that is opened.
+        backend: ``auto`` (ONNX Runtime if there is a fresh export, else PyTorch), ``torch``, ``torch:bf16``, ``onnx`` or
+            one of its precisions: ``onnx:fp32``, ``onnx:fp16``, ``onnx:int8``. Without a precision fp16 is taken on CUDA, if it
+            was compared with PyTorch there, else fp32; int8 only if it is named.
         device: ``auto``, ``cpu`` or ``cuda``.
         options: options of the heads that may be changed at run, by head's name (or its task, as above) and option.
 
@@ -208,8 +208,7 @@ def _open_torch(precision: str) -> OpenBackend:
 def _open_onnx(precision: str) -> OpenBackend:
     def opened(stored: ModelFolder, names: list[str], device: str) -> tuple[dict[str, Head], Runtime]:
         heads = stored.heads(names, device="meta")
-        graphs = further_graphs(heads)
-        return heads, open_export(stored, graphs, heads=names, precision=precision, device=device)
+        return heads, open_export(stored, heads, precision=precision, device=device)
 
     return opened
 
@@ -229,11 +228,13 @@ def _backend(stored: ModelFolder, wanted: str, heads: list[str], device: str) ->
     if wanted not in ("auto", "onnx"):
         raise _unknown(wanted)
     for precision in suitable_precisions(device):
-        if is_proved(stored, precision, heads) and not export_problem(stored, precision, heads):
+        if precision in stored.exports and not (
+            export_problem(stored, precision, heads) or untaken(stored, precision, heads)
+        ):
             return _open_onnx(precision)
     if wanted == "auto":
-        problem = export_problem(stored, "fp32", heads)
-        if has_export(stored, "fp32"):
+        for precision in stored.exports:
+            problem = export_problem(stored, precision, heads) or f"in {precision} {untaken(stored, precision, heads)}"
             _log.warning("%s %s; PyTorch is used", stored.path, problem)
         return _open_torch("fp32")
     return _open_onnx("fp32")
@@ -250,7 +251,7 @@ def _unknown(backend: str) -> UsageError:
     return UsageError(f"backend {backend!r}", "is unknown", did_you_mean(backend, ("auto", "onnx", *BACKENDS)))
 
 
-def _without_gold(row: Row, head: Head) -> Row:
+def without_gold(row: Row, head: Head) -> Row:
     """The row without its gold answer, which may be wrong where nobody asks for it."""
     return replace(row, fields={name: value for name, value in row.fields.items() if name not in head.gold_fields})
 

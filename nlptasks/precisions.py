@@ -30,6 +30,7 @@ class Precision:
         fusions: of the execution provider whose fused operators the graph has; None for the standard's operators, which
             the runtime fuses itself when it opens them.
         convert: turns a graph in fp32 into one of this precision, weights beside it, in the file's place.
+        on_request: whether it is taken only if it is named.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Precision:
     device: str | None
     fusions: str | None
     convert: Callable[[Path], None] | None
+    on_request: bool = False
 
 
 def _to_fp16(path: Path) -> None:
@@ -115,7 +117,7 @@ PRECISIONS: Mapping[str, Precision] = MappingProxyType(
         for one in (
             Precision("fp32", "the model's own numbers, on any device", None, None, None),
             Precision("fp16", "for GPUs", "cuda", "cuda", _to_fp16),
-            Precision("int8", "for CPUs", "cpu", None, _to_int8),
+            Precision("int8", "for CPUs", "cpu", None, _to_int8, on_request=True),
         )
     }
 )

@@ -60,7 +60,7 @@ def refuse_drift(where: str, checks: Mapping[str, Check]) -> None:
         BackendError: a metric moves by more than `MAX_POINTS`.
     """
     for head, check in checks.items():
-        if abs(check.points) > MAX_POINTS:
+        if not abs(check.points) <= MAX_POINTS:  # nan is none that is kept
             moved = f"moves {check.metric} of {head} from {check.torch:.4f} to {check.onnx:.4f} ({check.points:+.1f} points)"
             fix = "take another precision, or accept it with --accept-drift"
             raise BackendError(where, f"{moved} on {check.rows} rows of {check.split}, and was not written", fix)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from nlptasks.heads.base import Graph, Head, further_graphs
 from nlptasks.model import Model
 from nlptasks.types import ENCODE, Ints
 
-SHAPES = ((1, 2), (1, 7), (3, 16), (7, 33))
+SHAPES = ((1, 1), (1, 7), (3, 16), (7, 33))
 """Batch and length of the inputs of `encode` that are compared, beside the longest."""
 
 _TRACED = (2, 8)
@@ -71,19 +71,18 @@ class Traceable:
 def traceables(model: Model) -> dict[str, Traceable]:
     """Every graph of a model."""
     return {
-        ENCODE: encode_of(model, list(model.heads)),
+        ENCODE: _encode_of(model),
         **{name: further(name, graph) for name, graph in further_graphs(model.heads).items()},
     }
 
 
-def encode_of(model: Model, heads: Sequence[str]) -> Traceable:
-    """The graph `encode` of a model with some of its heads."""
+def _encode_of(model: Model) -> Traceable:
     info = model.backbone.info
     shapes = [_TRACED, *SHAPES, (1, info.max_tokens)]
     return Traceable(
         name=ENCODE,
         module=model,
-        traced=_Encode(model, heads).eval(),
+        traced=_Encode(model).eval(),
         samples=[_tensors(random_batch(info, shape, seed)) for seed, shape in enumerate(shapes)],
         axes=dict.fromkeys(info.inputs, (0, 1)),
         counts=partial(_real, model.heads),
@@ -129,10 +128,9 @@ def _tensors(arrays: Mapping[str, Ints]) -> dict[str, Tensor]:
 class _Encode(nn.Module):
     """The graph `encode` with one argument for each input, as exporters want it."""
 
-    def __init__(self, model: Model, heads: Sequence[str]) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
-        self.heads = heads
         self.config = model.backbone.info.config
         self.device = torch.device("cpu")
 
@@ -140,7 +138,7 @@ class _Encode(nn.Module):
         batch = {"ids": ids, "mask": mask}
         if types is not None:
             batch["types"] = types
-        outputs: dict[str, Tensor] = self.model(batch, self.heads)
+        outputs: dict[str, Tensor] = self.model(batch)
         return outputs
 
 
@@ -154,6 +152,26 @@ class _Further(nn.Module):
     def forward(self, **given: Tensor) -> dict[str, Tensor]:
         outputs: dict[str, Tensor] = self.whole(given)
         return outputs
+
+
+class _States(nn.Module):
+    """Stands for a head, and gives what it would read."""
+
+    outputs: ClassVar[Mapping[str, str]] = {"states": "BSH"}
+
+    def forward(self, states: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"states": states}
+
+
+def bare(model: Model) -> Model:
+    """The model's backbone without its heads; its states are what it gives."""
+    return Model(model.backbone, {"backbone": cast(Head, _States())}, {}).eval()
+
+
+def with_one_head(model: Model, name: str) -> Model:
+    """The model with one of its heads."""
+    branches = {name: model.branches[name]} if name in model.branches else {}
+    return Model(model.backbone, {name: model.heads[name]}, {}, branches).eval()
 
 
 @dataclass(frozen=True)

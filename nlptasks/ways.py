@@ -7,6 +7,7 @@ and answers each with a line on stdout.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from nlptasks.files import TEXTS, read_file
 from nlptasks.heads.base import Head
 from nlptasks.measuring import Gold, read_gold
 from nlptasks.model import ModelFolder
-from nlptasks.pipeline import pipeline
+from nlptasks.pipeline import pipeline, without_gold
 from nlptasks.types import Row
 
 TRANSFORMERS = "transformers.pipeline"
@@ -35,7 +36,7 @@ CALLED_WITH: Mapping[str, Mapping[str, Any]] = {
 }
 """By transformers' names of its pipelines, what gives whole words, and answers for texts that are too long."""
 
-_BATCH_SIZES = (1, 8, 32)
+_BATCH_SIZES = (1, 4, 8, 16, 32, 64)
 _TRIED = 100
 """Rows by which the best of these is found, and that are run one at a time."""
 
@@ -71,15 +72,16 @@ class Plan:
         return Target(**self.targets[head]) if head in self.targets else Target(head, head)
 
     def rows(self, heads: Mapping[str, Head]) -> list[Row]:
-        """The rows that are run."""
+        """The rows that are run: those that a head can read."""
         if self.source:
-            return list(islice(read_file(Path(self.source), TEXTS, {}), self.most))
+            texts = islice(read_file(Path(self.source), TEXTS, {}), self.most)
+            return [row for row in texts if _item(heads, row)]
         found = []
         for name, head in heads.items():
             target = self.target(name)
             place = Path(target.data) if target.data else head.sample_folder()
             found.append(load_part(place, self.split, head.formats, target.columns)[1][: self.most])
-        return list(chain.from_iterable(found))
+        return [row for row in chain.from_iterable(found) if _item(heads, row)]
 
 
 class Way(Protocol):
@@ -123,7 +125,9 @@ class _Theirs:
 
         heads = ModelFolder.open(plan.model).heads(plan.heads, device="meta")
         rows = plan.rows(heads)
-        self._texts = {name: [_text(head, row) for row in rows] for name, head in heads.items()}
+        self._texts = [
+            {name: _text(heads[name], example) for name, example in _item(heads, row).items()} for row in rows
+        ]
         device = None if plan.device == "auto" else plan.device
         self._pipes = {
             name: transformers.pipeline(task, model=folder, device=device, **CALLED_WITH[task])
@@ -135,35 +139,38 @@ class _Theirs:
     def run(self, first: int, last: int | None) -> None:
         """Answer rows."""
         for name, pipe in self._pipes.items():
-            pipe(self._texts[name][first:last], batch_size=self._sizes[name])
+            texts = [own[name] for own in self._texts[first:last] if name in own]
+            if texts:
+                pipe(texts, batch_size=self._sizes[name])
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """None: its answers are of another kind."""
         return {}
 
     def _best_size(self, name: str) -> int:
-        texts = self._texts[name][:_TRIED]
+        texts = [own[name] for own in self._texts if name in own][:_TRIED]
+        self._pipes[name](texts)  # to warm up
         return min(_BATCH_SIZES, key=lambda size: _seconds(lambda: self._pipes[name](texts, batch_size=size)))
 
 
 def _item(heads: Mapping[str, Head], row: Row) -> dict[str, Any]:
-    """The examples of a row, for each head that can read it."""
+    """The examples of a row without its gold answer, for each head that can read it."""
     found = {}
     for name, head in heads.items():
         try:
-            found[name] = head.read(row)
+            found[name] = head.read(without_gold(row, head))
         except NlptasksError:  # a row of another head's data
             continue
     return found
 
 
-def _text(head: Head, row: Row) -> str:
-    """The one text that a head reads of a row.
+def _text(head: Head, example: Any) -> str:
+    """The one text that a head reads of an example.
 
     Raises:
         UsageError: it reads several, or something before it.
     """
-    sources = head.sources(head.read(row))
+    sources = head.sources(example)
     if len(sources) != 1 or sources[0].second is not None or sources[0].prefix:
         raise UsageError(TRANSFORMERS, "is measured on heads that read one text a row", "leave it out")
     return sources[0].first
@@ -239,5 +246,6 @@ def serve(questions: TextIO, answers: TextIO) -> None:
 
 
 if __name__ == "__main__":
-    told, sys.stdout = sys.stdout, sys.stderr  # whatever is printed is no answer
+    told = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever anybody prints is no answer
     serve(sys.stdin, told)

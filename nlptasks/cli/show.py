@@ -66,18 +66,14 @@ def _drawn(stored: ModelFolder, heads: Mapping[str, Head]) -> Tree:
 
 def _proof(stored: ModelFolder, precision: str) -> str:
     """What is known of a fresh export."""
-    from nlptasks.exporting import is_proved
-    from nlptasks.precisions import PRECISIONS
+    from nlptasks.exporting import untaken
 
-    made_for, report = PRECISIONS[precision].device, stored.exports[precision]
+    report = stored.exports[precision]
     checks = ", ".join(
         f"{head} {check['metric']} {check['onnx']:.4f} ({check['points']:+.2f} points on {check['rows']} rows)"
         for head, check in report["checks"].items()
     )
-    if made_for not in (None, report["device"]):
-        checks = f"not verified on {made_for.upper()}, {checks}".rstrip(", ")
-    taken = "" if is_proved(stored, precision, list(stored.records)) else "taken only when it is named"
-    return ", ".join(filter(None, ["fresh", printable(checks), taken]))
+    return ", ".join(filter(None, ["fresh", printable(checks), untaken(stored, precision, list(stored.records))]))
 
 
 def _numbers(first: int, last: int) -> str:

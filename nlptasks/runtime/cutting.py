@@ -10,6 +10,7 @@ from pathlib import Path
 
 from onnx import GraphProto, NodeProto, helper
 
+from nlptasks.errors import BackendError
 from nlptasks.runtime.guarding import check_versions, checked_graph
 
 
@@ -24,11 +25,13 @@ def cut(path: Path, wanted: Callable[[str], bool]) -> str | bytes:
         The path if all are, else the content of a smaller file, whose weights still stand beside the first.
 
     Raises:
-        BackendError: the file holds what no export holds, or is newer than ONNX Runtime.
+        BackendError: the file holds what no export holds, gives nothing that is wanted, or is newer than ONNX Runtime.
     """
     model = checked_graph(path)
     check_versions(model, str(path))
     kept = [output for output in model.graph.output if wanted(output.name)]
+    if not kept:
+        raise BackendError(str(path), "gives nothing of what is wanted", "export the model again")
     if len(kept) == len(model.graph.output):
         return str(path)
     model.graph.CopyFrom(_cut(model.graph, [output.name for output in kept]))
@@ -38,13 +41,15 @@ def cut(path: Path, wanted: Callable[[str], bool]) -> str | bytes:
 
 def _cut(graph: GraphProto, outputs: list[str]) -> GraphProto:
     """The part of a graph that gives these outputs."""
-    needed, nodes = set(outputs), []
-    for node in reversed(graph.node):  # a node stands behind those that it reads
-        if needed.intersection(node.output):
-            needed.update(name for name in _read_by(node) if name)  # what is left out has an empty name
-            nodes.append(node)
+    made_by = {name: node for node in graph.node for name in node.output if name}  # what is left out has an empty name
+    needed, todo = set(outputs), list(outputs)
+    while todo:  # from node to node: a node may stand before those that it reads, as converters leave them
+        node = made_by.get(todo.pop())
+        new = set(filter(None, _read_by(node))) - needed if node else ()
+        needed.update(new)
+        todo += new
     return helper.make_graph(
-        nodes[::-1],
+        [node for node in graph.node if needed.intersection(node.output)],
         graph.name,
         [value for value in graph.input if value.name in needed],
         [value for value in graph.output if value.name in outputs],

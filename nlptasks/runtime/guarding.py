@@ -18,6 +18,11 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from nlptasks.errors import BackendError, first_line, listing, quote
 
+
+class OldRuntimeError(BackendError):
+    """The installed ONNX Runtime is older than a graph."""
+
+
 MAX_BYTES = 32 * 2**20
 """Size of a graph without its weights; exports so far have up to 1.6 MB."""
 
@@ -192,7 +197,7 @@ def check_versions(model: ModelProto, where: str) -> None:
         ("IR version", model.ir_version, newest_ir_version()),
     ):
         if found > newest:
-            raise BackendError(
+            raise OldRuntimeError(
                 where,
                 f"has ONNX {name} {found}, and ONNX Runtime {onnxruntime.__version__} reads up to {newest}",
                 f"upgrade ONNX Runtime, or {_AGAIN}",

@@ -66,9 +66,11 @@ class OnnxRuntime:
         limits: Limits = MappingProxyType({}),
     ) -> None:
         sessions = {graph: open_session(path, device, wanted) for graph, path in files.items()}
+        if len({_on_cuda(session) for session in sessions.values()}) > 1:  # what one gives lies where the other is not
+            sessions = {graph: open_session(path, "cpu", wanted) for graph, path in files.items()}
         self.device = "cuda" if all(_on_cuda(session) for session in sessions.values()) else "cpu"
         self._graphs = {
-            graph: _Bound(session, self.device, limits.get(graph, {})) for graph, session in sessions.items()
+            graph: _Bound(graph, session, self.device, limits.get(graph, {})) for graph, session in sessions.items()
         }
         self.name = f"ONNX Runtime {precision} on {'CUDA' if self.device == 'cuda' else 'the CPU'}"
 
@@ -81,9 +83,13 @@ class OnnxRuntime:
             heads: not looked at.
 
         Raises:
-            BackendError: an input is missing, of another kind or rank, or holds a number that it may not.
+            BackendError: an input is missing, of another kind or rank, or holds a number that it may not; or the run fails.
         """
         return self._graphs[graph].run(inputs)
+
+    def outputs(self, graph: str) -> set[str]:
+        """The names of what a graph gives."""
+        return set(self._graphs[graph].outputs)
 
     def fetch(self, tensor: OrtValue) -> Floats:
         """One output as a numpy array."""
@@ -91,7 +97,7 @@ class OnnxRuntime:
 
     def take(self, tensor: OrtValue, rows: Ints) -> OrtValue:
         """Some rows of one output."""
-        gather = _gathering(tensor.data_type(), self.device)
+        gather = _gathering(tensor.data_type(), len(tensor.shape()), self.device)
         taken: OrtValue = gather.run({"tensor": tensor, "rows": rows})["taken"]
         return taken
 
@@ -101,9 +107,15 @@ class _Input:
     """What a graph takes by one name."""
 
     name: str
-    kind: np.dtype[Any]
+    element: int
     rank: int
     limit: int | None
+
+    @property
+    def kind(self) -> np.dtype[Any]:
+        """Of its numbers."""
+        kind: np.dtype[Any] = helper.tensor_dtype_to_np_dtype(self.element)
+        return kind
 
     def checked(self, value: Any) -> Any:
         """An array of the graph's kind, or what the runtime gave itself.
@@ -113,6 +125,10 @@ class _Input:
                 ones from the end, and its own messages speak of nodes.
         """
         if isinstance(value, OrtValue):
+            if value.element_type() != self.element or len(value.shape()) != self.rank:
+                raise self._error(
+                    f"is {value.data_type()} with {len(value.shape())} axes", f"{self.kind} with {self.rank}"
+                )
             return value
         if not isinstance(value, np.ndarray):
             raise self._error(f"is {type(value).__name__}", f"a numpy array of {self.kind}")
@@ -134,23 +150,31 @@ class _Bound:
     """A session whose inputs and outputs lie on its device.
 
     Args:
+        name: of the graph, for messages.
         session: the session.
         device: ``cpu`` or ``cuda``.
         limits: of its inputs.
+
+    Attributes:
+        outputs: the names of what it gives.
+
+    Raises:
+        BackendError: it takes what no graph of ours takes.
     """
 
-    def __init__(self, session: onnxruntime.InferenceSession, device: str, limits: Mapping[str, int]) -> None:
-        self._session, self._device = session, device
+    def __init__(
+        self, name: str, session: onnxruntime.InferenceSession, device: str, limits: Mapping[str, int]
+    ) -> None:
+        self._name, self._session, self._device = name, session, device
+        strange = [f"{value.name} {value.type}" for value in session.get_inputs() if value.type not in _KINDS]
+        if strange:
+            problem = f"takes {listing(strange)}, expected {listing(_KINDS)}"
+            raise BackendError(f"the graph {name}", problem, "export the model again")
         self._inputs = {
-            value.name: _Input(
-                value.name,
-                helper.tensor_dtype_to_np_dtype(_KINDS[value.type]),
-                len(value.shape),
-                limits.get(value.name),
-            )
+            value.name: _Input(value.name, _KINDS[value.type], len(value.shape), limits.get(value.name))
             for value in session.get_inputs()
         }
-        self._outputs = [output.name for output in session.get_outputs()]
+        self.outputs = [output.name for output in session.get_outputs()]
 
     def run(self, given: Tensors) -> dict[str, OrtValue]:
         """The outputs by name."""
@@ -160,10 +184,16 @@ class _Bound:
         binding = self._session.io_binding()
         for name, value in values.items():
             binding.bind_ortvalue_input(name, value)
-        for name in self._outputs:
+        for name in self.outputs:
             binding.bind_output(name, self._device)
-        self._session.run_with_iobinding(binding)
-        return dict(zip(self._outputs, binding.get_outputs(), strict=True))
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # the runtime's exceptions have no common class
+            problem = f"fails on the {self._device} ({first_line(error)[:300]})"
+            raise BackendError(
+                f"the graph {self._name}", problem, "give less at a time, or take --backend torch"
+            ) from error
+        return dict(zip(self.outputs, binding.get_outputs(), strict=True))
 
     def _placed(self, value: Any) -> OrtValue:
         return value if isinstance(value, OrtValue) else OrtValue.ortvalue_from_numpy(value, self._device)
@@ -178,17 +208,17 @@ class _Bound:
 
 
 @cache
-def _gathering(kind: str, device: str) -> _Bound:
-    """A graph that takes rows of a tensor of this kind, on the device where it lies."""
+def _gathering(kind: str, rank: int, device: str) -> _Bound:
+    """A graph that takes rows of a tensor of this kind and rank, on the device where it lies."""
     values = [
-        helper.make_tensor_value_info("tensor", _KINDS[kind], None),
+        helper.make_tensor_value_info("tensor", _KINDS[kind], ["rows of it", *map(str, range(1, rank))]),
         helper.make_tensor_value_info("rows", TensorProto.INT64, ["rows"]),
         helper.make_tensor_value_info("taken", _KINDS[kind], None),
     ]
     node = helper.make_node("Gather", ["tensor", "rows"], ["taken"], axis=0)
     graph = helper.make_graph([node], "gathering", values[:2], values[2:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    return _Bound(_session(model.SerializeToString(), Path(), wanted_providers(device)), device, {})
+    return _Bound("gathering", _session(model.SerializeToString(), Path(), wanted_providers(device)), device, {})
 
 
 def open_session(
@@ -206,7 +236,7 @@ def open_session(
         session = _session(content, path.parent, providers)
     except Exception as error:  # the runtime's exceptions have no common class
         raise BackendError(
-            str(path), f"cannot be opened by ONNX Runtime ({first_line(error)})", "export the model again"
+            str(path), f"cannot be opened by ONNX Runtime ({first_line(error)[:300]})", "export the model again"
         ) from error
     if device == "cuda" and not _on_cuda(session):
         raise _without_cuda()

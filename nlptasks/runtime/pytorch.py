@@ -35,7 +35,7 @@ def open_torch(graphs: Mapping[str, nn.Module], device: str, precision: str = "f
     if precision not in _TYPES:
         raise UsageError(f"precision {precision!r}", "is unknown to PyTorch's backend", f"take {listing(PRECISIONS)}")
     where, kind = torch_device(device), _TYPES[precision]
-    if kind != torch.float32 and not has_bf16(where):
+    if kind != torch.float32 and not (has_bf16(where) and (where.type != "cpu" or _can_pack())):
         raise BackendError(f"backend torch:{precision}", f"needs what this {where.type} does not have", "take torch")
     if where.type == "cpu":
         for name, graph in graphs.items():

@@ -28,16 +28,16 @@ from nlptasks.measuring import read_gold
 from nlptasks.pipeline import pipeline
 
 SETS = {
-    "names": ("ner", "conll2003", 3000),
-    "mood": ("sentiment", "sst2", 3000),
-    "topic": ("classification", "trec", 3000),
-    "answer": ("qa", "squad_v1.1", 1500),
-    "summary": ("summarization", "scitldr", 600),
-    "german": ("translation", "multi30k_en_de", 3000),
+    "names": ("ner", "conll2003", 1500),
+    "mood": ("sentiment", "sst2", 1500),
+    "topic": ("classification", "trec", 1500),
+    "answer": ("qa", "squad_v1.1", 300),
+    "summary": ("summarization", "scitldr", 200),
+    "german": ("translation", "multi30k_en_de", 1500),
 }
 """By head: its task, its data, and the rows that it learns from."""
 
-_EVALUATED = {"names": 1000, "mood": 872, "topic": 500, "answer": 300, "summary": 60, "german": 200}
+_EVALUATED = {"names": 1000, "mood": 872, "topic": 500, "answer": 150, "summary": 40, "german": 150}
 _PRECISIONS = ("fp32", "int8", "fp16")
 
 
@@ -83,13 +83,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", type=Path, help="where the model is kept  [default: nowhere]")
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         rows = Path(place) / "rows"
         targets = prepared(options.data, rows)
         model = options.model or Path(place) / "model"
-        if not model.exists():
+        if not (model / "nlptasks.json").exists():
             nlptasks.train(list(targets.values()), output=model, settings=nlptasks.TrainSettings(epochs=options.epochs))
         expected = {name: answers(model, name, rows / name, "torch") for name in SETS}
         result: dict[str, Any] = {"rows": {name: len(own) for name, own in expected.items()}}
