@@ -77,9 +77,6 @@ class Engine:
         Raises:
             UsageError: the process was forked after this was made: its threads are not here, and it would wait for them.
         """
-        if os.getpid() != self.process:
-            fix = "open it in the process that uses it, or start processes by spawn"
-            raise UsageError("the model", f"was opened in process {self.process}, which was forked since", fix)
         size = first_chunk
         chunk: list[tuple[Item, dict[str, list[Source]]]] = []
         chars = 0
@@ -93,6 +90,9 @@ class Engine:
         yield from self._chunk(chunk)
 
     def _chunk(self, chunk: Sequence[tuple[Item, dict[str, list[Source]]]]) -> Iterator[dict[str, Reading]]:
+        if os.getpid() != self.process:
+            fix = "open it in the process that uses it, or start processes by spawn"
+            raise UsageError("the model", f"was opened in process {self.process}, which was forked since", fix)
         readers: dict[Source, set[str]] = {}
         for _, sources in chunk:
             for name, own in sources.items():

@@ -234,7 +234,8 @@ def _backend(stored: ModelFolder, wanted: str, heads: list[str], device: str) ->
             return _open_onnx(precision)
     if wanted == "auto":
         for precision in stored.exports:
-            problem = export_problem(stored, precision, heads) or f"in {precision} {untaken(stored, precision, heads)}"
+            reason = untaken(stored, precision, heads) or "is made for another device"
+            problem = export_problem(stored, precision, heads) or f"has an ONNX export in {precision}, which {reason}"
             _log.warning("%s %s; PyTorch is used", stored.path, problem)
         return _open_torch("fp32")
     return _open_onnx("fp32")

@@ -162,6 +162,10 @@ class _States(nn.Module):
     def forward(self, states: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"states": states}
 
+    def graphs(self) -> Mapping[str, Graph]:
+        """None."""
+        return {}
+
 
 def bare(model: Model) -> Model:
     """The model's backbone without its heads; its states are what it gives."""
@@ -217,6 +221,10 @@ def _by_torch(graph: Traceable, path: Path) -> None:
         graph.traced, kwargs=dict(graph.samples[0]), dynamic_shapes=graph.free_axes, dynamo=True, verbose=False
     )
     assert program is not None
+    with torch.no_grad():
+        names = list(graph.traced(**graph.samples[0]))
+    for output, name in zip(program.model.graph.outputs, names, strict=True):
+        output.name = name  # PyTorch's exporter names them as it likes
     program.save(str(path), external_data=True)
 
 
@@ -249,7 +257,8 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        said = io.StringIO()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import conformance
+import covering
 import pytest
 import tiny
 from click.testing import CliRunner
 
+import nlptasks
 from nlptasks.cli.main import main
 from nlptasks.heads.base import Head
 from nlptasks.registry import head_class, tasks
@@ -133,6 +135,23 @@ def test_a_head_conforms(task: str, architecture: str, backbones: Path, tmp_path
 def test_a_strangers_head_conforms(toy_package: None, backbones: Path, tmp_path: Path) -> None:
     assert tasks()["toy"].dist.name == "toyhead"
     conformance.check_all("toy", backbones / "bert", tmp_path / "model")
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert", "t5", "bart"])
+def test_all_heads_in_one_graph_answer_on_onnx_runtime_as_on_pytorch(
+    architecture: str, backbones: Path, tmp_path: Path
+) -> None:
+    targets = covering.targets(tmp_path / "data", rows=48)
+    model = covering.train(targets, backbones / architecture, tmp_path / "model", epochs=4)
+    assert nlptasks.export(model).max_difference <= 1e-4
+    rows = covering.sample_rows(3)
+    for beams in (1, 3):
+        expected, found = (covering.answers(model, backend, rows, beams=beams) for backend in ("torch", "onnx:fp32"))
+        likeness = covering.likeness(expected, found)
+        assert set(likeness) == set(BUILT_IN)
+        for one in likeness.values():
+            assert one.same == 1
+            assert one.score <= 1e-4
 
 
 def train_by_command_line(task: str, backbone: Path, model: Path) -> None:

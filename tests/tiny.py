@@ -196,6 +196,37 @@ WRITERS: dict[str, Callable[[], Any]] = {
 """Configs of encoder-decoders, decoders of other depths than their encoders where `generate` bears it."""
 
 
+def _with_codes(*codes: str, single: str) -> Callable[[], tokenizers.Tokenizer]:
+    """Pieces, and the codes of languages that texts are marked with."""
+
+    def make_tokenizer() -> tokenizers.Tokenizer:
+        tokenizer = _unigram()
+        tokenizer.add_special_tokens(list(codes))
+        special = [(token, tokenizer.token_to_id(token)) for token in (*codes, "</s>")]
+        tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
+        return tokenizer
+
+    return make_tokenizer
+
+
+_CODED = _VOCABULARY + 2
+
+BACKBONES: dict[str, tuple[Callable[[], Any], Callable[[], tokenizers.Tokenizer]]] = {
+    **ARCHITECTURES,
+    "marian": (WRITERS["marian"], _unigram),
+    "mbart": (
+        _writer(transformers.MBartConfig, scale_embedding=True, vocab_size=_CODED),
+        _with_codes("en_XX", "de_DE", single="$A </s> en_XX"),
+    ),
+    "m2m100": (
+        _writer(transformers.M2M100Config, vocab_size=_CODED),
+        _with_codes("__en__", "__de__", single="__en__ $A </s>"),
+    ),
+    "pegasus": (WRITERS["pegasus"], _unigram),
+}
+"""All that `make` makes: those that heads are tried on one by one, and more that are exported with all heads at once."""
+
+
 def make_writer(config: Any, *, spread: float = 3.0) -> Any:
     """A random encoder-decoder as Hugging Face has it, whose logits are far from equal."""
     torch.manual_seed(1)
@@ -210,7 +241,7 @@ def make_writer(config: Any, *, spread: float = 3.0) -> Any:
 
 def make(name: str, folder: Path) -> None:
     """Write a tiny backbone as a Hugging Face folder."""
-    make_config, make_tokenizer = ARCHITECTURES[name]
+    make_config, make_tokenizer = BACKBONES[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = transformers.AutoModel.from_config(make_config())

@@ -112,6 +112,7 @@ class NerHead(Head):
     config: NerConfig
     main_metric = "f1"
     fields: ClassVar = ("tokens", "tags", "text", "spans")
+    gold_fields: ClassVar = ("tags", "spans")
     sample = "samples/ner"
     formats: ClassVar = {**TABLES, **dict.fromkeys(_CONLL_SUFFIXES, read_conll)}
     outputs: Mapping[str, str] = {"logits": "BSC"}

@@ -3,7 +3,8 @@
     python tests/benchmarks/generation.py
 
 Every way writes 64 tokens for each of 8 sources of 64 tokens, greedily and with 4 beams; no text ends early. In fp32 the tokens
-must be equal. CTranslate2 is measured beside them where it is installed (``pip install ctranslate2``). On a machine with CUDA:
+must be equal. CTranslate2 is measured beside them where it is installed (``pip install ctranslate2``). On a machine with CUDA,
+where ``generate`` runs in fp16:
 
     python tests/benchmarks/generation.py --device cuda
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -167,7 +169,8 @@ def main() -> None:
 
 def all_ways(config: Any, theirs: Any, ids: torch.Tensor, device: str, place: Path) -> dict[str, Write]:
     """Every way to write, by name, ``generate`` first."""
-    ways: dict[str, Write] = {"generate": Writers(theirs, fresh(config, theirs, device), ids).generate}
+    same = {"cpu": theirs, "cuda": copy.deepcopy(theirs).half()}[device]  # as others would run it there
+    ways: dict[str, Write] = {"generate": Writers(same, fresh(config, theirs, device), ids).generate}
     for precision in _SUITABLE[device]:
         own = place / precision
         own.mkdir()
@@ -184,9 +187,8 @@ def all_ways(config: Any, theirs: Any, ids: torch.Tensor, device: str, place: Pa
     if find_spec("ctranslate2"):
         for kind in {"cpu": ("float32", "int8"), "cuda": ("float16",)}[device]:
             with contextlib.suppress(ImportError):
-                ways[f"ctranslate2:{kind}"] = ctranslate2_way(
-                    theirs, ids, kind, device, str(place / f"ctranslate2 {kind}")
-                )
+                own = copy.deepcopy(theirs)  # it changes what it converts
+                ways[f"ctranslate2:{kind}"] = ctranslate2_way(own, ids, kind, device, str(place / f"ct2 {kind}"))
     return ways
 
 

@@ -90,7 +90,11 @@ def main() -> None:
         targets = prepared(options.data, rows)
         model = options.model or Path(place) / "model"
         if not (model / "nlptasks.json").exists():
-            nlptasks.train(list(targets.values()), output=model, settings=nlptasks.TrainSettings(epochs=options.epochs))
+            nlptasks.train(
+                list(targets.values()),
+                output=model,
+                settings=nlptasks.TrainSettings(epochs=options.epochs, batch_tokens=1024),
+            )
         expected = {name: answers(model, name, rows / name, "torch") for name in SETS}
         result: dict[str, Any] = {"rows": {name: len(own) for name, own in expected.items()}}
         for precision in _PRECISIONS:

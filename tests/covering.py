@@ -1,0 +1,117 @@
+"""A model with a head of every task, and how what it answers on two backends differs.
+
+What is trained here learns little: that graphs and results are the same does not depend on how well they answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import nlptasks
+from nlptasks.config import Target, TrainSettings, settings_of
+from nlptasks.data import load_data
+from nlptasks.model import ModelFolder
+from nlptasks.pipeline import pipeline
+from nlptasks.registry import head_class, tasks
+
+_GIVEN = {"max_new_tokens": 12, "decoder_layers": 2, "source_language": "en", "target_language": "de"}
+"""Options of the heads that have them."""
+
+
+def targets(place: Path, *, rows: int) -> list[Target]:
+    """Every task with some rows of its sample, written into a folder."""
+    return [_target(task, place / task, rows) for task in sorted(tasks())]
+
+
+def _target(task: str, place: Path, rows: int) -> Target:
+    cls = head_class(task)
+    place.mkdir(parents=True)
+    for part in ("train", "dev"):
+        [sample] = cls.sample_folder().glob(f"{part}.jsonl")
+        lines = sample.read_text(encoding="utf-8").splitlines(keepends=True)
+        (place / sample.name).write_text("".join(lines[:rows]), encoding="utf-8")
+    options = {item.name: _GIVEN[item.name] for item in settings_of(cls.Config) if item.name in _GIVEN}
+    return Target(task, task, str(place), options=options)
+
+
+def train(given: Sequence[Target], backbone: Path, output: Path, *, epochs: int = 1) -> Path:
+    """A model with these heads, which learn together."""
+    settings = TrainSettings(
+        backbone=str(backbone), epochs=epochs, lr=1e-3, head_lr=2e-3, precision="fp32", device="cpu"
+    )
+    return nlptasks.train(given, output=output, settings=settings).folder
+
+
+def sample_rows(count: int) -> list[Mapping[str, Any]]:
+    """Some rows of every task's sample, on which nothing was trained."""
+    found = []
+    for task in sorted(tasks()):
+        cls = head_class(task)
+        found += [row.fields for row in load_data(cls.sample_folder(), cls.formats, {}).parts["test"][:count]]
+    return found
+
+
+def has_beams(task: str) -> bool:
+    """Whether a task searches for what it answers."""
+    return any(item.name == "num_beams" for item in settings_of(head_class(task).Config))
+
+
+def answers(model: Path, backend: str, rows: Sequence[Mapping[str, Any]], *, beams: int = 1) -> list[dict[str, Any]]:
+    """What every head that can read a row answers."""
+    options = {name: {"num_beams": beams} for name in ModelFolder.open(model).records if has_beams(name)}
+    pipe = pipeline(model=model, backend=backend, device="cpu", options=options)
+    return list(pipe(rows))
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How what a head answers on one backend is what it answers on another.
+
+    Attributes:
+        rows: that it read.
+        same: of these, the share that have the same answer, scores left out.
+        distinct: different answers on the first backend: of one alone, little can be said.
+        score: largest difference of a number in the answers that are the same.
+    """
+
+    rows: int
+    same: float
+    distinct: int
+    score: float
+
+
+def likeness(expected: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> dict[str, Likeness]:
+    """By head."""
+    heads = sorted({name for results in expected for name in results})
+    return {name: _likeness([(one[name], two[name]) for one, two in zip(expected, found, strict=True) if name in one])
+            for name in heads}  # fmt: skip
+
+
+def _likeness(pairs: Sequence[tuple[Any, Any]]) -> Likeness:
+    read = [(_said(one), _said(two)) for one, two in pairs]
+    same = [(one, two) for one, two in read if one[0] == two[0]]
+    apart = [abs(a - b) for one, two in same for a, b in zip(one[1], two[1], strict=True)]
+    return Likeness(
+        rows=len(pairs),
+        same=round(len(same) / len(pairs), 4),
+        distinct=len({repr(one[0]) for one, _ in read}),
+        score=max(apart, default=0.0),
+    )
+
+
+def _said(value: Any) -> tuple[Any, list[float]]:
+    """A result without its numbers, and these."""
+    if isinstance(value, float):
+        return None, [value]
+    if is_dataclass(value):
+        value = {item.name: getattr(value, item.name) for item in fields(value)}
+    if isinstance(value, Mapping):
+        parts = {name: _said(value[name]) for name in sorted(value)}
+        return {name: said for name, (said, _) in parts.items()}, [n for _, own in parts.values() for n in own]
+    if isinstance(value, list | tuple):
+        inner = [_said(part) for part in value]
+        return [said for said, _ in inner], [n for _, own in inner for n in own]
+    return value, []

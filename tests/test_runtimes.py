@@ -1,0 +1,219 @@
+"""Both runtimes under what happens to them: forks, threads, Ctrl-C, company; numbers in bf16; backends that are none."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from answering import TEXTS, check_same, check_threads, numbers_of, opened, run
+from runs import code_of, forked
+from torch import nn
+
+import nlptasks
+from nlptasks.errors import UsageError
+from nlptasks.runtime import pytorch
+from nlptasks.runtime.pytorch import has_bf16, open_torch, pack_linears
+
+BACKENDS = ["torch", "onnx:fp32"]
+CPU = torch.device("cpu")
+
+# R5: a fork after use
+
+FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+def in_fork(work: Callable[[], object], log: Path) -> int:
+    """The exit code of a child that does this: 42 for a `UsageError`, which is logged; if it hangs it is ended."""
+
+    def told() -> None:
+        signal.alarm(60)
+        try:
+            work()
+        except UsageError as error:
+            os.write(1, f"{error}\n".encode())
+            sys.exit(42)
+
+    return code_of(forked(told, log))
+
+
+@FORK
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_child_that_was_forked_after_use_gets_an_error(exported: Path, tmp_path: Path, backend: str) -> None:
+    pipe = opened(exported, backend, "ner")
+    expected = pipe(TEXTS)
+    for work in (lambda: pipe(TEXTS), lambda: pipe("Ada"), lambda: next(pipe.stream(TEXTS))):
+        assert in_fork(work, tmp_path / "log") == 42
+    told = (
+        f"the model: was opened in process {os.getpid()}, which was forked since; open it in the process that uses it"
+    )
+    assert (tmp_path / "log").read_text().count(told) == 3
+    assert pipe(TEXTS) == expected  # here it goes on
+
+
+@FORK
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_stream_does_not_go_on_in_a_child(exported: Path, tmp_path: Path, backend: str) -> None:
+    stream = opened(exported, backend, "ner").stream(TEXTS * 9)
+    next(stream)
+    assert in_fork(lambda: list(stream), tmp_path / "log") == 42
+
+
+# R6: many threads
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("model", ["exported", "both_exported"])
+def test_many_threads_get_their_own_answers(model: str, backend: str, request: pytest.FixtureRequest) -> None:
+    pipe = opened(request.getfixturevalue(model), backend)
+    places = ["Rome", "Paris", "Berlin", "London"] * 4
+    texts = [f"{'saw . ' * (4 * number)}Ada Smith left {place} ." for number, place in enumerate(places)]
+    check_threads(pipe, texts, kinds=16)
+
+
+# R10: Ctrl-C
+
+ENDLESS = """
+import itertools, sys
+from nlptasks.pipeline import pipeline
+
+for backend in sys.argv[2:]:
+    pipe = pipeline("ner", model=sys.argv[1], backend=backend, device="cpu")
+    runtime, passes = pipe.engine.runtime, itertools.count()
+    expected, run = pipe("Ada Smith saw London ."), runtime.run
+
+    def counted(*given):
+        if next(passes) == 5:
+            print("running", flush=True)
+        return run(*given)
+
+    runtime.run = counted
+    try:
+        pipe(f"Ada Smith saw London {number} ." for number in itertools.count())
+    except KeyboardInterrupt:
+        print("stopped", pipe("Ada Smith saw London .") == expected, len(expected), flush=True)
+"""
+
+
+def test_ctrl_c_stops_a_long_list_and_leaves_the_pipeline_good(exported: Path) -> None:
+    command = [sys.executable, "-c", ENDLESS, str(exported), *BACKENDS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            for _ in BACKENDS:
+                assert process.stdout.readline() == "running\n"
+                process.send_signal(signal.SIGINT)
+                assert process.stdout.readline() == "stopped True 2\n"
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+
+
+# R11: company and threads make no difference
+
+LABELS = """
+import json, sys, torch
+from nlptasks.pipeline import pipeline
+
+texts = json.load(sys.stdin)
+found = {}
+for backend in sys.argv[2:]:
+    pipe = pipeline("ner", model=sys.argv[1], backend=backend, device="cpu")
+    found[backend] = [[(one.label, one.start, one.end) for one in own] for own in pipe(texts)]
+print(json.dumps({"threads": torch.get_num_threads(), "found": found}))
+"""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_company_makes_no_difference(both_exported: Path, backend: str) -> None:
+    pipe = opened(both_exported, backend)
+    texts = [f"{text} {number}" for number in range(8) for text in TEXTS]
+    check_same(pipe(texts), [pipe(text) for text in texts])
+
+
+def test_the_number_of_threads_makes_no_difference(exported: Path) -> None:
+    def labels(threads: int) -> dict[str, Any]:
+        command = [sys.executable, "-c", LABELS, str(exported), *BACKENDS]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run(command, input=json.dumps(TEXTS), env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        told: dict[str, Any] = json.loads(done.stdout)
+        assert told["threads"] == threads
+        return told["found"]
+
+    one, two = labels(1), labels(2)
+    assert one == two
+    assert one["torch"] == one["onnx:fp32"]
+    assert len(one["torch"][0]) == 2
+
+
+# bf16, and backends that are none
+
+BF16 = pytest.mark.skipif(not has_bf16(CPU), reason="this processor does not multiply bf16")
+
+
+@BF16
+def test_bf16_gives_nearly_the_same(both: Path) -> None:
+    one, two = opened(both, "torch"), opened(both, "torch:bf16")
+    assert (one.backend, two.backend) == ("PyTorch on the CPU", "PyTorch bf16 on the CPU")
+    before, after = one(TEXTS), two(TEXTS)
+    check_same(before, after, tolerance=0.05)
+    assert numbers_of(before) != pytest.approx(numbers_of(after), abs=1e-5)  # it is not fp32 after all
+
+
+@BF16
+def test_packed_layers_multiply_in_bf16() -> None:
+    module = nn.Sequential(nn.Linear(24, 40), nn.GELU(), nn.Linear(40, 3, bias=False)).eval()
+    x = torch.randn(2, 5, 24)
+    expected = module(x)
+    pack_linears(module, kind=torch.bfloat16)
+    assert not any(type(layer) is nn.Linear for layer in module)
+    with torch.inference_mode():
+        found = module(x)
+        turned = module(x.transpose(0, 1)).transpose(0, 1)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, expected, atol=0.03)
+    assert not torch.allclose(found, expected, atol=1e-6)
+    assert torch.equal(found, turned)  # what does not lie in one piece
+
+
+def test_layers_of_other_numbers_are_not_packed() -> None:
+    module = nn.Sequential(nn.Linear(24, 40).double(), nn.Linear(40, 3).to(torch.bfloat16))
+    pack_linears(module, few_rows=True)
+    assert [type(layer) for layer in module] == [nn.Linear, nn.Linear]
+
+
+def test_bf16_is_refused_where_it_is_only_imitated(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pytorch, "has_bf16", lambda device: False)
+    done = run("predict", exported, "Ada", "--backend", "torch:bf16", "--device", "cpu")
+    assert done.exit_code == 6
+    assert done.stderr == "error: backend torch:bf16: needs what this cpu does not have; take torch\n"
+    assert opened(exported, "torch:fp32", "ner").backend == "PyTorch on the CPU"
+
+
+@pytest.mark.parametrize(
+    ("backend", "suggestion"),
+    [
+        ("torch:bf61", "did you mean 'torch:bf16'?"),
+        ("onnx:int4", "did you mean 'onnx:int8'?"),
+        ("Torch", "did you mean 'torch'?"),
+        ("x", "known are: auto, onnx, onnx:fp16, onnx:fp32, onnx:int8, torch, torch:bf16, torch:fp32"),
+        ("", "known are: auto"),
+    ],
+)
+def test_an_unknown_backend_is_refused_with_a_suggestion(exported: Path, backend: str, suggestion: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        opened(exported, backend, "ner")
+    assert str(caught.value).startswith(f"backend {backend!r}: is unknown; {suggestion}")
+
+
+def test_an_unknown_precision_of_pytorch_is_refused(exported: Path) -> None:
+    with pytest.raises(UsageError, match="precision 'fp8': is unknown to PyTorch's backend; take fp32, bf16"):
+        open_torch(nlptasks.Model.load(exported).graphs(), "cpu", "fp8")
