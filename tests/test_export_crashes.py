@@ -19,7 +19,7 @@ from answering import TEXTS, contents, copied
 from runs import code_of, forked
 
 from nlptasks import disk, editing, exporting
-from nlptasks.errors import ModelError
+from nlptasks.errors import BackendError, ModelError
 from nlptasks.exporting import export
 from nlptasks.model import Model
 from nlptasks.parity import Parity
@@ -212,22 +212,30 @@ def test_an_export_that_would_wait_for_another_does_not_begin(
         export(model)
 
 
+ASKS_TOO_LATE = pytest.mark.xfail(
+    strict=True, raises=(AssertionError, BackendError), reason="it says that files cannot be written or read"
+)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [pytest.param("_export_graphs", marks=ASKS_TOO_LATE), pytest.param("_opened", marks=ASKS_TOO_LATE), "locked"],
+)
 def test_a_model_can_be_edited_while_it_is_exported_and_the_export_is_not_kept(
-    quick: None, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick: None, exported: Path, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, opened = copied(exported, tmp_path / "model"), exporting._opened
+    model, function = copied(exported, tmp_path / "model"), getattr(exporting, moment)
+    waiting = iter(range(1 if moment == "locked" else 0))  # the first lock is that of the export itself
 
     def late(*given: Any) -> Any:
-        runtime = opened(*given)
-        editing.rename(model, "ner", "names")
-        return runtime
+        if next(waiting, None) is None:
+            editing.rename(model, "ner", "names")
+        return function(*given)
 
-    monkeypatch.setattr(exporting, "_opened", late)
-    with pytest.raises(ModelError, match=r"was changed while it was exported; export it again|cannot be written"):
-        export(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting, moment, late)
+        with pytest.raises(ModelError, match=r"was changed while it was exported; export it again"):
+            export(model)
     assert [path.name for path in (model / "onnx").iterdir()] == ["fp32"]
     assert contents(model / "onnx") == contents(exported / "onnx")
     assert pipeline("names", model=model, device="cpu").backend == "PyTorch on the CPU"
-    monkeypatch.undo()
-    export(model)
-    assert pipeline("names", model=model, device="cpu").backend == "ONNX Runtime fp32 on the CPU"

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,10 @@ def test_many_threads_get_their_own_answers(model: str, backend: str, request: p
 # R10: Ctrl-C
 
 ENDLESS = """
-import itertools, sys
+import itertools, signal, sys
 from nlptasks.pipeline import pipeline
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what runs in the background without it
 for backend in sys.argv[2:]:
     pipe = pipeline("ner", model=sys.argv[1], backend=backend, device="cpu")
     runtime, passes = pipe.engine.runtime, itertools.count()
@@ -105,6 +107,8 @@ for backend in sys.argv[2:]:
 def test_ctrl_c_stops_a_long_list_and_leaves_the_pipeline_good(exported: Path) -> None:
     command = [sys.executable, "-c", ENDLESS, str(exported), *BACKENDS]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        watch = threading.Timer(300, process.kill)  # a process that does not stop must not hang the tests
+        watch.start()
         try:
             assert process.stdout is not None
             for _ in BACKENDS:
@@ -113,6 +117,7 @@ def test_ctrl_c_stops_a_long_list_and_leaves_the_pipeline_good(exported: Path) -
                 assert process.stdout.readline() == "stopped True 2\n"
             assert process.wait(60) == 0
         finally:
+            watch.cancel()
             process.kill()
 
 
