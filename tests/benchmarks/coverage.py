@@ -1,0 +1,264 @@
+"""Which architectures are exported to ONNX with which heads, in which precisions, and how near PyTorch the graphs stay.
+
+    python tests/benchmarks/coverage.py
+    python tests/benchmarks/coverage.py --only bert t5     # those alone, the others as they were measured before
+    python tests/benchmarks/coverage.py --table            # writes the README's table from what was measured last
+
+For each architecture a tiny backbone with random weights and a head of every task that fits it, trained together on rows of the
+tasks' own samples, in a process of its own. A head that is refused, alone or in a precision, is named with the reason. Which
+operators a graph has beyond the standard's, and what was passed over before it was written, stands in the result, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import covering
+import onnx
+import tiny
+from common import RESULTS, keep
+from onnx import GraphProto
+
+import nlptasks
+from nlptasks.config import Target
+from nlptasks.errors import NlptasksError
+from nlptasks.model import Model
+from nlptasks.precisions import PRECISIONS
+
+README = Path(__file__).parents[2] / "README.md"
+NAMES = {
+    "bert": "BERT",
+    "roberta": "RoBERTa",
+    "distilbert": "DistilBERT",
+    "electra": "ELECTRA",
+    "deberta": "DeBERTa-v2",
+    "mpnet": "MPNet",
+    "modernbert": "ModernBERT",
+    "xlm-roberta": "XLM-RoBERTa",
+    "bart": "BART",
+    "marian": "Marian",
+    "t5": "T5",
+    "mbart": "mBART",
+    "m2m100": "M2M100",
+    "pegasus": "Pegasus",
+}
+"""The architectures as people write them, in the order of the table."""
+
+_BEGIN, _END = "<!-- coverage -->", "<!-- /coverage -->"
+_COMMAND = "python tests/benchmarks/coverage.py"
+_ROWS, _EPOCHS, _ASKED = 240, 8, 8
+_BEAMS = 3
+_STANDARD = ("", "ai.onnx")
+_CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
+_TOLERANCE = 1e-4
+
+
+class PassedOver(logging.Handler):
+    """Keeps what the library says of engines whose graphs were not taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage().startswith("export of"):
+            self.said.append(record.getMessage())
+
+
+def fitting(targets: Sequence[Target], backbone: Path, place: Path) -> tuple[list[Target], dict[str, str]]:
+    """The heads that can be trained alone, and why the others cannot."""
+    fit, refused = [], {}
+    for target in targets:
+        try:
+            covering.train([target], backbone, place / target.name)
+        except NlptasksError as error:
+            refused[target.name] = str(error)
+        else:
+            fit.append(target)
+    return fit, refused
+
+
+def graphs_in(graph: GraphProto) -> Iterator[GraphProto]:
+    """A graph and those inside it."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+                yield from graphs_in(inner)
+
+
+def inside(folder: Path) -> dict[str, Any]:
+    """What the graphs of an export consist of."""
+    nodes, beyond, flow, heads = {}, set(), set(), set()
+    for path in sorted(folder.glob("*.onnx")):
+        graph = onnx.load(path, load_external_data=False).graph
+        own = [node for part in graphs_in(graph) for node in part.node]
+        nodes[path.stem] = len(own)
+        beyond |= {f"{node.domain}.{node.op_type}" for node in own if node.domain not in _STANDARD}
+        flow |= {node.op_type for node in own if node.domain in _STANDARD and node.op_type in _CONTROL_FLOW}
+        if path.stem == "model":
+            heads = {output.name.rpartition(".")[0] for output in graph.output}
+    return {
+        "heads": sorted(heads),
+        "nodes": nodes,
+        "beyond_the_standard": sorted(beyond),
+        "control_flow": sorted(flow),
+    }
+
+
+def exported(model: Path, precision: str, expected: Mapping[int, Any]) -> dict[str, Any]:
+    """One export: how it was made, what is in it, and what it answers; or why there is none."""
+    noted, log = PassedOver(), logging.getLogger("nlptasks")
+    log.setLevel(logging.INFO)
+    log.addHandler(noted)
+    started = time.monotonic()
+    try:
+        report = nlptasks.export(model, precision=precision)
+    except NlptasksError as error:
+        return {"refused": str(error), "passed_over": noted.said}
+    finally:
+        log.removeHandler(noted)
+    seconds = round(time.monotonic() - started, 1)
+    return {
+        "engine": report.engine,
+        "opset": report.opset,
+        "device": report.device,
+        "max_difference": report.max_difference,
+        "agreement": report.agreement,
+        "seconds": seconds,
+        "passed_over": noted.said,
+        **inside(model / "onnx" / precision),
+        "results": {f"beams {beams}": answered(model, precision, beams, known) for beams, known in expected.items()},
+    }
+
+
+def answered(model: Path, precision: str, beams: int, expected: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How the answers of an export are those on PyTorch, by head; with beams, of those heads that have them."""
+    found = covering.answers(model, f"onnx:{precision}", covering.sample_rows(_ASKED), beams=beams)
+    return {
+        name: asdict(one)
+        for name, one in covering.likeness(expected, found).items()
+        if beams == 1 or covering.has_beams(name)
+    }
+
+
+def measured(name: str, place: Path) -> dict[str, Any]:
+    """One architecture."""
+    tiny.make(name, place / "backbone")
+    few = covering.targets(place / "few", rows=12)
+    fit, refused = fitting(few, place / "backbone", place / "alone")
+    fit_names = {target.name for target in fit}
+    targets = [one for one in covering.targets(place / "data", rows=_ROWS) if one.name in fit_names]
+    model = covering.train(targets, place / "backbone", place / "model", epochs=_EPOCHS)
+    loaded = Model.load(model)
+    rows = covering.sample_rows(_ASKED)
+    expected = {beams: covering.answers(model, "torch", rows, beams=beams) for beams in (1, _BEAMS)}
+    return {
+        "model_type": loaded.backbone.info.config.model_type,
+        "refused": refused,
+        "hugging_face_layers": sorted(name for name, head in loaded.heads.items() if head.borrowed is not None),
+        "precisions": {precision: exported(model, precision, expected) for precision in PRECISIONS},
+    }
+
+
+def in_own_process(name: str) -> dict[str, Any]:
+    """What a process of its own finds of one architecture; if it dies, how."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    done = subprocess.run([sys.executable, __file__, "--one", name], capture_output=True, text=True, env=environment)
+    if done.returncode:
+        return {"died": [done.returncode, *done.stderr.strip().splitlines()[-1:]]}
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def same_results(precision: Mapping[str, Any]) -> bool:
+    """Whether all answers are those on PyTorch, their numbers within the tolerance."""
+    every = [one for heads in precision["results"].values() for one in heads.values()]
+    return all(one["same"] == 1 and one["score"] <= _TOLERANCE for one in every)
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """What was measured, as Markdown."""
+    lines = [
+        "| architecture | heads in one graph | nodes of `encode` | fp32: largest difference | results in fp32 "
+        "| fp16: largest difference, best labels alike | int8: the same |",
+        "|---|---|---:|---:|---|---:|---:|",
+    ]
+    return "\n".join([*lines, *(_line(name, found["architectures"][name]) for name in NAMES)])
+
+
+def _line(name: str, found: Mapping[str, Any]) -> str:
+    parts = found["precisions"]
+    exact = parts["fp32"]
+    heads = ", ".join(f"`{head}`" for head in exact.get("heads", [])) if found["refused"] else "all six"
+    results = "as on PyTorch" if "results" in exact and same_results(exact) else "differ"
+    reduced = [_reduced(parts[precision]) for precision in ("fp16", "int8")]
+    nodes, difference = exact["nodes"]["model"], exact["max_difference"]
+    return f"| {NAMES[name]} | {heads} | {nodes} | {difference:.0e} | {results} | {' | '.join(reduced)} |"
+
+
+def _reduced(precision: Mapping[str, Any]) -> str:
+    if "refused" in precision:
+        return "refused"
+    return f"{precision['max_difference']:.1g}, {precision['agreement']:.1%}"
+
+
+def write_table(found: Mapping[str, Any]) -> None:
+    """Put the table between its marks in the README."""
+    before, _, rest = README.read_text(encoding="utf-8").partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    README.write_text(f"{before}{_BEGIN}\n{table(found)}\n{_END}{after}", encoding="utf-8")
+
+
+def table_in_readme() -> str:
+    """The table as the README has it."""
+    return README.read_text(encoding="utf-8").partition(_BEGIN)[2].partition(_END)[0].strip()
+
+
+def stored() -> dict[str, Any]:
+    """What was measured last; nothing if nothing was."""
+    path = RESULTS / "coverage.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {"architectures": {}}
+
+
+def main() -> None:
+    """Measure, one architecture after another, each kept as soon as it is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--one", choices=NAMES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.table:
+        write_table(stored())
+    elif options.one:
+        with tempfile.TemporaryDirectory() as place:
+            print(json.dumps(measured(options.one, Path(place))))
+    else:
+        for name in options.only:
+            found = {**stored()["architectures"], name: in_own_process(name)}
+            ordered = {known: found[known] for known in NAMES if known in found}
+            with contextlib.redirect_stdout(io.StringIO()):  # all of it each time
+                keep(
+                    "coverage",
+                    {"rows_learned": _ROWS, "rows_asked": _ASKED, "architectures": ordered},
+                    command=_COMMAND,
+                )
+            print(json.dumps({name: found[name]}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
