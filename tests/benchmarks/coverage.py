@@ -198,14 +198,19 @@ def table(found: Mapping[str, Any]) -> str:
         "| fp16: largest difference, best labels alike | int8: the same |",
         "|---|---|---:|---:|---|---:|---:|",
     ]
-    return "\n".join([*lines, *(_line(name, found["architectures"][name]) for name in NAMES)])
+    measured = found["architectures"]
+    return "\n".join([*lines, *(_line(name, measured[name]) for name in NAMES if name in measured)])
 
 
 def _line(name: str, found: Mapping[str, Any]) -> str:
+    if "died" in found:
+        return f"| {NAMES[name]} | the process died | | | | | |"
     parts = found["precisions"]
     exact = parts["fp32"]
-    heads = ", ".join(f"`{head}`" for head in exact.get("heads", [])) if found["refused"] else "all six"
-    results = "as on PyTorch" if "results" in exact and same_results(exact) else "differ"
+    if "refused" in exact:
+        return f"| {NAMES[name]} | refused | | | | | |"
+    heads = ", ".join(f"`{head}`" for head in exact["heads"]) if found["refused"] else "all six"
+    results = "as on PyTorch" if same_results(exact) else "differ"
     reduced = [_reduced(parts[precision]) for precision in ("fp16", "int8")]
     nodes, difference = exact["nodes"]["model"], exact["max_difference"]
     return f"| {NAMES[name]} | {heads} | {nodes} | {difference:.0e} | {results} | {' | '.join(reduced)} |"
