@@ -22,7 +22,7 @@ from nlptasks.importing import to_hugging_face
 from nlptasks.manifest import EXPORTS
 from nlptasks.model import ModelFolder
 from nlptasks.pipeline import suitable_precisions
-from nlptasks.proof import MAX_POINTS
+from nlptasks.proof import moves, points
 from nlptasks.runtime.pytorch import has_bf16, torch_device
 from nlptasks.ways import CALLED_WITH, TRANSFORMERS, Plan, count
 
@@ -295,7 +295,7 @@ def _best(ways: Sequence[Measured], perfect: Mapping[str, float]) -> str:
 
 def _keeps(one: Measured, base: Measured, perfect: Mapping[str, float]) -> bool:
     return all(
-        abs(100 * (one.metrics[head][name] - value) / perfect[head]) <= MAX_POINTS
+        not moves(points(value, one.metrics[head][name], perfect[head]))
         for head, metrics in base.metrics.items()
         for name, value in metrics.items()
     )

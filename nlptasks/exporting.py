@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -24,14 +23,14 @@ from nlptasks import __version__
 from nlptasks.backbone import BackboneInfo
 from nlptasks.config import Target, parse_target
 from nlptasks.disk import locked, restored, sealed, sha256, sweep, written_beside
-from nlptasks.errors import BackendError, ModelError, UsageError, first_line, listing
+from nlptasks.errors import BackendError, ModelError, NlptasksError, UsageError, first_line, listing
 from nlptasks.heads.base import Head, further_graphs
 from nlptasks.manifest import EXPORTS, REPORT
 from nlptasks.measuring import Gold, read_gold
 from nlptasks.model import Model, ModelFolder
 from nlptasks.parity import Found, Parity, compare, outputs_of, worst
 from nlptasks.precisions import PRECISIONS, Precision
-from nlptasks.proof import MAX_POINTS, Check, check_all, refuse_drift
+from nlptasks.proof import Check, check_all, moves, refuse_drift
 from nlptasks.runtime.guarding import OldRuntimeError, check_versions
 from nlptasks.runtime.onnx import OnnxRuntime
 from nlptasks.runtime.pytorch import TorchRuntime
@@ -116,7 +115,7 @@ def export(
     model = stored.model()
     gold = _gold(stored, model, checks, split)
     target = stored.path / EXPORTS / precision
-    with _sole_writer(target), contextlib.ExitStack() as stack, written_beside(target, ModelError) as place:
+    with _sole_writer(target), contextlib.ExitStack() as stack, _written(stored, target) as place:
         exported = _export_graphs(model, place, PRECISIONS[precision])
         runtime = _opened(model, place, PRECISIONS[precision])
         found = check_all(model, stored.tokenizer(), runtime, gold)
@@ -138,8 +137,8 @@ def export(
         )
         (place / REPORT).write_bytes(sealed(asdict(report)))
         stack.enter_context(locked(stored.path, ModelError))  # let go when the folder has its name
-        if not place.exists() or ModelFolder.open(folder).manifest != stored.manifest:
-            raise ModelError(str(folder), "was changed while it was exported", "export it again")
+        if ModelFolder.open(folder).manifest != stored.manifest:
+            raise _changed(stored)
     return report
 
 
@@ -153,6 +152,24 @@ def _sole_writer(target: Path) -> Iterator[None]:
         restored(target)
         sweep(target)
         yield
+
+
+@contextlib.contextmanager
+def _written(stored: ModelFolder, target: Path) -> Iterator[Path]:
+    """A folder to write an export in; if that is gone, who edited the model has replaced all of it, and this is said."""
+    with written_beside(target, ModelError) as place:
+        try:
+            yield place
+        except (OSError, NlptasksError) as error:
+            if place.exists():
+                raise
+            raise _changed(stored) from error
+        if not place.exists():
+            raise _changed(stored)
+
+
+def _changed(stored: ModelFolder) -> ModelError:
+    return ModelError(str(stored.path), "was changed while it was exported", "export it again")
 
 
 def export_graph(graph: Traceable, path: Path, precision: Precision) -> tuple[str, Parity]:
@@ -256,10 +273,10 @@ def _is_exportable(model: Model) -> bool:
 
 def _opened(model: Model, place: Path, precision: Precision) -> OnnxRuntime:
     """The runtime of what was just written, and it opens for each head alone, too."""
-    given: dict[str, Any] = {"precision": precision.name, "device": _device(precision)}
+    info, device = model.backbone.info, _device(precision)
     for name, head in model.heads.items() if len(model.heads) > 1 else ():
-        _open(place, {name: head}, model.backbone.info, **given)
-    return _open(place, model.heads, model.backbone.info, **given)
+        _open(place, {name: head}, info, precision=precision.name, device=device)
+    return _open(place, model.heads, info, precision=precision.name, device=device)
 
 
 def _gold(stored: ModelFolder, model: Model, checks: Iterable[str | Target], split: str | None) -> list[Gold]:
@@ -320,11 +337,6 @@ def _opset(path: Path) -> int:
     return next(int(found.version) for found in model.opset_import if found.domain in ("", "ai.onnx"))
 
 
-def has_export(stored: ModelFolder, precision: str) -> bool:
-    """Whether there is an export in this precision, fresh or not."""
-    return precision in stored.exports
-
-
 def untaken(stored: ModelFolder, precision: str, heads: Collection[str]) -> str | None:
     """Why an export is not taken unless it is named, beside that there is no usable one; None if it may be.
 
@@ -336,9 +348,7 @@ def untaken(stored: ModelFolder, precision: str, heads: Collection[str]) -> str 
         return "is taken only if it is named"
     if kind.device not in (None, report["device"]):
         return f"is taken only if it is named: it was not compared with PyTorch on {kind.device}"
-    moved = [
-        name for name, check in report["checks"].items() if name in heads and not abs(check["points"]) <= MAX_POINTS
-    ]
+    moved = [name for name, check in report["checks"].items() if name in heads and moves(check["points"])]
     return f"is taken only if it is named: it moves the metric of {listing(moved)}" if moved else None
 
 

@@ -12,6 +12,7 @@ from nlptasks.data import load_part
 from nlptasks.engine import CHUNK_ITEMS, Engine
 from nlptasks.files import check_columns
 from nlptasks.heads.base import Head
+from nlptasks.types import Row
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,18 @@ class Gold:
         return Evaluation(self.head, self.split, head.main_metric, metrics, head.measured_by())
 
 
+def rows_of(target: Target, head: Head, split: str | None) -> tuple[str, list[Row]]:
+    """The part of a target's data, or of the head's sample if it names none, and its rows.
+
+    Raises:
+        UsageError: a column is renamed to what the head does not read.
+        DataError: the data cannot be used, or have no such part.
+    """
+    place = Path(target.data) if target.data else head.sample_folder()
+    check_columns(target.columns, head.fields)
+    return load_part(place, split, head.formats, target.columns)
+
+
 def read_gold(target: Target, name: str, head: Head, *, split: str | None = None) -> Gold:
     """The labelled examples of a target, of the head's sample if it names no data.
 
@@ -69,7 +82,5 @@ def read_gold(target: Target, name: str, head: Head, *, split: str | None = None
         UsageError: a column is renamed to what the head does not read.
         DataError: the data cannot be used, or have no such part.
     """
-    place = Path(target.data) if target.data else head.sample_folder()
-    check_columns(target.columns, head.fields)
-    part, rows = load_part(place, split, head.formats, target.columns)
+    part, rows = rows_of(target, head, split)
     return Gold(name, part, head.read_gold(rows))

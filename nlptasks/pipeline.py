@@ -89,19 +89,15 @@ class Pipeline:
         Raises:
             DataError: a head that was asked for by name cannot read it, or none can and it is no bare text.
         """
-        item: dict[str, Any] = {}
-        problems = []
-        for name, head in self.heads.items():
-            try:
-                item[name] = head.read(without_gold(row, head))
-            except DataError as problem:
-                if name in self._required:
-                    raise
-                problems.append(problem)
+        item, problems = examples_of(self.heads, row)
+        for name, problem in problems.items():
+            if name in self._required:
+                raise problem
         if not item and problems:
+            first = next(iter(problems.values()))
             if not _is_bare_text(row):
-                raise problems[0]
-            _log.warning("%s; it is left out, since no head reads bare texts", problems[0])
+                raise first
+            _log.warning("%s; it is left out, since no head reads bare texts", first)
         return item
 
 
@@ -233,7 +229,7 @@ def _backend(stored: ModelFolder, wanted: str, heads: list[str], device: str) ->
         ):
             return _open_onnx(precision)
     if wanted == "auto":
-        for precision in stored.exports:
+        for precision in [name for name in PRECISIONS if name in stored.exports]:
             reason = untaken(stored, precision, heads) or "is made for another device"
             problem = export_problem(stored, precision, heads) or f"has an ONNX export in {precision}, which {reason}"
             _log.warning("%s %s; PyTorch is used", stored.path, problem)
@@ -252,7 +248,18 @@ def _unknown(backend: str) -> UsageError:
     return UsageError(f"backend {backend!r}", "is unknown", did_you_mean(backend, ("auto", "onnx", *BACKENDS)))
 
 
-def without_gold(row: Row, head: Head) -> Row:
+def examples_of(heads: Mapping[str, Head], row: Row) -> tuple[dict[str, Any], dict[str, DataError]]:
+    """The example of a row without its gold answer, for each head that can read it; and why the others cannot."""
+    examples, problems = {}, {}
+    for name, head in heads.items():
+        try:
+            examples[name] = head.read(_without_gold(row, head))
+        except DataError as problem:
+            problems[name] = problem
+    return examples, problems
+
+
+def _without_gold(row: Row, head: Head) -> Row:
     """The row without its gold answer, which may be wrong where nobody asks for it."""
     return replace(row, fields={name: value for name, value in row.fields.items() if name not in head.gold_fields})
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import onnx
-
 _PRODUCTS = ("MatMul", "Gemm")
 """The operators whose constant weights become int8."""
 
@@ -43,6 +41,7 @@ class Precision:
 
 def _to_fp16(path: Path) -> None:
     """Weights and most operators in fp16; what the graph takes and gives stays fp32, but for what steps hand on."""
+    import onnx
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
     model = onnx.load(path)
@@ -67,6 +66,7 @@ def _to_int8(path: Path) -> None:
 
     7 bits of the 8 are used: processors with AVX2 alone add products in 16 bits, which 8 bits overflow.
     """
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load(path)
@@ -89,6 +89,8 @@ def _to_int8(path: Path) -> None:
 
 
 def _save(model: Any, path: Path) -> None:
+    import onnx
+
     _remove(path)
     onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")
 

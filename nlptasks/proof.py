@@ -50,7 +50,17 @@ def check_all(model: Model, tokenizer: Tokenizer, onnx: Runtime, gold: Sequence[
 def _check(gold: Gold, perfect: float, before: Engine, after: Engine) -> Check:
     found = [gold.measure(engine) for engine in (before, after)]
     one, two = (float(each.metrics[each.main_metric]) for each in found)
-    return Check(found[0].main_metric, gold.split, len(gold.examples), one, two, 100 * (two - one) / perfect)
+    return Check(found[0].main_metric, gold.split, len(gold.examples), one, two, points(one, two, perfect))
+
+
+def points(before: float, after: float, perfect: float) -> float:
+    """By how many points a metric moves; `perfect` is what it is for answers without a fault."""
+    return 100 * (after - before) / perfect
+
+
+def moves(points: float) -> bool:
+    """Whether these are too many for the answers to count as the same; nan is."""
+    return not abs(points) <= MAX_POINTS
 
 
 def refuse_drift(where: str, checks: Mapping[str, Check]) -> None:
@@ -60,7 +70,7 @@ def refuse_drift(where: str, checks: Mapping[str, Check]) -> None:
         BackendError: a metric moves by more than `MAX_POINTS`.
     """
     for head, check in checks.items():
-        if not abs(check.points) <= MAX_POINTS:  # nan is none that is kept
+        if moves(check.points):
             moved = f"moves {check.metric} of {head} from {check.torch:.4f} to {check.onnx:.4f} ({check.points:+.1f} points)"
             fix = "take another precision, or accept it with --accept-drift"
             raise BackendError(where, f"{moved} on {check.rows} rows of {check.split}, and was not written", fix)

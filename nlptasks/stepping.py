@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +26,7 @@ class StepGraph(Graph):
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
         self.decoder = decoder
-        self.limits = {"tokens": decoder.vocabulary_size, "mask": 2}
+        self.limits = {"tokens": decoder.vocabulary_size, "mask": 2, "rows": sys.maxsize}  # none from the end
         self.axes = {
             "tokens": (0, 1, 2),
             "rows": (0, 1),

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from nlptasks.config import Target
-from nlptasks.data import load_part
 from nlptasks.engine import CHUNK_ITEMS
 from nlptasks.errors import DataError, NlptasksError, UsageError, first_line
 from nlptasks.files import TEXTS, read_file
 from nlptasks.heads.base import Head
-from nlptasks.measuring import Gold, read_gold
+from nlptasks.measuring import Gold, read_gold, rows_of
 from nlptasks.model import ModelFolder
-from nlptasks.pipeline import pipeline, without_gold
+from nlptasks.pipeline import examples_of, pipeline
 from nlptasks.types import Row
 
 TRANSFORMERS = "transformers.pipeline"
@@ -76,11 +75,7 @@ class Plan:
         if self.source:
             texts = islice(read_file(Path(self.source), TEXTS, {}), self.most)
             return [row for row in texts if _item(heads, row)]
-        found = []
-        for name, head in heads.items():
-            target = self.target(name)
-            place = Path(target.data) if target.data else head.sample_folder()
-            found.append(load_part(place, self.split, head.formats, target.columns)[1][: self.most])
+        found = (rows_of(self.target(name), head, self.split)[1][: self.most] for name, head in heads.items())
         return [row for row in chain.from_iterable(found) if _item(heads, row)]
 
 
@@ -159,14 +154,8 @@ class _Theirs:
 
 
 def _item(heads: Mapping[str, Head], row: Row) -> dict[str, Any]:
-    """The examples of a row without its gold answer, for each head that can read it."""
-    found = {}
-    for name, head in heads.items():
-        try:
-            found[name] = head.read(without_gold(row, head))
-        except NlptasksError:  # a row of another head's data
-            continue
-    return found
+    """The examples of a row, for each head that can read it: it may be one of another head's data."""
+    return examples_of(heads, row)[0]
 
 
 def _text(head: Head, example: Any) -> str:

@@ -248,7 +248,7 @@ def test_bytes_on_stdin_that_are_not_utf8(trained: Path) -> None:
 def test_help_imports_neither_torch_nor_numpy() -> None:
     code = (
         "import sys; from click.testing import CliRunner; from nlptasks.cli.main import main\n"
-        "for name in ('', 'train', 'evaluate', 'predict', 'export', 'show', 'tasks', 'doctor'):\n"
+        "for name in ('', 'train', 'evaluate', 'predict', 'export', 'benchmark', 'show', 'tasks', 'doctor'):\n"
         "    done = CliRunner().invoke(main, [*filter(None, [name]), '--help'])\n"
         "    assert done.exit_code == 0 and 'Usage' in done.output\n"
         "    assert name == '' or '--debug' in done.output\n"

@@ -19,7 +19,7 @@ from answering import TEXTS, contents, copied
 from runs import code_of, forked
 
 from nlptasks import disk, editing, exporting
-from nlptasks.errors import BackendError, ModelError
+from nlptasks.errors import ModelError
 from nlptasks.exporting import export
 from nlptasks.model import Model
 from nlptasks.parity import Parity
@@ -212,15 +212,7 @@ def test_an_export_that_would_wait_for_another_does_not_begin(
         export(model)
 
 
-ASKS_TOO_LATE = pytest.mark.xfail(
-    strict=True, raises=(AssertionError, BackendError), reason="it says that files cannot be written or read"
-)
-
-
-@pytest.mark.parametrize(
-    "moment",
-    [pytest.param("_export_graphs", marks=ASKS_TOO_LATE), pytest.param("_opened", marks=ASKS_TOO_LATE), "locked"],
-)
+@pytest.mark.parametrize("moment", ["_export_graphs", "_opened", "locked"])
 def test_a_model_can_be_edited_while_it_is_exported_and_the_export_is_not_kept(
     quick: None, exported: Path, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

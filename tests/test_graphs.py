@@ -109,6 +109,7 @@ NOT_STEP: dict[str, tuple[str, Change]] = {
     "inputs of another": ("the inputs: are ids, mask", lambda given: (given.clear(), given.update(ids=1, mask=1))),
     "too large": ("input 'tokens': holds .* to 99999, expected 0 to ", turned("tokens", put(99999))),
     "negative": ("input 'tokens': holds -1 to .*, expected 0 to ", turned("tokens", put(-1))),
+    "row from the end": ("input 'rows': holds -1 to .*, expected 0 to ", turned("rows", put(-1))),
     "mask of 2": ("input 'mask': holds 0 to 2, expected 0 to 1", turned("mask", put(2))),
     "list": ("input 'rows': is list, expected a numpy array of int64", turned("rows", lambda rows: rows.tolist())),
 }
@@ -119,7 +120,6 @@ UNFIT_ENCODE: dict[str, Change] = {
 }
 UNFIT_STEP: dict[str, Change] = {
     "row too large": turned("rows", put(99)),
-    "negative row": turned("rows", put(-99)),
     "other states": turned("cross_key_0", lambda states: states[:, :, :, :-1]),
 }
 

@@ -345,3 +345,11 @@ def test_what_is_made_for_cuda_is_not_verified_without_it(fp16: Made) -> None:
 def test_an_export_is_verified_on_the_device_that_it_is_made_for(precision: str, device: str, verified: bool) -> None:
     report = ExportReport("", precision, "", 20, device, 0.0, 1.0, (), {}, {}, {})
     assert report.verified == verified
+
+
+def test_an_export_in_a_precision_of_another_version_is_passed_over(
+    choosing: Callable[..., str], notes: list[str]
+) -> None:
+    assert choosing({"fp8": ("cpu", {})}, ["ner"], gpu=False) == "torch"
+    assert choosing({"fp8": ("cpu", {}), "fp32": ("cpu", {})}, ["ner"], gpu=False) == "fp32"
+    assert notes == []

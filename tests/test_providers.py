@@ -182,7 +182,7 @@ def test_what_is_not_known_is_not_made_up(gpu_wheel: Machine, error: str | None,
 def test_the_error_of_a_session_has_reason_and_fix(gpu_wheel: Machine, tmp_path: Path) -> None:
     gpu_wheel.providers, gpu_wheel.build = [CPU], {"package_name": "onnxruntime"}
     path = tmp_path / "smallest.onnx"
-    path.write_bytes(providers._smallest_graph())
+    path.write_bytes(providers.smallest_graph())
     with pytest.raises(BackendError) as caught:
         open_session(path, "cuda")
     reason, fix = cuda_problem()

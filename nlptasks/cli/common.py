@@ -17,6 +17,7 @@ import click
 from nlptasks.cli.configfile import added
 from nlptasks.config import DEVICES, Target, default_of, parse_target, settings_of, value_type
 from nlptasks.errors import DataErrors, NlptasksError, UsageError, did_you_mean
+from nlptasks.precisions import PRECISIONS
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -29,7 +30,8 @@ backend_option = click.option(
     "--backend",
     default="auto",
     show_default=True,
-    help="auto (ONNX Runtime if there is a fresh export), torch, torch:bf16, onnx, onnx:fp32, onnx:fp16 or onnx:int8",
+    help="auto (ONNX Runtime if there is a fresh export), torch, torch:bf16, onnx, or one of its precisions: "
+    + ", ".join(f"onnx:{name}" for name in PRECISIONS),
 )
 set_option = click.option(
     "--set",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nlptasks.cli.common import Command, columns_option, make_targets, printable
+from nlptasks.precisions import PRECISIONS
 
 if TYPE_CHECKING:
     from nlptasks.exporting import ExportReport
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
 @click.argument("model")
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "int8"]),
+    type=click.Choice(list(PRECISIONS)),
     default="fp32",
     show_default=True,
-    help="of the weights: fp16 is for GPUs, int8 for CPUs",
+    help="of the weights: " + "; ".join(f"{one.name} {one.purpose}" for one in PRECISIONS.values()),
 )
 @click.option(
     "--check",

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import onnx
 import onnxruntime
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from nlptasks.errors import BackendError, first_line, listing, quote
+from nlptasks.runtime.providers import CPU, quiet, smallest_graph
 
 
 class OldRuntimeError(BackendError):
@@ -207,13 +208,13 @@ def check_versions(model: ModelProto, where: str) -> None:
 @functools.cache
 def newest_opset() -> int:
     """The newest opset that ONNX Runtime reads."""
-    return _newest(onnx.defs.onnx_opset_version(), lambda number: _smallest_graph(opset=number))
+    return _newest(onnx.defs.onnx_opset_version(), lambda number: smallest_graph(opset=number))
 
 
 @functools.cache
 def newest_ir_version() -> int:
     """The newest version of the format that ONNX Runtime reads."""
-    return _newest(onnx.IR_VERSION, lambda number: _smallest_graph(ir_version=number))
+    return _newest(onnx.IR_VERSION, lambda number: smallest_graph(ir_version=number))
 
 
 def _newest(known: int, graph: Callable[[int], bytes]) -> int:
@@ -221,20 +222,10 @@ def _newest(known: int, graph: Callable[[int], bytes]) -> int:
     return next((number for number in range(known + _MARGIN, 0, -1) if _opens(graph(number))), 0)
 
 
-def _smallest_graph(*, opset: int = 18, ir_version: int = 10) -> bytes:
-    """A graph of one op, which is as old as ONNX."""
-    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "smallest", value[:1], value[1:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
-    content: bytes = model.SerializeToString()
-    return content
-
-
 def _opens(content: bytes) -> bool:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what is refused is found out, not told
     try:
-        onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        with quiet() as options:
+            onnxruntime.InferenceSession(content, options, providers=[CPU])
     except Exception:  # the runtime's exceptions have no common class
         return False
     return True

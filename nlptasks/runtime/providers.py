@@ -96,7 +96,7 @@ def _session_error(provider: str) -> str | None:
     try:
         with quiet() as options:
             session = onnxruntime.InferenceSession(
-                _smallest_graph(),
+                smallest_graph(),
                 options,
                 providers=[(provider, _OPTIONS.get(provider, {}))],
                 enable_fallback=0,  # else it prints the error, and takes the CPU
@@ -107,14 +107,14 @@ def _session_error(provider: str) -> str | None:
     return None if session.get_providers()[0] == provider else ""
 
 
-def _smallest_graph() -> bytes:
+def smallest_graph(*, opset: int = 18, ir_version: int = 10) -> bytes:
+    """A graph of one op, which is as old as ONNX: what cannot run it runs nothing."""
     from onnx import TensorProto, helper
 
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "smallest", value[:1], value[1:])
-    content: bytes = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10
-    ).SerializeToString()
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
+    content: bytes = model.SerializeToString()
     return content
 
 
