@@ -6,6 +6,7 @@ and filled to a token budget; results come in the order of the examples.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +14,12 @@ from typing import Any
 
 from nlptasks.backbone import BackboneInfo
 from nlptasks.batching import collate, length_batches
-from nlptasks.errors import UsageError
+from nlptasks.errors import OutOfMemoryError, UsageError
 from nlptasks.heads.base import Head
 from nlptasks.tokenizer import Tokenizer
 from nlptasks.types import ENCODE, Outputs, Pass, Reading, Runtime, Source, Window
+
+_log = logging.getLogger("nlptasks")
 
 Item = Mapping[str, Any]
 """For one text, the example of each head that can read it, by the head's name."""
@@ -118,23 +121,45 @@ class Engine:
             lengths = [-(-len(own[names[0]]) // _MULTIPLE) * _MULTIPLE for own in group]  # as they will be padded
             budget = self.batch_tokens or BATCH_TOKENS[self.runtime.device]
             for batch in length_batches(lengths, budget, sorted(range(len(group)), key=lengths.__getitem__)):
-                for name, found in self._run(names, [group[index] for index in batch]):
-                    for index, one in zip(batch, found, strict=True):
-                        outputs[_key(group[index][name])][name] = one
+                for part, found in self._fitting(names, [group[index] for index in batch]):
+                    for name, collected in found.items():
+                        for own, one in zip(part, collected, strict=True):
+                            outputs[_key(own[name])][name] = one
         return outputs
 
-    def _run(
+    def _fitting(
         self, names: Sequence[str], batch: Sequence[Mapping[str, Window]]
-    ) -> Iterator[tuple[str, Sequence[Outputs]]]:
+    ) -> Iterator[tuple[Sequence[Mapping[str, Window]], dict[str, Sequence[Outputs]]]]:
+        """A batch in parts as large as the memory allows, each with what `_run` gives.
+
+        Raises:
+            OutOfMemoryError: it does not even allow a single window.
+        """
+        try:
+            found = self._run(names, batch)
+        except OutOfMemoryError as error:
+            if len(batch) == 1:
+                raise
+            _log.warning("%s; %d windows are run in halves: take fewer tokens for a batch", error.problem, len(batch))
+        else:
+            yield batch, found
+            return
+        middle = len(batch) // 2  # outside of except, where the error would still hold what the failed run had made
+        yield from self._fitting(names, batch[:middle])
+        yield from self._fitting(names, batch[middle:])
+
+    def _run(self, names: Sequence[str], batch: Sequence[Mapping[str, Window]]) -> dict[str, Sequence[Outputs]]:
         """The outputs of some heads for a batch, by the head's name."""
         first = [own[names[0]] for own in batch]
         arrays = collate(_few_sizes(first), self.info, multiple=_MULTIPLE)  # [B,S]
         given = self.runtime.run(ENCODE, {name: arrays[name] for name in self.info.inputs}, names)
+        collected: dict[str, Sequence[Outputs]] = {}
         for name in names:
             head = self.heads[name]
             own = {row: windows[name] for row, windows in enumerate(batch)}
             named = {key: given[f"{name}.{key}"] for key in head.outputs}
-            yield name, head.collect(Pass(name, own, arrays["mask"], named, self.runtime))
+            collected[name] = head.collect(Pass(name, own, arrays["mask"], named, self.runtime))
+        return collected
 
 
 _Key = tuple[bytes, bytes, bool]

@@ -5,7 +5,7 @@ NlptasksError
 ├── DataError      3   a file or row that cannot be used; DataErrors: several of them
 ├── ModelError     4   a model folder or backbone that cannot be used
 ├── TrainingError  5   training that cannot go on
-├── BackendError   6   a device or runtime that cannot do what was asked
+├── BackendError   6   a device or runtime that cannot do what was asked; OutOfMemoryError: not so much at a time
 └── PluginError    7   a head that cannot be found or loaded
 """
 
@@ -160,6 +160,10 @@ class BackendError(NlptasksError):
     """A device or runtime that cannot do what was asked."""
 
     exit_code = 6
+
+
+class OutOfMemoryError(BackendError):
+    """More at a time than the device has memory for."""
 
 
 class PluginError(NlptasksError):

@@ -10,8 +10,11 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from answering import TEXTS, check_same, check_threads, numbers_of, opened, run
@@ -19,9 +22,12 @@ from runs import code_of, forked
 from torch import nn
 
 import nlptasks
-from nlptasks.errors import UsageError
+from nlptasks.errors import OutOfMemoryError, UsageError
 from nlptasks.runtime import pytorch
+from nlptasks.runtime.onnx import OnnxRuntime
+from nlptasks.runtime.providers import CUDA
 from nlptasks.runtime.pytorch import has_bf16, open_torch, pack_linears
+from nlptasks.types import ENCODE, Tensors
 
 BACKENDS = ["torch", "onnx:fp32"]
 CPU = torch.device("cpu")
@@ -157,6 +163,104 @@ def test_the_number_of_threads_makes_no_difference(exported: Path) -> None:
     assert one == two
     assert one["torch"] == one["onnx:fp32"]
     assert len(one["torch"][0]) == 2
+
+
+# More at a time than there is memory for
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_does_not_fit_into_memory_is_run_in_halves(
+    both_exported: Path, backend: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe = opened(both_exported, backend)
+    texts = [f"{text} {number}" for number in range(8) for text in TEXTS]
+    expected, run, heights = pipe(texts), pipe.engine.runtime.run, []
+
+    def tight(graph: str, inputs: Tensors, heads: Any = None) -> Tensors:
+        heights.append(len(inputs["ids"]))
+        if heights[-1] > most:
+            raise OutOfMemoryError(f"the graph {graph}", "is too much", "give less")
+        return run(graph, inputs, heads)
+
+    most = 4
+    monkeypatch.setattr(pipe.engine.runtime, "run", tight)
+    with caplog.at_level("WARNING", "nlptasks"):
+        check_same(pipe(texts), expected)
+    assert max(heights) > most
+    assert any("are run in halves" in line for line in caplog.messages)
+    most = 0
+    heights.clear()
+    with pytest.raises(OutOfMemoryError, match="the graph encode: is too much"):
+        pipe(texts)
+    assert heights[-1] == 1
+    assert len(heights) < 10  # one part that fails ends it
+
+
+class _Hungry(nn.Module):
+    """Takes more memory than there is anywhere."""
+
+    def forward(self, inputs: Tensors, heads: Any = None) -> Tensors:
+        return {"own": torch.ones(1).expand(2**46).clone()}
+
+
+def _hungry_graph(path: Path) -> OnnxRuntime:
+    """The same on ONNX Runtime."""
+    values = [
+        onnx.helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ["n"]),
+        onnx.helper.make_tensor_value_info("own", onnx.TensorProto.FLOAT, None),
+    ]
+    nodes = [
+        onnx.helper.make_node("ConstantOfShape", ["ids"], ["own"]),
+    ]
+    graph = onnx.helper.make_graph(nodes, "hungry", values[:1], values[1:])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10), path)
+    return OnnxRuntime({ENCODE: path}, device="cpu", precision="fp32")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_too_little_memory_is_known_by_what_the_runtimes_say(backend: str, tmp_path: Path) -> None:
+    hungry = {
+        "torch": lambda: pytorch.TorchRuntime({ENCODE: _Hungry()}, CPU),
+        "onnx:fp32": lambda: _hungry_graph(tmp_path / "model.onnx"),
+    }
+    with pytest.raises(OutOfMemoryError, match="the graph encode") as caught:
+        hungry[backend]().run(ENCODE, {"ids": np.array([2**46])})
+    assert caught.value.exit_code == 6
+
+
+# R4: nodes that are not where they should be
+
+
+class _OnCuda:
+    """A session as it looks where CUDA runs most of a graph."""
+
+    def get_providers(self) -> list[str]:
+        return [CUDA, "CPUExecutionProvider"]
+
+    def get_inputs(self) -> list[Any]:
+        return []
+
+    def get_outputs(self) -> list[Any]:
+        return [SimpleNamespace(name="ner.logits")]
+
+    def get_provider_graph_assignment_info(self) -> list[Any]:
+        placed = {CUDA: 29, "CPUExecutionProvider": 1}
+        return [SimpleNamespace(ep_name=name, get_nodes=lambda n=number: [None] * n) for name, number in placed.items()]
+
+
+def test_the_share_of_nodes_on_each_provider_is_told(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime: Any = opened(exported, "onnx:fp32").engine.runtime
+    assert runtime.shares == {"CPUExecutionProvider": 1}  # as the runtime itself says
+    assert runtime.name == "ONNX Runtime fp32 on the CPU"
+    monkeypatch.setattr("nlptasks.runtime.onnx.open_session", lambda *_: _OnCuda())
+    with caplog.at_level("INFO", "nlptasks"):
+        runtime = opened(exported, "onnx:fp32").engine.runtime
+    assert runtime.shares == {CUDA: 29 / 30, "CPUExecutionProvider": 1 / 30}
+    assert "ner runs on ONNX Runtime fp32 on CUDA (97% of the nodes)" in caplog.messages
+    monkeypatch.delattr(_OnCuda, "get_provider_graph_assignment_info")  # as before ONNX Runtime could say
+    assert opened(exported, "onnx:fp32").engine.runtime.name == "ONNX Runtime fp32 on CUDA"
 
 
 # bf16, and backends that are none

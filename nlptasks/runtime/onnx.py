@@ -7,7 +7,9 @@ and another takes, as states and caches, is handed on without being copied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +22,7 @@ import torch
 from onnx import TensorProto, helper
 from onnxruntime import OrtValue
 
-from nlptasks.errors import BackendError, first_line, listing
+from nlptasks.errors import BackendError, OutOfMemoryError, first_line, listing
 from nlptasks.runtime.cutting import cut
 from nlptasks.runtime.providers import CPU, CUDA, Provider, cuda_problem, quiet, wanted_providers
 from nlptasks.types import ENCODE_INPUTS, Floats, Ints, Tensors
@@ -30,6 +32,9 @@ _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _SLOW_ON_CPU = ["SkipLayerNormFusion", "BiasGeluFusion"]
 """Fusions that cost more than they save there: of MiniLM, for 960 tokens, norms took 9.4 ms fused with a sum, and 3 apart;
 activations 4.1 and 3."""
+
+_NO_MEMORY = re.compile("failed to allocate memory|out of memory|bad_alloc|alloc_failed", re.IGNORECASE)
+"""What ONNX Runtime, C++, CUDA and cuBLAS say; no error is of a kind of its own."""
 
 _KINDS = {
     "tensor(int64)": TensorProto.INT64,
@@ -52,6 +57,10 @@ class OnnxRuntime:
         precision: of the export, for messages.
         limits: of the graphs' inputs.
 
+    Attributes:
+        shares: of all nodes, the part that each provider runs, by its name; nothing if the runtime is too old to say. Those that
+            only compute shapes are few, and on the CPU even where all else is on CUDA.
+
     Raises:
         BackendError: CUDA was asked for and does not load, or a file is no usable graph.
     """
@@ -72,7 +81,10 @@ class OnnxRuntime:
         self._graphs = {
             graph: _Bound(graph, session, self.device, limits.get(graph, {})) for graph, session in sessions.items()
         }
-        self.name = f"ONNX Runtime {precision} on {'CUDA' if self.device == 'cuda' else 'the CPU'}"
+        self.shares = _shares(sessions.values())
+        told = f" ({self.shares[CUDA]:.0%} of the nodes)" if CUDA in self.shares else ""
+        place = f"CUDA{told}" if self.device == "cuda" else "the CPU"
+        self.name = f"ONNX Runtime {precision} on {place}"
 
     def run(self, graph: str, inputs: Tensors, heads: Sequence[str] | None = None) -> Tensors:
         """Run one graph, whole: ONNX Runtime leaves no node out for outputs that are not asked for.
@@ -84,6 +96,7 @@ class OnnxRuntime:
 
         Raises:
             BackendError: an input is missing, of another kind or rank, or holds a number that it may not; or the run fails.
+            OutOfMemoryError: it fails because the device has no memory for so much at a time.
         """
         return self._graphs[graph].run(inputs)
 
@@ -180,19 +193,22 @@ class _Bound:
         """The outputs by name."""
         self._check_names(given)
         arrays = {name: expected.checked(given[name]) for name, expected in self._inputs.items()}
+        try:
+            return self._bound(arrays)
+        except Exception as error:  # the runtime's exceptions have no common class
+            kind = OutOfMemoryError if _NO_MEMORY.search(str(error)) else BackendError
+            problem = f"fails on the {self._device} ({first_line(error)[:300]})"
+            raise kind(f"the graph {self._name}", problem, "give shorter texts, or take --backend torch") from error
+
+    def _bound(self, arrays: Mapping[str, Any]) -> dict[str, OrtValue]:
+        """The outputs for inputs that are in order."""
         values = {name: self._placed(value) for name, value in arrays.items()}
         binding = self._session.io_binding()
         for name, value in values.items():
             binding.bind_ortvalue_input(name, value)
         for name in self.outputs:
             binding.bind_output(name, self._device)
-        try:
-            self._session.run_with_iobinding(binding)
-        except Exception as error:  # the runtime's exceptions have no common class
-            problem = f"fails on the {self._device} ({first_line(error)[:300]})"
-            raise BackendError(
-                f"the graph {self._name}", problem, "give less at a time, or take --backend torch"
-            ) from error
+        self._session.run_with_iobinding(binding)
         return dict(zip(self.outputs, binding.get_outputs(), strict=True))
 
     def _placed(self, value: Any) -> OrtValue:
@@ -252,6 +268,7 @@ def _without_cuda() -> BackendError:
 def _session(content: str | bytes, weights: Path, providers: list[Provider]) -> onnxruntime.InferenceSession:
     with quiet() as options:
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(weights.resolve()))
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         options.intra_op_num_threads = torch.get_num_threads()  # as many as OMP_NUM_THREADS and the like allow
         options.enable_mem_pattern = False  # a plan is kept for every shape that comes by, and shapes vary
         return onnxruntime.InferenceSession(
@@ -261,6 +278,16 @@ def _session(content: str | bytes, weights: Path, providers: list[Provider]) -> 
             disabled_optimizers=_SLOW_ON_CPU if providers == [CPU] else None,
             enable_fallback=0,  # else it prints what fails, and takes the CPU
         )
+
+
+def _shares(sessions: Iterable[onnxruntime.InferenceSession]) -> dict[str, float]:
+    """Of the nodes of all sessions, the part that each provider runs."""
+    counts: Counter[str] = Counter()
+    for session in sessions:
+        if hasattr(session, "get_provider_graph_assignment_info"):
+            for part in session.get_provider_graph_assignment_info():
+                counts[part.ep_name] += len(part.get_nodes())
+    return {provider: count / counts.total() for provider, count in counts.most_common()}
 
 
 def _on_cuda(session: onnxruntime.InferenceSession) -> bool:

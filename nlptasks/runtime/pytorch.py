@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nlptasks.errors import BackendError, UsageError, listing
+from nlptasks.errors import BackendError, OutOfMemoryError, UsageError, first_line, listing
 from nlptasks.types import ENCODE, Floats, Ints, Tensors
+
+_NO_MEMORY = "can't allocate memory"
+"""What PyTorch says on the CPU, where it raises no error of a kind of its own."""
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -149,10 +152,14 @@ class TorchRuntime:
         self.name = f"PyTorch{shown} on {'the CPU' if device.type == 'cpu' else device}"
 
     def run(self, graph: str, inputs: Tensors, heads: Sequence[str] | None = None) -> Tensors:
-        """Run one graph on integer arrays, of `encode` what these heads need."""
+        """Run one graph on integer arrays, of `encode` what these heads need.
+
+        Raises:
+            OutOfMemoryError: the device has no memory for so much at a time.
+        """
         module = self._graphs[graph]
-        moved = {name: torch.as_tensor(value, device=self._device) for name, value in inputs.items()}
-        with torch.inference_mode(), self._cast():
+        with _memory(f"the graph {graph}"), torch.inference_mode(), self._cast():
+            moved = {name: torch.as_tensor(value, device=self._device) for name, value in inputs.items()}
             outputs: Tensors = module(moved) if heads is None else module(moved, heads)
         return outputs
 
@@ -165,10 +172,28 @@ class TorchRuntime:
     def fetch(self, tensor: Any) -> Floats:
         """One output as a numpy array."""
         assert isinstance(tensor, Tensor)
-        array: Floats = tensor.float().cpu().numpy()
+        with _memory("an output"):
+            array: Floats = tensor.float().cpu().numpy()
         return array
 
     def take(self, tensor: Any, rows: Ints) -> Any:
         """Some rows of one output."""
         assert isinstance(tensor, Tensor)
-        return tensor[torch.from_numpy(rows).to(tensor.device)]
+        with _memory("rows of an output"):
+            return tensor[torch.from_numpy(rows).to(tensor.device)]
+
+
+@contextlib.contextmanager
+def _memory(where: str) -> Iterator[None]:
+    """PyTorch's errors of too little memory, as ours.
+
+    Raises:
+        OutOfMemoryError: there was one.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and _NO_MEMORY not in str(error):
+            raise
+        fix = "give shorter texts, or take another --device"
+        raise OutOfMemoryError(where, first_line(error)[:300], fix) from error
