@@ -71,6 +71,7 @@ def refuse_drift(where: str, checks: Mapping[str, Check]) -> None:
     """
     for head, check in checks.items():
         if moves(check.points):
-            moved = f"moves {check.metric} of {head} from {check.torch:.4f} to {check.onnx:.4f} ({check.points:+.1f} points)"
+            by = f"{check.points:+.2f} points, expected at most {MAX_POINTS} either way"
+            moved = f"moves {check.metric} of {head} from {check.torch:.4f} to {check.onnx:.4f} ({by})"
             fix = "take another precision, or accept it with --accept-drift"
             raise BackendError(where, f"{moved} on {check.rows} rows of {check.split}, and was not written", fix)
