@@ -1,6 +1,6 @@
 """Readers: a file as rows. Strict: what does not fit is an error with file and line, never a guess.
 
-All files are lines of UTF-8 text, plain or gzip; see `nlptasks.lines`.
+All but spaCy's are lines of UTF-8 text, plain or gzip; see `nlptasks.lines`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from nlptasks.docbin import read_docbin
 from nlptasks.errors import DataError, UsageError, did_you_mean, listing, quote
 from nlptasks.jsontext import parse_json, refuse_twice
 from nlptasks.lines import MAX_LINE_BYTES, read_lines, whole_lines, without_end
@@ -235,7 +236,13 @@ def pairs_of(first: str, second: str) -> Reader:
     return read
 
 
-TABLES: Mapping[str, Reader] = {".jsonl": read_jsonl, ".ndjson": read_jsonl, ".csv": read_csv, ".tsv": read_tsv}
+TABLES: Mapping[str, Reader] = {
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+    ".spacy": read_docbin,
+}
 """The readers of files whose records have named fields, by suffix."""
 
 TEXTS: Mapping[str, Reader] = {**TABLES, ".txt": read_text, ".source": read_text, "": read_text}

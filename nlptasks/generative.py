@@ -348,6 +348,13 @@ class GenerativeHead(Head):
         texts = result if isinstance(result, list) else [result]
         return [(example.source, ""), *((f" -> {one.text}", "truncated" if one.truncated else "") for one in texts)]
 
+    def annotate(self, doc: Any, result: Any, name: str) -> None:
+        """The task's attribute of the document has the best text."""
+        for place in self.assigns:
+            attribute = place.removeprefix("doc._.")
+            if doc._.get(attribute) is None:
+                doc._.set(attribute, best(result).text)
+
 
 def best(result: Any) -> Text:
     """The best of the texts that were written, of one or of several."""

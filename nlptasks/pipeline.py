@@ -108,6 +108,7 @@ def pipeline(
     backend: str = "auto",
     device: str = "auto",
     options: Options | None = None,
+    batch_tokens: int | None = None,
 ) -> Pipeline:
     """Open a model for prediction.
 
@@ -121,6 +122,7 @@ def pipeline(
             was compared with PyTorch there, else fp32; int8 only if it is named.
         device: ``auto``, ``cpu`` or ``cuda``.
         options: options of the heads that may be changed at run, by head's name (or its task, as above) and option.
+        batch_tokens: tokens in a batch, padding included; None for what suits the device.
 
     Raises:
         UsageError: no model, unknown head, backend, device or option.
@@ -136,8 +138,10 @@ def pipeline(
     names = [heads] if isinstance(heads, str) else None if heads is None else list(heads)
     if names == []:
         raise UsageError("pipeline", "names no head", "name one or several, or None for all")
+    if batch_tokens is not None and batch_tokens < 1:
+        raise UsageError(f"batch_tokens {batch_tokens}", "expected 1 or more", "leave it out for what suits the device")
     open_model = _open_checkpoint if _is_checkpoint(str(model)) else _open_stored
-    engine = open_model(str(model), names, backend, device, options or {})
+    engine = replace(open_model(str(model), names, backend, device, options or {}), batch_tokens=batch_tokens)
     _log.info("%s runs on %s", listing(engine.heads), engine.runtime.name)
     return Pipeline(engine, single=isinstance(heads, str), required=list(engine.heads) if heads is not None else [])
 

@@ -6,55 +6,71 @@ everybody: so this module imports nothing but spaCy, and all that can fail happe
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import TYPE_CHECKING
 
 from spacy.language import Language
-from spacy.tokens import Doc
 
 if TYPE_CHECKING:
-    from nlptasks.pipeline import Pipeline
+    from nlptasks.documents import Component
 
-_RESULTS = "nlptasks"
-_DEFAULTS = {"model": None, "heads": None, "backend": "auto", "device": "auto"}
+_DEFAULTS = {
+    "model": None,
+    "heads": None,
+    "backend": "auto",
+    "device": "auto",
+    "ents": "keep",
+    "batch_tokens": None,
+    "store": "copy",
+}
+_ASSIGNS = ["doc.ents", "doc.spans", "doc.cats", "doc._.nlptasks", "doc._.answer", "span._.score"]
 
 
-@Language.factory("nlptasks", default_config=_DEFAULTS, assigns=["doc.ents", "doc.spans", "doc._.nlptasks"])
+@Language.factory("nlptasks", default_config=_DEFAULTS, assigns=_ASSIGNS)
 def make_component(
-    nlp: Language, name: str, model: str | None, heads: list[str] | None, backend: str, device: str
+    nlp: Language,
+    name: str,
+    model: str | None,
+    heads: list[str] | None,
+    backend: str,
+    device: str,
+    ents: str,
+    batch_tokens: int | None,
+    store: str,
 ) -> Component:
-    """Open a model for a pipeline.
+    """A model's heads as a component; see `nlptasks.documents.Settings` for what each argument means.
 
     Raises:
-        UsageError: no model, or no such head.
+        UsageError: no model, no such head, or an argument that cannot be.
         ModelError: the folder is no model.
         BackendError: the device cannot be had.
     """
-    from nlptasks.pipeline import pipeline
+    from nlptasks.documents import Component, Settings
 
-    if not Doc.has_extension(_RESULTS):
-        Doc.set_extension(_RESULTS, getter=_results)
-    return Component(pipeline(heads, model=model, backend=backend, device=device))
+    settings = Settings(
+        model=model,
+        heads=tuple(heads) if heads is not None else None,
+        backend=backend,
+        device=device,
+        ents=ents,
+        batch_tokens=batch_tokens,
+        store=store,
+    )
+    component = Component(name, settings)
+    if not _is_built_from_config():
+        component.open()
+    return component
 
 
-def _results(doc: Doc) -> dict[str, Any]:
-    results: dict[str, Any] = doc.user_data.setdefault(_RESULTS, {})
-    return results
+def _is_built_from_config() -> bool:
+    """Whether a whole pipeline is being built from a config, as by `spacy.load`.
 
-
-class Component:
-    """Runs heads on documents; ``doc._.nlptasks[HEAD]`` has their results, and each head writes what spaCy has a place for.
-
-    Args:
-        pipe: a pipeline that gives results by head.
+    The model that the config names may be gone by then, and need not be opened: the pipeline's folder or bytes, which are read
+    next, hold their own. Who adds a component by hand is told at once if there is no such model. spaCy gives a factory no sign of
+    which of the two it is called for.
     """
-
-    def __init__(self, pipe: Pipeline) -> None:
-        self._pipe = pipe
-
-    def __call__(self, doc: Doc) -> Doc:
-        """The document, with what the heads found."""
-        results: dict[str, Any] = self._pipe(doc.text)
-        for name, result in results.items():
-            _results(doc)[name] = result
-            self._pipe.heads[name].annotate(doc, result, name)
-        return doc
+    code = Language.from_config.__func__.__code__  # type: ignore[attr-defined]
+    frame = sys._getframe()
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame is not None

@@ -28,7 +28,7 @@ ROWS = [
             "textscores",
         )
     }
-    | {f"nlptasks.{name}" for name in ("lines", "jsontext", "files", "fields")}
+    | {f"nlptasks.{name}" for name in ("lines", "jsontext", "docbin", "files", "fields", "plain")}
     | {f"nlptasks.{name}" for name in ("disk", "folders", "weights", "hub", "architecture", "signals")},
     {f"nlptasks.{name}" for name in ("sharing", "backbone", "pretrained", "layers", "heads", "heads.base", "losses")}
     | {
@@ -54,8 +54,8 @@ ROWS = [
     },
     {f"nlptasks.{name}" for name in ("card", "editing", "exporting", "importing", "pipeline", "evaluation")}
     | {f"nlptasks.{name}" for name in ("destinations", "identity", "training", "benchmarking", "ways")}
-    | {f"nlptasks.{name}" for name in ("precisions", "tracing", "parity", "proof")},
-    {"nlptasks.spacy_component"},
+    | {f"nlptasks.{name}" for name in ("precisions", "tracing", "parity", "proof", "packing")},
+    {f"nlptasks.{name}" for name in ("spacy_component", "documents", "attributes")},
 ]
 HEADS, TOP = 3, 7
 

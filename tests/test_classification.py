@@ -319,16 +319,6 @@ def test_an_imported_head_reads_texts_and_pairs(info: BackboneInfo) -> None:
     assert head.read(row(text="x", text_pair="y")).source.second == "y"
 
 
-def test_heads_that_share_a_label_do_not_overwrite_each_other(info: BackboneInfo) -> None:
-    class Doc:
-        cats: dict[str, float] = {}  # noqa: RUF012
-
-    head = made(info, labels=("a", "b"))
-    head.annotate(Doc, Label("a", 0.6, {"a": 0.6, "b": 0.4}), "one")
-    head.annotate(Doc, Label("b", 0.7, {"b": 0.7, "a": 0.3}), "two")
-    assert Doc.cats == {"a": 0.6, "b": 0.4, "two.b": 0.7, "two.a": 0.3}
-
-
 def test_thresholds_are_those_with_the_highest_f1() -> None:
     draw = np.random.default_rng(3)
     right = (draw.random((300, 4)) < [0.5, 0.2, 0.05, 0.01]).astype(int)

@@ -1,47 +1,633 @@
-"""The spaCy component: found by name, harmless when spaCy starts, entities on tokens."""
+"""The spaCy component: one pass for all heads, written where spaCy has a place for it, through files, bytes and processes."""
 
 from __future__ import annotations
 
+import gc
+import json
+import os
+import pickle
+import shutil
 import subprocess
 import sys
+import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import covering
 import pytest
 import spacy
-from spacy.tokens import Doc
+from spacy import displacy
+from spacy.language import Language
+from spacy.tokens import Doc, DocBin, Span
+from spacy.util import load_model_from_config
 
-from nlptasks.errors import UsageError
+from nlptasks.documents import Component
+from nlptasks.errors import ModelError, UsageError
+from nlptasks.heads.ner import Entity
+from nlptasks.heads.qa import Answer
+from nlptasks.model import ModelFolder
+from nlptasks.pipeline import pipeline
 
 TEXT = "Ada Smith saw London ."
+TEXTS = [TEXT, "", "Bob left Paris .", "saw", "Cleo Smith left Rome and Berlin . " * 30, "Dan saw Berlin and Rome ."]
 
 
-def test_entities_stand_on_tokens_with_their_exact_results_beside(trained: Path) -> None:
-    nlp = spacy.blank("en")
-    nlp.add_pipe("nlptasks", config={"model": str(trained)})
+def blank(model: Path, language: str = "en", **config: Any) -> Language:
+    """A blank pipeline with the component."""
+    nlp = spacy.blank(language)
+    nlp.add_pipe("nlptasks", config={"model": str(model), **config})
+    return nlp
+
+
+def component_of(nlp: Language) -> Component:
+    found = nlp.get_pipe("nlptasks")
+    assert isinstance(found, Component)
+    return found
+
+
+def said(doc: Doc) -> dict[str, Any]:
+    """All that the component writes, as plain values."""
+    return {
+        "results": doc._.nlptasks,
+        "ents": [(ent.start_char, ent.end_char, ent.label_) for ent in doc.ents],
+        "cats": doc.cats,
+        "spans": {name: [(span.text, span.label_, span._.score) for span in own] for name, own in doc.spans.items()},
+    }
+
+
+def answering(component: Component, monkeypatch: pytest.MonkeyPatch, decode: Callable[[Any], Any]) -> None:
+    """Let the head `ner` of a component give what a function makes of its example."""
+    monkeypatch.setattr(component.heads["ner"], "decode", lambda example, *_: decode(example))
+
+
+@pytest.fixture(scope="module")
+def six(backbones: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a head of every task, which has hardly learned anything."""
+    place = tmp_path_factory.mktemp("six")
+    return covering.train(covering.targets(place / "data", rows=12), backbones / "bert", place / "model")
+
+
+# What is written
+
+
+def test_results_are_those_of_the_pipeline(both: Path) -> None:
+    nlp, pipe = blank(both), pipeline(model=both)
+    expected = pipe(TEXTS)
+    assert [nlp(text)._.nlptasks for text in TEXTS] == [pipe(text) for text in TEXTS]
+    assert [doc._.nlptasks for doc in nlp.pipe(TEXTS)] == expected
+    [entity, _] = expected[0]["ner"]
     doc = nlp(TEXT)
     assert [(ent.text, ent.label_) for ent in doc.ents] == [("Ada Smith", "PER"), ("London", "LOC")]
     assert [span.text for span in doc.spans["ner"]] == ["Ada Smith", "London"]
-    assert [entity.text for entity in doc._.nlptasks["ner"]] == ["Ada Smith", "London"]
-    assert len(nlp("")) == 0
+    assert doc.spans["ner"][0]._.nlptasks == entity
+    assert doc.ents[0]._.score == pytest.approx(entity.score)
+    assert doc[3:5]._.score is None
+    assert nlp.pipe_labels["nlptasks"] == ["LOC", "PER", "negative", "positive"]
 
 
-def test_an_earlier_entity_wins_and_tokens_are_widened(trained: Path) -> None:
-    nlp = spacy.blank("en")
-    component = nlp.add_pipe("nlptasks", config={"model": str(trained)})
-    doc = Doc(nlp.vocab, words=["AdaSmith", "saw", "London", "."])
-    doc.ents = [doc.char_span(13, 19, label="EARLIER")]
-    doc = component(doc)
-    assert doc.spans["ner"]
-    assert all(span.text in ("AdaSmith", "saw", "London", ".") for span in doc.spans["ner"])
-    assert [ent.label_ for ent in doc.ents if ent.text == "London"] == ["EARLIER"]
+@pytest.mark.parametrize("heads", [["mood"], ["topic", "mood"], None])
+def test_categories_have_the_heads_name_where_several_classify(both: Path, heads: list[str] | None) -> None:
+    doc = blank(both, heads=heads)("Ada smiled")
+    names = heads or ["mood", "topic"]
+    for name in names:
+        for label, score in doc._.nlptasks[name].scores.items():
+            assert doc.cats[label if len(names) == 1 else f"{name}.{label}"] == score
+    assert len(doc.cats) == 2 * len(names)
 
 
-def test_no_model_is_said_when_the_component_is_added() -> None:
-    with pytest.raises(UsageError, match="no model was given"):
-        spacy.blank("en").add_pipe("nlptasks")
+def test_an_empty_document_has_nothing(six: Path) -> None:
+    doc = blank(six)("")
+    assert len(doc.ents) == len(doc.cats) == len(doc.spans["ner"]) == 0
+    assert doc._.summary == ""
 
 
-def test_spacy_starts_without_torch() -> None:
-    code = "import sys; sys.modules['torch'] = None; import spacy; spacy.blank('en'); spacy.registry.factories.get('nlptasks')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+def test_every_head_writes_to_its_place(six: Path) -> None:
+    nlp = blank(six)
+    text = "The old bridge was formed of living fig roots, said Ada Smith in Rome."
+    doc = nlp(text)
+    results = pipeline(model=six)(text)
+    assert doc._.nlptasks == results
+    assert doc._.summary == results["summarization"].text
+    assert doc._.translation == results["translation"].text
+    question = "Of what was the bridge formed?"
+    [asked] = pipeline(["qa"], model=six)([{"question": question, "context": text}])
+    assert doc._.answer(question) == component_of(nlp).answer(doc, question) == asked["qa"]
+    assert isinstance(asked["qa"], Answer)
+    with pytest.raises(UsageError, match="is not read by ner of nlptasks"):
+        doc._.answer(question, head="ner")
+
+
+def test_questions_are_answered_where_only_this_head_is_opened(six: Path) -> None:
+    doc = blank(six, heads=["qa"])("Rome is old.")
+    assert doc._.nlptasks == {}
+    assert isinstance(doc._.answer("What is old?"), Answer)
+
+
+def test_a_model_without_such_a_head_answers_no_question(both: Path) -> None:
+    doc = blank(both)(TEXT)
+    with pytest.raises(UsageError, match=r"'Who\?': is not read by any head of nlptasks \(heads: ner, mood, topic\)"):
+        doc._.answer("Who?")
+
+
+def test_two_components_in_one_pipeline(six: Path, both: Path) -> None:
+    nlp = blank(six, heads=["qa"])
+    nlp.add_pipe("nlptasks", name="more", config={"model": str(both), "heads": ["mood"]})
+    doc = nlp(TEXT)
+    assert set(doc._.nlptasks) == {"mood"}
+    assert isinstance(doc._.answer("Who?"), Answer)
+
+
+# S3: offsets and tokens
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "entity", "widened"),
+    [
+        ("AdaSmith left", None, (0, 3), "AdaSmith"),
+        ("Ada\r\nSmith left", None, (0, 10), "Ada\r\nSmith"),
+        ("\U0001f469\u200d\U0001f680Ada left", None, (3, 6), "Ada"),
+        ("\U0001f469\u200d\U0001f680-Ada left", None, (4, 7), "-Ada"),
+        ("cafe\u0301 Ada", None, (0, 4), "cafe\u0301"),
+        ("a b", ["a", "b"], (2, 3), "b"),
+        ("don't", ["do", "n't"], (1, 4), "don't"),
+        ("in\xa0Rome", None, (3, 7), "Rome"),
+        ("Ada's.", ["Ada", "'s", "."], (0, 3), "Ada"),
+    ],
+)
+def test_entities_are_widened_to_tokens_and_counted(
+    trained: Path, text: str, words: list[str] | None, entity: tuple[int, int], widened: str,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    nlp = blank(trained)
+    spaces = [text.find(" ") >= 0] * len(words) if words and " " in text else [False] * len(words or [])
+    doc: Doc | str = Doc(nlp.vocab, words=words, spaces=spaces) if words else text
+    start, end = entity
+    exact = Entity(text[start:end], "PER", start, end, 0.5)
+    answering(component_of(nlp), monkeypatch, lambda example: [exact])
+    with caplog.at_level("WARNING", "nlptasks"):
+        doc = nlp(doc)
+    [span] = doc.spans["ner"]
+    assert span.text == widened
+    assert span in doc.ents
+    assert span._.nlptasks == exact
+    assert span._.score == 0.5
+    is_widened = (span.start_char, span.end_char) != entity
+    assert component_of(nlp).widened == is_widened
+    assert any("widened to whole tokens" in line for line in caplog.messages) == is_widened
+
+
+def test_entities_that_are_widened_to_one_token_are_all_kept(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nlp = blank(trained)
+    two = [Entity("Ada", "PER", 0, 3, 0.5), Entity("Rome", "LOC", 3, 7, 0.4)]
+    answering(component_of(nlp), monkeypatch, lambda example: two)
+    doc = nlp("AdaRome saw")
+    assert [(span.text, span.label_, span._.nlptasks) for span in doc.spans["ner"]] == [
+        ("AdaRome", "PER", two[0]),
+        ("AdaRome", "LOC", two[1]),
+    ]
+    assert [ent.label_ for ent in doc.ents] == ["PER"]
+    assert component_of(nlp).widened == 2
+
+
+# S4: entities that were there before
+
+EARLIER = [(0, 1, "FIRST"), (2, 4, "WIDE"), (4, 5, "DOT")]
+POLICIES = {
+    "keep": ["FIRST", "WIDE", "DOT"],
+    "replace": ["PER", "LOC"],
+    "merge": ["PER", "WIDE", "DOT"],
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_earlier_entities_are_kept_replaced_or_merged(trained: Path, policy: str) -> None:
+    nlp = blank(trained, ents=policy)
+    doc = nlp.make_doc(TEXT)
+    doc.ents = [Span(doc, start, end, label=label) for start, end, label in EARLIER]
+    doc = nlp(doc)
+    assert [ent.label_ for ent in doc.ents] == POLICIES[policy]
+    assert [span.label_ for span in doc.spans["ner"]] == ["PER", "LOC"]  # these are there whatever happens
+
+
+def test_heads_without_entities_leave_those_of_others_alone(both: Path) -> None:
+    nlp = blank(both, heads=["mood"], ents="replace")
+    doc = nlp.make_doc(TEXT)
+    doc.ents, doc.cats = [Span(doc, 0, 1, label="FIRST")], {"old": 1.0}
+    doc = nlp(doc)
+    assert [ent.label_ for ent in doc.ents] == ["FIRST"]
+    assert set(doc.cats) == {"old", "negative", "positive"}
+
+
+# S2: what is wrong is said when the component is added
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "message"),
+    [
+        ({}, UsageError, r'no model was given; name the folder of one: nlp.add_pipe\("nlptasks", config={"model"'),
+        ({"model": "runs/nowhere"}, ModelError, "is no folder, so it is no model"),
+        ({"heads": ["nerr"]}, UsageError, "has no head 'nerr'; did you mean 'ner'"),
+        ({"ents": "merged"}, UsageError, "ents 'merged': is unknown; did you mean 'merge'"),
+        ({"store": "link"}, UsageError, "store 'link': is unknown"),
+        ({"backend": "onxx"}, UsageError, "did you mean 'onnx'"),
+        ({"batch_tokens": 0}, UsageError, "batch_tokens 0: expected 1 or more"),
+    ],
+)
+def test_wrong_config(trained: Path, config: dict[str, Any], kind: type[Exception], message: str) -> None:
+    given = {"model": str(trained)} if config and "model" not in config else {}
+    with pytest.raises(kind, match=message):
+        spacy.blank("en").add_pipe("nlptasks", config=given | config)
+
+
+def test_backend_and_batches_are_as_told(exported: Path) -> None:
+    texts = TEXTS * 3
+    expected = [said(doc) for doc in blank(exported, backend="torch").pipe(texts)]
+    nlp = blank(exported, backend="onnx", batch_tokens=64)
+    found = [said(doc) for doc in nlp.pipe(texts, batch_size=4)]
+    assert component_of(nlp).heads.keys() == {"ner"}
+    assert [one["ents"] for one in found] == [one["ents"] for one in expected]
+
+
+def test_extensions_of_others_stay_theirs(six: Path, caplog: pytest.LogCaptureFixture) -> None:
+    code = (
+        "import sys, spacy; from spacy.tokens import Doc; Doc.set_extension('summary', default='theirs')\n"
+        "nlp = spacy.blank('en'); nlp.add_pipe('nlptasks', config={'model': sys.argv[1], 'heads': ['translation']})\n"
+        "Doc.set_extension('answer', default=1, force=True)\n"
+        "nlp.add_pipe('nlptasks', name='two', config={'model': sys.argv[1], 'heads': ['summarization']})\n"
+        "doc = nlp('Ada saw Rome.'); print(doc._.answer, doc._.nlptasks['summarization'].text == doc._.summary)"
+    )
+    done = script(code, six)
+    assert done.stdout.splitlines()[-1] == "1 False"
+    assert "doc._.answer is an extension of somebody else" in done.stderr
+
+
+# S1, S10: who is missing
+
+
+def script(code: str, *arguments: object, seconds: float = 240) -> subprocess.CompletedProcess[str]:
+    """What a process of its own does."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("missing", ["torch", "onnxruntime", "transformers"])
+def test_spacy_starts_whatever_is_broken_here(missing: str, trained: Path) -> None:
+    code = (
+        "import sys; sys.modules[sys.argv[1]] = None; import spacy; nlp = spacy.blank('en')\n"
+        "try: nlp.add_pipe('nlptasks', config={'model': sys.argv[2]})\n"
+        "except ImportError as error: print('only now')\n"
+        "print(len(nlp('Ada saw')))"
+    )
+    assert script(code, missing, trained).stdout == "only now\n2\n"
+
+
+def test_spacy_starts_without_importing_what_is_heavy() -> None:
+    code = (
+        "import sys, spacy; spacy.blank('en'); spacy.registry.factories.get('nlptasks')\n"
+        "print(sorted({name.split('.')[0] for name in sys.modules} & {'torch', 'transformers', 'onnxruntime', 'onnx'}))\n"
+        "print(sorted(name for name in sys.modules if name.startswith('nlptasks')))"
+    )
+    heavy, own = script(code).stdout.splitlines()
+    assert "transformers" not in heavy
+    assert "onnx" not in heavy
+    assert own == "['nlptasks', 'nlptasks.spacy_component']"
+
+
+def test_all_but_the_component_works_without_spacy(trained: Path) -> None:
+    code = (
+        "import sys; sys.modules['spacy'] = None\n"
+        "import nlptasks, nlptasks.cli.main, nlptasks.pipeline\n"
+        "print(nlptasks.pipeline.pipeline('ner', model=sys.argv[1])('Ada Smith saw London .')[0].text)"
+    )
+    assert script(code, trained).stdout == "Ada Smith\n"
+
+
+# S5, S8: streams
+
+
+def test_a_bad_document_goes_to_the_error_handler_alone(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nlp = blank(trained)
+    component = component_of(nlp)
+    decode = component.heads["ner"].decode
+
+    def failing(example: Any, *rest: Any) -> Any:
+        if "Bob" in example.text:
+            raise ValueError("bad")
+        return decode(example, *rest)
+
+    monkeypatch.setattr(component.heads["ner"], "decode", failing)
+    with pytest.raises(ValueError, match="bad"):
+        list(nlp.pipe(TEXTS))
+    handled: list[tuple[str, list[str]]] = []
+    nlp.set_error_handler(lambda name, proc, docs, error: handled.append((name, [doc.text for doc in docs])))
+    expected = [text for text in TEXTS if "Bob" not in text]
+    assert [doc.text for doc in nlp.pipe(TEXTS)] == expected
+    assert handled == [("nlptasks", [TEXTS[2]])]
+    pairs = list(nlp.pipe(zip(TEXTS, range(9), strict=False), as_tuples=True))
+    assert [(doc.text, number) for doc, number in pairs] == [
+        (text, n) for n, text in enumerate(TEXTS) if "Bob" not in text
+    ]
+
+
+def test_what_cannot_be_written_is_handled_alone(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nlp = blank(trained)
+    answering(component_of(nlp), monkeypatch, lambda example: {1, 2} if example.text == "saw" else [])
+    with pytest.raises(UsageError, match="a result: holds set, expected dataclasses, lists"):
+        nlp("saw")
+    nlp.set_error_handler(lambda *_: None)
+    assert [doc.text for doc in nlp.pipe(TEXTS)] == [text for text in TEXTS if text != "saw"]
+
+
+def test_streams_are_lazy_and_in_order(trained: Path) -> None:
+    nlp = blank(trained)
+    taken = []
+
+    def endless() -> Any:
+        while True:
+            taken.append(len(taken))
+            yield f"Ada Smith left Rome {len(taken)}"
+
+    stream = nlp.pipe(endless(), batch_size=8)
+    assert [next(stream).text for _ in range(3)] == [f"Ada Smith left Rome {n}" for n in (1, 2, 3)]
+    assert len(taken) <= 9
+
+
+def test_given_tokens_and_long_documents_and_switched_off(trained: Path) -> None:
+    nlp = blank(trained)
+    given = Doc(nlp.vocab, words=["Ada", "Smith", "saw", "London"], spaces=[True, True, True, False])
+    assert [ent.text for ent in nlp(given).ents] == ["Ada Smith", "London"]
+    long = "Ada Smith saw London . " * 300  # many windows
+    expected = pipeline("ner", model=trained)(long)
+    assert len(expected) > 100
+    assert [(ent.start_char, ent.end_char, ent.label_) for ent in nlp(long).ents] == [
+        (entity.start, entity.end, entity.label) for entity in expected
+    ]
+    with nlp.select_pipes(disable="nlptasks"):
+        assert not nlp(TEXT).ents
+    assert nlp(TEXT).ents
+    assert nlp.analyze_pipes()["summary"]["nlptasks"]["assigns"]
+
+
+def test_every_language_of_spacy(trained: Path) -> None:
+    component = component_of(blank(trained))
+    codes = [path.name for path in Path(spacy.__path__[0], "lang").iterdir() if (path / "__init__.py").exists()]
+    tried = 0
+    for code in sorted(set(codes) - {"ja", "ko", "th", "vi"}):  # these need a package each
+        nlp = spacy.blank(code)
+        assert [ent.text for ent in component(nlp.make_doc(TEXT)).ents] == ["Ada Smith", "London"], code
+        tried += 1
+    assert tried > 60
+
+
+def test_chinese_is_as_on_the_command_line(trained: Path) -> None:
+    texts = ["Ada Smith 在 London。", "我在巴黎看见 Ada Smith", "北京"]
+    nlp = blank(trained, "zh")
+    assert [doc._.nlptasks["ner"] for doc in nlp.pipe(texts)] == pipeline("ner", model=trained)(texts)
+
+
+# S9: memory
+
+
+def test_a_memory_zone_leaves_no_strings_and_no_documents(trained: Path) -> None:
+    nlp = blank(trained)
+    list(nlp.pipe([TEXT]))
+    before = len(nlp.vocab.strings)
+    with nlp.memory_zone():
+        for number in range(100):
+            doc = nlp(" ".join(f"t{number}x{own}" for own in range(1000)))
+            assert len(doc) == 1000
+        last = weakref.ref(doc)
+        del doc
+    gc.collect()
+    assert len(nlp.vocab.strings) == before
+    assert last() is None
+
+
+# S7: to disk, to bytes, to other processes
+
+
+@pytest.mark.parametrize("store", ["copy", "reference"])
+@pytest.mark.parametrize("way", ["disk", "bytes", "pickle"])
+def test_pipelines_go_to_disk_bytes_and_pickles(both_exported: Path, tmp_path: Path, store: str, way: str) -> None:
+    nlp = blank(both_exported, store=store, heads=["mood", "ner"])
+    expected = [said(doc) for doc in nlp.pipe(TEXTS)]
+    if way == "disk":
+        nlp.to_disk(tmp_path / "kept")
+        nlp.to_disk(tmp_path / "kept")  # over itself
+        again = spacy.load(tmp_path / "kept")
+        again.to_disk(tmp_path / "kept")  # over what it is running from
+        again = spacy.load(tmp_path / "kept")
+    elif way == "bytes":
+        again = load_model_from_config(nlp.config).from_bytes(nlp.to_bytes())
+        again = load_model_from_config(again.config).from_bytes(again.to_bytes())
+    else:
+        again = spacy.blank("en")
+        again.add_pipe("nlptasks", config={"model": str(both_exported)})
+        component = pickle.loads(pickle.dumps(component_of(nlp)))
+        again._components[0] = ("nlptasks", component)
+    assert [said(doc) for doc in again.pipe(TEXTS)] == expected
+    assert nlp.config["components"] == again.config["components"] or way == "pickle"
+
+
+def moved(model: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(model, tmp_path / "own")
+
+
+def test_a_copy_needs_nothing_from_where_it_was_made(exported: Path, tmp_path: Path) -> None:
+    own = moved(exported, tmp_path)
+    nlp = blank(own)
+    expected = said(nlp(TEXT))
+    nlp.to_disk(tmp_path / "kept")
+    content = nlp.to_bytes()
+    config = nlp.config
+    shutil.rmtree(own)
+    (tmp_path / "kept").rename(tmp_path / "elsewhere")
+    loaded = spacy.load(tmp_path / "elsewhere")
+    assert said(loaded(TEXT)) == expected
+    stored = ModelFolder.open(tmp_path / "elsewhere/nlptasks")
+    assert set(stored.exports) == {"fp32"}
+    from_bytes = load_model_from_config(config).from_bytes(content)
+    assert said(from_bytes(TEXT)) == expected
+    component = pickle.loads(pickle.dumps(component_of(from_bytes)))  # which runs from a temporary folder
+    del from_bytes
+    gc.collect()
+    assert said(component(nlp.make_doc(TEXT))) == expected
+
+
+def test_what_is_built_from_a_config_alone_opens_the_model_when_it_is_needed(trained: Path, tmp_path: Path) -> None:
+    own = moved(trained, tmp_path)
+    config = blank(own).config
+    nlp = load_model_from_config(config)
+    assert nlp.meta["labels"]["nlptasks"] == []
+    assert nlp(TEXT).ents
+    shutil.rmtree(own)
+    nlp = load_model_from_config(config)
+    with pytest.raises(ModelError, match="is no folder, so it is no model"):
+        nlp(TEXT)
+
+
+def test_what_was_left_out_comes_from_the_config(trained: Path, tmp_path: Path) -> None:
+    nlp = blank(trained)
+    nlp.to_disk(tmp_path / "kept", exclude=["nlptasks"])
+    assert not (tmp_path / "kept/nlptasks").exists()
+    assert said(spacy.load(tmp_path / "kept")(TEXT)) == said(nlp(TEXT))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda place: flip(place / "backbone/model.safetensors"), "model.safetensors"),
+        (lambda place: (place / "heads/ner.safetensors").unlink(), "ner.safetensors"),
+        (lambda place: (place / "nlptasks.json").unlink(), "has no nlptasks.json"),
+        (lambda place: flip(place / "nlptasks.json"), "is damaged"),
+    ],
+)
+def test_a_damaged_copy_is_refused_by_name(
+    trained: Path, tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    blank(trained).to_disk(tmp_path / "kept")
+    damage(tmp_path / "kept/nlptasks")
+    with pytest.raises(ModelError, match=message):
+        spacy.load(tmp_path / "kept")
+
+
+def test_a_reference_knows_what_it_refers_to(trained: Path, both: Path, tmp_path: Path) -> None:
+    own = moved(trained, tmp_path)
+    nlp = blank(own, store="reference")
+    nlp.to_disk(tmp_path / "kept")
+    file = tmp_path / "kept/nlptasks/reference.json"
+    assert json.loads(file.read_text())["model"] == str(own)
+    shutil.rmtree(own)
+    shutil.copytree(both, own)
+    with pytest.raises(ModelError, match=r"reference.json: refers to the model .*own, which was changed since"):
+        spacy.load(tmp_path / "kept")
+    shutil.rmtree(own)
+    with pytest.raises(ModelError, match=r"own, which is not there; put that model back, or save .* store='copy'"):
+        spacy.load(tmp_path / "kept")
+    file.write_text(json.dumps({"model": 1}))
+    with pytest.raises(ModelError, match=r"reference.json: is damaged \(the reference has \['model'\]"):
+        spacy.load(tmp_path / "kept")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "are not those of a component"),
+        (b"\x93\x01\x02\x03", "are not those of a component"),
+        (b"\x81\xa4copy\x01", "are not those of a component"),
+        (b"\x81\xa4copy\x81\xaa../outside\xc4\x01x", "expected a plain path inside the folder"),
+        (b"\x81\xa4copy\x80", "has no nlptasks.json"),
+    ],
+)
+def test_bytes_of_others_are_refused(trained: Path, content: bytes, message: str) -> None:
+    component = component_of(blank(trained))
+    with pytest.raises(ModelError, match=message):
+        component.from_bytes(content)
+
+
+def test_what_is_no_folder_cannot_be_kept(trained: Path, tmp_path: Path) -> None:
+    hf = tmp_path / "hf"
+    done = script(
+        "import sys; from nlptasks.cli.main import main; main(sys.argv[1:])", "to-hf", trained, "ner", "-o", hf
+    )
+    assert done.stdout
+    nlp = blank(hf, heads=["ner"])
+    assert [ent.text for ent in nlp(TEXT).ents] == ["Ada Smith", "London"]
+    with pytest.raises((UsageError, ModelError), match="nlptasks import"):
+        nlp.to_disk(tmp_path / "kept")
+
+
+def test_documents_go_through_docbins_with_their_results(both: Path, tmp_path: Path) -> None:
+    nlp = blank(both)
+    docs = list(nlp.pipe(TEXTS))
+    DocBin(docs=docs, store_user_data=True).to_disk(tmp_path / "docs.spacy")
+    again = list(DocBin().from_disk(tmp_path / "docs.spacy").get_docs(nlp.vocab))
+    assert [said(doc) for doc in again] == [said(doc) for doc in docs]
+
+
+def test_a_document_from_elsewhere_says_what_to_do(six: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, spacy; nlp = spacy.blank('en'); nlp.add_pipe('nlptasks', config={'model': sys.argv[1]})\n"
+        "open(sys.argv[2], 'wb').write(nlp('Rome is old.').to_bytes())"
+    )
+    script(code, six, tmp_path / "doc")
+    nlp = blank(six)
+    doc = Doc(nlp.vocab).from_bytes((tmp_path / "doc").read_bytes())
+    assert doc._.nlptasks.keys() == component_of(nlp).heads.keys() - {"qa"}
+    with pytest.raises(UsageError, match=r"read by no component of this process; .* nlp.get_pipe\('nlptasks'\).answer"):
+        doc._.answer("What?")
+    assert isinstance(component_of(nlp).answer(doc, "What?"), Answer)
+    assert isinstance(nlp(doc)._.answer("What?"), Answer)
+
+
+PROCESSES = """
+import multiprocessing, signal, sys
+import spacy
+
+if __name__ == "__main__":
+    signal.alarm(200)
+    how, model = sys.argv[1:]
+    multiprocessing.set_start_method(how)
+    nlp = spacy.blank("en")
+    nlp.add_pipe("nlptasks", config={"model": model})
+    texts = ["Ada Smith saw London .", "", "Bob left Paris ."] * 4
+    expected = [doc._.nlptasks for doc in nlp.pipe(texts)]
+    try:
+        found = [doc for doc in nlp.pipe(texts, n_process=2, batch_size=3)]
+    except ValueError as error:
+        print("fork" if "which was forked since; open it in the process that uses it" in str(error) else error)
+    else:
+        print([doc._.nlptasks for doc in found] == expected, [ent.text for ent in found[0].ents], found[0].cats.keys())
+"""
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+@pytest.mark.parametrize("how", ["spawn", "fork"])
+def test_processes(both: Path, both_exported: Path, tmp_path: Path, how: str, backend: str) -> None:
+    if how == "fork" and not hasattr(os, "fork"):
+        pytest.skip("this system has no fork")
+    file = tmp_path / "processes.py"
+    file.write_text(PROCESSES)
+    model = {"torch": both, "onnx": both_exported}[backend]
+    done = subprocess.run([sys.executable, file, how, model], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = {"spawn": "True ['Ada Smith', 'London']", "fork": "fork"}
+    assert done.stdout.startswith(expected[how]), done.stdout + done.stderr
+
+
+# Company
+
+
+def test_displacy_shows_the_entities(trained: Path) -> None:
+    doc = blank(trained)(TEXT)
+    for style in ("ent", "span"):
+        html = displacy.render(doc, style=style, options={"spans_key": "ner"}, jupyter=False)
+        assert "PER" in html
+        assert "London" in html
+
+
+def test_a_pipeline_is_packaged(trained: Path, tmp_path: Path) -> None:
+    nlp = blank(trained)
+    nlp.meta.update(name="names", version="1.2.3")
+    nlp.to_disk(tmp_path / "kept")
+    (tmp_path / "out").mkdir()
+    command = ["-m", "spacy", "package", str(tmp_path / "kept"), str(tmp_path / "out"), "--build", "none"]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [package] = (tmp_path / "out").iterdir()
+    meta = json.loads((package / "meta.json").read_text())
+    assert any(requirement.startswith("nlptasks") for requirement in meta["requirements"])
+    shutil.copyfile(package / "meta.json", package / "en_names/meta.json")  # as its setup.py does when it is installed
+    code = f"import en_names; nlp = en_names.load(); print([ent.text for ent in nlp({TEXT!r}).ents])"
+    environment = {**os.environ, "PYTHONPATH": str(package)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout == "['Ada Smith', 'London']\n", done.stderr

@@ -84,6 +84,10 @@ class Head(nn.Module, ABC):
     """The Hugging Face auto class whose layers the head keeps as `layers`, such as ``AutoModelForTokenClassification``. A
     head that has one can be imported from its checkpoints and written as one; see `from_hugging_face`."""
 
+    assigns: ClassVar[tuple[str, ...]] = ()
+    """Where `annotate` writes beside ``doc._.nlptasks``: ``doc.cats``, ``doc.ents``, ``doc.spans`` (then a result is a list, and
+    each item has ``label``, ``start`` and ``end``), or an attribute of its own, ``doc._.NAME``."""
+
     def __init__(self, config: Any, *, backbone: BackboneInfo) -> None:
         super().__init__()
         self.config = config
@@ -241,7 +245,12 @@ class Head(nn.Module, ABC):
         return [(str(result), "")]
 
     def annotate(self, doc: Any, result: Any, name: str) -> None:
-        """Write a result where spaCy has a place for it; `result` itself already stands in ``doc._.nlptasks[name]``."""
+        """Write a result to the places in `assigns`; the result itself stands in ``doc._.nlptasks[name]`` already.
+
+        What was in ``doc.ents`` and ``doc.cats`` before is put aside, and joined with what is written: ``doc.ents`` has at most
+        what heads before this one have found, ``doc.cats`` nothing. An attribute of its own is None unless such a head has set
+        it.
+        """
 
     @property
     def borrowed(self) -> nn.Module | None:

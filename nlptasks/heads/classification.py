@@ -101,6 +101,7 @@ class ClassificationHead(Head):
     fields: ClassVar = ("text", "text_pair", "label", "labels")
     gold_fields: ClassVar = ("label", "labels")
     sample = "samples/classification"
+    assigns = ("doc.cats",)
     outputs: Mapping[str, str] = {"logits": "BC"}
     lr_scale = 0.5
     hf_auto = "AutoModelForSequenceClassification"
@@ -245,9 +246,8 @@ class ClassificationHead(Head):
         return [(example.source.first + pair + " ", ""), *(given or [(" none", "")])]
 
     def annotate(self, doc: Any, result: Any, name: str) -> None:
-        """``doc.cats`` has the probability of every label, as ``name.label`` if another head has such a label."""
-        prefix = f"{name}." if doc.cats.keys() & result.scores.keys() else ""
-        doc.cats.update({prefix + label: score for label, score in result.scores.items()})
+        """``doc.cats`` has the probability of every label."""
+        doc.cats.update(result.scores)
 
     @classmethod
     def from_hugging_face(cls, backbone: BackboneInfo, given: Mapping[str, Any]) -> Any:

@@ -114,6 +114,7 @@ class NerHead(Head):
     fields: ClassVar = ("tokens", "tags", "text", "spans")
     gold_fields: ClassVar = ("tags", "spans")
     sample = "samples/ner"
+    assigns = ("doc.spans", "doc.ents")
     formats: ClassVar = {**TABLES, **dict.fromkeys(_CONLL_SUFFIXES, read_conll)}
     outputs: Mapping[str, str] = {"logits": "BSC"}
     hf_auto = "AutoModelForTokenClassification"
@@ -268,8 +269,7 @@ class NerHead(Head):
 
     def annotate(self, doc: Any, result: list[Entity], name: str) -> None:
         """``doc.spans[name]`` has every entity, widened to whole tokens; ``doc.ents`` those that overlap no earlier one."""
-        spans = [doc.char_span(e.start, e.end, label=e.label, alignment_mode="expand") for e in result]
-        doc.spans[name] = [span for span in spans if span is not None]
+        doc.spans[name] = [doc.char_span(e.start, e.end, label=e.label, alignment_mode="expand") for e in result]
         taken = {token.i for entity in doc.ents for token in entity}
         free = []
         for span in doc.spans[name]:

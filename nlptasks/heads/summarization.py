@@ -25,6 +25,7 @@ class SummarizationHead(GenerativeHead):
     source_field = "document"
     target_field = "summary"
     sample = "samples/summarization"
+    assigns = ("doc._.summary",)
 
     @classmethod
     def _specific(cls, named: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -46,6 +46,7 @@ class TranslationHead(GenerativeHead):
     source_field = "source"
     target_field = "target"
     sample = "samples/translation"
+    assigns = ("doc._.translation",)
 
     def __init__(self, config: TranslationConfig, *, backbone: BackboneInfo) -> None:
         super().__init__(config, backbone=backbone)
