@@ -22,6 +22,7 @@ from nlptasks.importing import to_hugging_face
 from nlptasks.manifest import EXPORTS
 from nlptasks.model import ModelFolder
 from nlptasks.pipeline import suitable_precisions
+from nlptasks.precisions import PRECISIONS
 from nlptasks.proof import moves, points
 from nlptasks.runtime.pytorch import has_bf16, torch_device
 from nlptasks.ways import CALLED_WITH, TRANSFORMERS, Plan, count
@@ -58,11 +59,13 @@ class Benchmark:
     """The ways to run a model, side by side.
 
     Attributes:
-        texts: how many were run.
+        texts: how many were run, each once: what is said twice is read once anyway.
         tokens: in them.
         ways: what was measured, PyTorch first.
         failed: by way, why it could not be measured.
-        best: the fastest of ours that keeps every metric within half a point of PyTorch's; without gold answers of those that
+        made: of the ways, those whose export was made for this and is gone, with the command that makes it again.
+        unproved: the heads without gold answers, of which no metric says what a way changes.
+        best: the fastest of ours that keeps every metric within half a point of PyTorch's; if a head is unproved, of those that
             keep the numbers.
     """
 
@@ -70,6 +73,8 @@ class Benchmark:
     tokens: int
     ways: tuple[Measured, ...]
     failed: Mapping[str, str]
+    made: Mapping[str, str]
+    unproved: tuple[str, ...]
     best: str
 
 
@@ -91,7 +96,7 @@ def benchmark(
     Args:
         model: the model's folder.
         targets: heads and labelled data; heads without any are measured on their sample.
-        heads: to run, all without a wish.
+        heads: to run; without a wish those that have data here, or else all.
         source: a file of texts to take instead; then there are no metrics.
         split: the part of the data, as for `evaluate`.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -105,8 +110,7 @@ def benchmark(
         BackendError: PyTorch itself cannot run it here.
     """
     stored = ModelFolder.open(model)
-    names = stored.head_names(list(heads) if heads is not None else None)
-    given = {stored.head_name(target.name): asdict(target) for target in targets}
+    names, given = _data(stored, heads, list(targets))
     plan = Plan(str(stored.path), _BASE, device, names, given, str(source or ""), split, most, {})
     size = count(plan)
     if not size["tokens"]:
@@ -124,7 +128,31 @@ def benchmark(
     if _BASE in failed:
         raise BackendError(str(model), f"cannot be run on PyTorch ({failed[_BASE]})", "run 'nlptasks doctor'")
     perfect = {name: head.perfect for name, head in stored.heads(names, device="meta").items()}
-    return Benchmark(size["texts"], size["tokens"], tuple(found), failed, _best(found, perfect))
+    unproved = tuple(name for name in names if not found[0].metrics.get(name))
+    best = _best(found, perfect, proved=not unproved)
+    lost = [name.partition(":")[2] for name, own in plans.items() if own.model != plan.model]
+    made = {f"onnx:{precision}": f"nlptasks export {stored.path} --precision {precision}" for precision in lost}
+    return Benchmark(size["texts"], size["tokens"], tuple(found), failed, made, unproved, best)
+
+
+def _data(
+    stored: ModelFolder, wanted: Sequence[str] | None, targets: Sequence[Target]
+) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """The heads that are run, and the data of those that have data.
+
+    Raises:
+        UsageError: a head is given twice, or is not run.
+    """
+    given: dict[str, dict[str, Any]] = {}
+    named = dict.fromkeys(target.name for target in targets) if wanted is None else wanted
+    heads = stored.head_names(list(named) or None)
+    for target in targets:
+        name = stored.head_name(target.name)
+        if name in given or name not in heads:
+            problem = "has data twice" if name in given else f"has data and is not run ({listing(heads)} are)"
+            raise UsageError(name, problem, "give each head that is run one data set")
+        given[name] = asdict(target)
+    return heads, given
 
 
 class _Worker:
@@ -190,8 +218,12 @@ def _plans(stored: ModelFolder, plan: Plan, stack: contextlib.ExitStack) -> tupl
         plans["torch:bf16"] = replace(plan, backend="torch:bf16")
     else:
         failed["torch:bf16"] = "the device does not multiply bf16 itself"
-    for precision in suitable_precisions(plan.device):
+    suitable = suitable_precisions(plan.device)
+    for precision in PRECISIONS:
         name = f"onnx:{precision}"
+        if precision not in suitable:
+            failed[name] = f"is {PRECISIONS[precision].purpose}, of another kind than this device"
+            continue
         try:
             folder = _exported(stored, precision, plan.heads, place)
         except (NlptasksError, OSError) as error:
@@ -281,14 +313,14 @@ def _noting(failed: dict[str, str], name: str) -> Iterator[None]:
         failed[name] = error.problem
 
 
-def _best(ways: Sequence[Measured], perfect: Mapping[str, float]) -> str:
-    """The fastest of ours that answers as PyTorch does."""
+def _best(ways: Sequence[Measured], perfect: Mapping[str, float], *, proved: bool) -> str:
+    """The fastest of ours that answers as PyTorch does: as metrics prove, or else because it has the same numbers."""
     base = next(one for one in ways if one.way == _BASE)
     exact = (_BASE, "onnx:fp32")
     kept = [
         one
         for one in ways
-        if one.way != TRANSFORMERS and (_keeps(one, base, perfect) if base.metrics else one.way in exact)
+        if one.way == _BASE or (one.way != TRANSFORMERS and (one.way in exact or proved) and _keeps(one, base, perfect))
     ]
     return max(kept, key=lambda one: one.texts_per_second).way
 

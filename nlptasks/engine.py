@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from nlptasks.backbone import BackboneInfo
 from nlptasks.batching import collate, length_batches
-from nlptasks.errors import OutOfMemoryError, UsageError
+from nlptasks.errors import OutOfMemoryError, UsageError, first_line
 from nlptasks.heads.base import Head
 from nlptasks.tokenizer import Tokenizer
 from nlptasks.types import ENCODE, Outputs, Pass, Reading, Runtime, Source, Window
@@ -38,6 +39,17 @@ CHUNK_ITEMS = 1024
 """Items that are sorted together: enough for batches of equal length, few enough for flat memory."""
 
 
+@dataclass
+class Room:
+    """What was found out of a device's memory.
+
+    Attributes:
+        tokens: in a batch, for which there is memory as far as is known.
+    """
+
+    tokens: int = sys.maxsize
+
+
 @dataclass(frozen=True)
 class Engine:
     """Runs heads over items.
@@ -49,6 +61,7 @@ class Engine:
         info: of the backbone.
         batch_tokens: tokens in a batch, padding included; None for what suits the runtime's device.
         process: the process that it was made in, where its threads live.
+        room: how many tokens there is memory for.
     """
 
     heads: Mapping[str, Head]
@@ -57,6 +70,7 @@ class Engine:
     info: BackboneInfo
     batch_tokens: int | None = None
     process: int = field(default_factory=os.getpid)
+    room: Room = field(default_factory=Room)
 
     def stream(
         self, items: Iterable[Item], *, first_chunk: int = 1, largest_chunk: int = CHUNK_ITEMS
@@ -119,34 +133,40 @@ class Engine:
         outputs: dict[_Key, dict[str, Outputs]] = {key: {} for key in by_key}
         for names, group in groups.items():  # heads that read the same texts run together, and no others with them
             lengths = [-(-len(own[names[0]]) // _MULTIPLE) * _MULTIPLE for own in group]  # as they will be padded
-            budget = self.batch_tokens or BATCH_TOKENS[self.runtime.device]
-            for batch in length_batches(lengths, budget, sorted(range(len(group)), key=lengths.__getitem__)):
-                for part, found in self._fitting(names, [group[index] for index in batch]):
+            left = sorted(range(len(group)), key=lengths.__getitem__)
+            while left:
+                for batch in length_batches(lengths, self._budget(), left):
+                    found = self._tried(names, [group[index] for index in batch])
+                    if found is None:  # batches have become smaller
+                        break
                     for name, collected in found.items():
-                        for own, one in zip(part, collected, strict=True):
-                            outputs[_key(own[name])][name] = one
+                        for index, one in zip(batch, collected, strict=True):
+                            outputs[_key(group[index][name])][name] = one
+                    left = left[len(batch) :]
         return outputs
 
-    def _fitting(
+    def _budget(self) -> int:
+        return min(self.batch_tokens or BATCH_TOKENS[self.runtime.device], self.room.tokens)
+
+    def _tried(
         self, names: Sequence[str], batch: Sequence[Mapping[str, Window]]
-    ) -> Iterator[tuple[Sequence[Mapping[str, Window]], dict[str, Sequence[Outputs]]]]:
-        """A batch in parts as large as the memory allows, each with what `_run` gives.
+    ) -> dict[str, Sequence[Outputs]] | None:
+        """What `_run` gives; None if the memory does not allow it, after which batches have half as many tokens.
 
         Raises:
             OutOfMemoryError: it does not even allow a single window.
         """
         try:
-            found = self._run(names, batch)
-        except OutOfMemoryError as error:
+            return self._run(names, batch)
+        except (OutOfMemoryError, MemoryError) as error:
+            longest = max(len(own[names[0]]) for own in batch)
+            problem = error.problem if isinstance(error, OutOfMemoryError) else first_line(error)
             if len(batch) == 1:
-                raise
-            _log.warning("%s; %d windows are run in halves: take fewer tokens for a batch", error.problem, len(batch))
-        else:
-            yield batch, found
-            return
-        middle = len(batch) // 2  # outside of except, where the error would still hold what the failed run had made
-        yield from self._fitting(names, batch[:middle])
-        yield from self._fitting(names, batch[middle:])
+                fix = "give shorter texts, or take another --device"
+                raise OutOfMemoryError(f"a text of {longest} tokens", problem, fix) from error
+            self.room.tokens = len(batch) * longest // 2
+            _log.warning("%s: batches have %d tokens at most from now on", problem, self.room.tokens)
+            return None
 
     def _run(self, names: Sequence[str], batch: Sequence[Mapping[str, Window]]) -> dict[str, Sequence[Outputs]]:
         """The outputs of some heads for a batch, by the head's name."""

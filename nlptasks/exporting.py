@@ -59,6 +59,7 @@ class ExportReport:
         opset: of the standard's operators.
         device: ``cpu`` or ``cuda``: where it was run to be compared.
         max_difference: largest absolute difference of any output, in the output's own unit, on random tokens.
+        differences: the largest of each head's.
         agreement: share of best labels that are the same on these, in 0..1; None where no output has labels.
         shapes: batch and length of the inputs that were compared.
         checks: by head, its metric on both.
@@ -72,6 +73,7 @@ class ExportReport:
     opset: int
     device: str
     max_difference: float
+    differences: Mapping[str, float]
     agreement: float | None
     shapes: tuple[tuple[int, int], ...]
     checks: Mapping[str, Check]
@@ -120,7 +122,7 @@ def export(
         runtime = _opened(model, place, PRECISIONS[precision])
         found = check_all(model, stored.tokenizer(), runtime, gold)
         if not accept_drift:
-            refuse_drift(f"{stored.path} in {precision}", found)
+            refuse_drift(f"{stored.path} in {precision}", found, older=precision in stored.exports)
         parity = worst(one for _, one in exported)
         report = ExportReport(
             nlptasks=__version__,
@@ -129,6 +131,7 @@ def export(
             opset=_opset(place / _file(ENCODE)),
             device=runtime.device,
             max_difference=parity.max_difference,
+            differences=parity.differences,
             agreement=parity.agreement,
             shapes=(*SHAPES, (1, model.backbone.info.max_tokens)),
             checks=found,
@@ -192,9 +195,9 @@ def export_graph(graph: Traceable, path: Path, precision: Precision) -> tuple[st
         _log.info("export of %s: %s", graph.name, failures[-1])
         for file in path.parent.glob(f"{path.name}*"):
             file.unlink()
-    raise NotExportableError(
-        f"the graph {graph.name}", f"cannot be exported ({'; '.join(failures)})", "run it on PyTorch"
-    )
+    problem = f"cannot be exported in {precision.name} ({'; '.join(failures)})"
+    fix = "take another precision, or run it on PyTorch" if precision.convert else "run it on PyTorch"
+    raise NotExportableError(f"the graph {graph.name}", problem, fix)
 
 
 def _reason(error: BaseException) -> str:
@@ -240,32 +243,33 @@ def _export_graphs(model: Model, place: Path, precision: Precision) -> list[tupl
     """
     exported = []
     for name, graph in traceables(model).items():
+        _log.info("exporting %s in %s", name, precision.name)
         try:
             exported.append(export_graph(graph, place / _file(name), precision))
         except NotExportableError as error:
-            raise _blamed(model, graph, error) from error
+            raise _blamed(model, graph, precision, error) from error
     return exported
 
 
-def _blamed(model: Model, graph: Traceable, error: BackendError) -> BackendError:
+def _blamed(model: Model, graph: Traceable, precision: Precision, error: BackendError) -> BackendError:
     """The error with the name of what cannot be exported: a head, if the backbone can be without it, else that."""
     kind = model.backbone.info.config.model_type
-    heads = _culprits(model) if graph.name == ENCODE else [graph.name.partition(".")[0]]
+    heads = _culprits(model, precision) if graph.name == ENCODE else [graph.name.partition(".")[0]]
     where = f"the head {listing(heads)}" if heads else f"the architecture {kind}"
     return NotExportableError(where, error.problem, error.fix)
 
 
-def _culprits(model: Model) -> list[str]:
+def _culprits(model: Model, precision: Precision) -> list[str]:
     """The heads that cannot be exported, each alone; none if the backbone cannot."""
-    if not _is_exportable(bare(model)):
+    if not _is_exportable(bare(model), precision):
         return []
-    return [name for name in model.heads if not _is_exportable(with_one_head(model, name))]
+    return [name for name in model.heads if not _is_exportable(with_one_head(model, name), precision)]
 
 
-def _is_exportable(model: Model) -> bool:
+def _is_exportable(model: Model, precision: Precision) -> bool:
     with tempfile.TemporaryDirectory() as place:
         try:
-            export_graph(traceables(model)[ENCODE], Path(place) / _file(ENCODE), PRECISIONS["fp32"])
+            export_graph(traceables(model)[ENCODE], Path(place) / _file(ENCODE), precision)
         except NotExportableError:
             return False
     return True
@@ -343,13 +347,21 @@ def untaken(stored: ModelFolder, precision: str, heads: Collection[str]) -> str 
     fp32 gives the model's own numbers; fp16 may be taken where it was compared with them on a GPU, and moved no metric of these
     heads by more than half a point.
     """
-    kind, report = PRECISIONS[precision], stored.exports[precision]
-    if kind.on_request:
-        return "is taken only if it is named"
+    reason = doubt(stored, precision, heads)
+    if reason:
+        return f"is taken only if it is named: it {reason}"
+    return "is taken only if it is named" if PRECISIONS[precision].on_request else None
+
+
+def doubt(stored: ModelFolder, precision: str, heads: Collection[str]) -> str | None:
+    """What speaks against an export, as far as it was proved; None if nothing does, or there is none."""
+    kind, report = PRECISIONS[precision], stored.exports.get(precision)
+    if report is None:
+        return None
     if kind.device not in (None, report["device"]):
-        return f"is taken only if it is named: it was not compared with PyTorch on {kind.device}"
+        return f"was not compared with PyTorch on {kind.device}"
     moved = [name for name, check in report["checks"].items() if name in heads and moves(check["points"])]
-    return f"is taken only if it is named: it moves the metric of {listing(moved)}" if moved else None
+    return f"moves the metric of {listing(moved)}" if moved else None
 
 
 def export_problem(stored: ModelFolder, precision: str, heads: Collection[str]) -> str | None:

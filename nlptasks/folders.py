@@ -152,13 +152,14 @@ _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a so
 )
 
 
-def check_files(folder: Path, names: Sequence[str], listed: Mapping[str, str]) -> None:
+def check_files(folder: Path, names: Sequence[str], listed: Mapping[str, str], fixes: Mapping[str, str]) -> None:
     """Check that the files of a folder are the listed ones, each with the bytes that were written.
 
     Args:
         folder: the folder.
         names: the files that are there, by `plain_files`.
         listed: the sha256 of each file that should be there.
+        fixes: what is to be done for a file that is missing or changed, where that is not to restore the folder.
 
     Raises:
         ModelError: one is missing or changed, or one is there that should not be. Of the model card this is only logged.
@@ -175,9 +176,9 @@ def check_files(folder: Path, names: Sequence[str], listed: Mapping[str, str]) -
     for name, expected in listed.items():
         if found.get(name) == expected:
             continue
-        problem = f"has sha256 {found.get(name, 'no file')}, expected {expected}"
+        problem = f"has sha256 {found[name]}, expected {expected}" if name in found else "is missing"
         if name != CARD:
-            raise ModelError(str(folder / name), problem, RESTORE)
+            raise ModelError(str(folder / name), problem, fixes.get(name, RESTORE))
         _log.warning("%s: %s; the model itself is as it was", folder / name, problem)
 
 

@@ -49,6 +49,7 @@ _REPORT_SHAPE = {
     "opset": int,
     "device": str,
     "max_difference": (float, int),
+    "differences": {...: (float, int)},
     "agreement": (float, int, NoneType),
     "shapes": list,
     "checks": {
@@ -59,7 +60,7 @@ _REPORT_SHAPE = {
 }
 
 
-_FIRST_REPORTS = {"opset": 0, "device": "cpu", "agreement": None, "checks": {}}
+_FIRST_REPORTS = {"opset": 0, "device": "cpu", "differences": {}, "agreement": None, "checks": {}}
 """What the first reports of this format, which are of fp32, did not say."""
 
 
@@ -186,7 +187,8 @@ def _check_numbers(report: Mapping[str, Any]) -> None:
         OverflowError: one is too large.
     """
     measured = [(check["torch"], check["onnx"], check["points"]) for check in report["checks"].values()]
-    for value in [report["max_difference"], report["agreement"] or 0, *(value for own in measured for value in own)]:
+    compared = [report["max_difference"], report["agreement"] or 0, *report["differences"].values()]
+    for value in [*compared, *(value for own in measured for value in own)]:
         if not math.isfinite(float(value)):
             raise ValueError(f"it has the number {value}")
 

@@ -212,12 +212,17 @@ class ModelFolder:
         names = list(plain_files(path))
         reports = {match[1]: match[0] for match in map(REPORT_NAME.fullmatch, names) if match}
         exports = {precision: read_report(path / name) for precision, name in reports.items()}
-        listed = dict(manifest["files"])
+        listed: dict[str, str] = dict(manifest["files"])
+        fixes: dict[str, str] = {}
         for precision, report in exports.items():
-            listed |= {f"{EXPORTS}/{precision}/{name}": digest for name, digest in report["files"].items()}
+            own = {f"{EXPORTS}/{precision}/{name}": digest for name, digest in report["files"].items()}
+            again = f"remove {path / EXPORTS / precision}, and run: nlptasks export {path} --precision {precision}"
+            listed, fixes = listed | own, fixes | dict.fromkeys(own, again)
         sealed_ones = {MANIFEST, *reports.values()}
         with ThreadPoolExecutor(1) as threads:
-            check = threads.submit(check_files, path, [name for name in names if name not in sealed_ones], listed)
+            check = threads.submit(
+                check_files, path, [name for name in names if name not in sealed_ones], listed, fixes
+            )
             try:
                 yield cls(path, manifest, exports)
             finally:

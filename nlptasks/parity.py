@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from nlptasks.tracing import Traceable
-from nlptasks.types import Runtime
+from nlptasks.types import ENCODE, Runtime
 
 Found = list[dict[str, np.ndarray]]
 """The values that count, of every output, for every sample."""
@@ -21,10 +21,12 @@ class Parity:
     Attributes:
         max_difference: largest absolute difference of any output, in the output's own unit; nan if one is no number.
         agreement: share of best labels (of a writer: tokens) that are the same, in 0..1; None where there are none.
+        differences: the largest difference by head.
     """
 
     max_difference: float
     agreement: float | None
+    differences: Mapping[str, float] = field(default_factory=dict)
 
 
 def outputs_of(runtime: Runtime, graph: Traceable) -> Found:
@@ -53,14 +55,23 @@ def compare(graph: Traceable, expected: Found, found: Found) -> Parity:
         if name in graph.labels and one.size
     ]
     same = np.concatenate([one == two for one, two in best]) if best else None
-    # Python's max() passes over nan, numpy's does not
-    worst = np.max([np.abs(one - two).max() for _, one, two in pairs if one.size], initial=0.0)
-    return Parity(float(worst), None if same is None else float(same.mean()))
+    found_of: dict[str, list[float]] = {}
+    for name, before, after in pairs:
+        head = (name if graph.name == ENCODE else graph.name).partition(".")[0]
+        found_of.setdefault(head, []).extend([float(np.abs(before - after).max())] if before.size else [])
+    differences = {head: _largest(own) for head, own in found_of.items()}
+    return Parity(_largest(differences.values()), None if same is None else float(same.mean()), differences)
 
 
 def worst(parities: Iterable[Parity]) -> Parity:
     """The largest difference and the least agreement of several graphs."""
     all_of = list(parities)
     agreements = [parity.agreement for parity in all_of if parity.agreement is not None]
-    difference = float(np.max([parity.max_difference for parity in all_of]))
-    return Parity(difference, min(agreements, default=None))
+    heads = dict.fromkeys(head for parity in all_of for head in parity.differences)
+    differences = {head: _largest(one.differences.get(head, 0.0) for one in all_of) for head in heads}
+    return Parity(_largest(one.max_difference for one in all_of), min(agreements, default=None), differences)
+
+
+def _largest(values: Iterable[float]) -> float:
+    """The largest, nan if there is one: Python's own max() passes over nan."""
+    return float(np.max(list(values), initial=0.0))

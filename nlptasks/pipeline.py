@@ -19,7 +19,7 @@ from nlptasks.config import DEVICES, RUNS, changed
 from nlptasks.disk import restored
 from nlptasks.engine import CHUNK_ITEMS, Engine, Item
 from nlptasks.errors import DataError, UsageError, did_you_mean, listing
-from nlptasks.exporting import export_problem, open_export, untaken
+from nlptasks.exporting import doubt, export_problem, open_export, untaken
 from nlptasks.heads.base import Head
 from nlptasks.importing import read_checkpoint
 from nlptasks.manifest import MANIFEST
@@ -224,6 +224,8 @@ BACKENDS: Mapping[str, OpenBackend] = {name: _open_torch(precision) for name, pr
 def _backend(stored: ModelFolder, wanted: str, heads: list[str], device: str) -> OpenBackend:
     """How to open the backend that is wanted."""
     if wanted in BACKENDS:
+        if wanted in _ONNX and (reason := doubt(stored, _ONNX[wanted], heads)):
+            _log.warning("%s: the export in %s %s", stored.path, _ONNX[wanted], reason)
         return BACKENDS[wanted]
     if wanted not in ("auto", "onnx"):
         raise _unknown(wanted)

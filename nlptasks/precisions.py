@@ -57,8 +57,11 @@ def _to_fp16(path: Path) -> None:
 
 
 def _handed_on(name: str) -> bool:
-    """Whether this is of a cache or of what is attended to: as large as everything else that a step reads."""
-    return any(part.startswith(("past_", "present_", "cross_")) for part in name.split("."))
+    """Whether this is of a cache or of what is attended to: as large as everything else that a step reads.
+
+    Of ``HEAD.output`` the head's name, which may be anything, does not count.
+    """
+    return name.rpartition(".")[2].startswith(("past_", "present_", "cross_"))
 
 
 def _to_int8(path: Path) -> None:

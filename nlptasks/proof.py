@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nlptasks.engine import Engine
-from nlptasks.errors import BackendError
+from nlptasks.errors import BackendError, listing
 from nlptasks.measuring import Gold
 from nlptasks.model import Model
 from nlptasks.runtime.pytorch import open_torch
 from nlptasks.tokenizer import Tokenizer
 from nlptasks.types import Runtime
+
+_log = logging.getLogger("nlptasks")
 
 MAX_POINTS = 0.5
 """Points by which an export may move a head's main metric; a point is a hundredth of what it is for answers without a fault."""
@@ -48,6 +51,7 @@ def check_all(model: Model, tokenizer: Tokenizer, onnx: Runtime, gold: Sequence[
 
 
 def _check(gold: Gold, perfect: float, before: Engine, after: Engine) -> Check:
+    _log.info("measuring %s on both, on %d rows of %s", gold.head, len(gold.examples), gold.split)
     found = [gold.measure(engine) for engine in (before, after)]
     one, two = (float(each.metrics[each.main_metric]) for each in found)
     return Check(found[0].main_metric, gold.split, len(gold.examples), one, two, points(one, two, perfect))
@@ -63,15 +67,24 @@ def moves(points: float) -> bool:
     return not abs(points) <= MAX_POINTS
 
 
-def refuse_drift(where: str, checks: Mapping[str, Check]) -> None:
+def refuse_drift(where: str, checks: Mapping[str, Check], *, older: bool) -> None:
     """Refuse an export that answers otherwise.
+
+    Args:
+        where: for the message.
+        checks: by head.
+        older: whether an older export stays in its place.
 
     Raises:
         BackendError: a metric moves by more than `MAX_POINTS`.
     """
-    for head, check in checks.items():
-        if moves(check.points):
-            by = f"{check.points:+.2f} points, expected at most {MAX_POINTS} either way"
-            moved = f"moves {check.metric} of {head} from {check.torch:.4f} to {check.onnx:.4f} ({by})"
-            fix = "take another precision, or accept it with --accept-drift"
-            raise BackendError(where, f"{moved} on {check.rows} rows of {check.split}, and was not written", fix)
+    moved = [
+        f"{check.metric} of {head} from {check.torch:.4f} to {check.onnx:.4f} ({check.points:+.2f} points on {check.rows} rows "
+        f"of {check.split})"
+        for head, check in checks.items()
+        if moves(check.points)
+    ]
+    if moved:
+        stays = "the older export stays" if older else "it was not written"
+        problem = f"moves {listing(moved)}, by more than {MAX_POINTS} points: {stays}"
+        raise BackendError(where, problem, "take another precision, or accept it with --accept-drift")

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 _ASKING = (signal.SIGINT, signal.SIGTERM)
+_TERMINATED = 128 + signal.SIGTERM
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM end the block by SystemExit with 143, so that what it has begun is cleared up; in the main thread."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(_TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None where the handler is not Python's
 
 
 class StopRequest:
@@ -44,7 +64,7 @@ class StopRequest:
         """End as the signal would have: by KeyboardInterrupt, or by SystemExit with 143 for SIGTERM."""
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
-        raise SystemExit(128 + signal.SIGTERM)
+        raise SystemExit(_TERMINATED)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -71,12 +71,18 @@ class Plan:
         return Target(**self.targets[head]) if head in self.targets else Target(head, head)
 
     def rows(self, heads: Mapping[str, Head]) -> list[Row]:
-        """The rows that are run: those that a head can read."""
+        """The rows that are run: those that a head can read, each once."""
         if self.source:
-            texts = islice(read_file(Path(self.source), TEXTS, {}), self.most)
-            return [row for row in texts if _item(heads, row)]
-        found = (rows_of(self.target(name), head, self.split)[1][: self.most] for name, head in heads.items())
-        return [row for row in chain.from_iterable(found) if _item(heads, row)]
+            found: Iterable[Row] = islice(read_file(Path(self.source), TEXTS, {}), self.most)
+        else:
+            own = (rows_of(self.target(name), head, self.split)[1][: self.most] for name, head in heads.items())
+            found = chain.from_iterable(own)
+        distinct: dict[Any, Row] = {}
+        for row in found:
+            read = {name: tuple(heads[name].sources(example)) for name, example in _item(heads, row).items()}
+            if read:
+                distinct.setdefault(tuple(read.items()), row)
+        return list(distinct.values())
 
 
 class Way(Protocol):

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import spacy
 import torch
+from spacy.tokens import Doc
 from torch import Tensor
 
 from nlptasks.backbone import Backbone
@@ -67,6 +69,7 @@ def check_all(task: str, backbone_folder: Path, model_folder: Path) -> None:
     check_outputs(subject)
     check_learning(subject)
     check_export(subject, model_folder, check_saving(subject, model_folder))
+    check_spacy(subject, model_folder)
 
 
 def make_subject(task: str, backbone_folder: Path) -> Subject:
@@ -175,6 +178,22 @@ def check_export(subject: Subject, folder: Path, expected: Sequence[Any]) -> Non
             np.testing.assert_allclose(ours[real], theirs[real], atol=_TOLERANCE, rtol=0)
     found = [results[_NAME] for results in two.stream(_items(subject))]
     assert subject.head.metrics(subject.examples, found) == subject.head.metrics(subject.examples, expected)
+
+
+def check_spacy(subject: Subject, folder: Path) -> None:
+    """Documents of spaCy have the pipeline's results, as bytes too, and are written to where the head says, and nowhere else."""
+    nlp = spacy.blank("en")
+    nlp.add_pipe("nlptasks", config={"model": str(folder)})
+    texts = [source.first for example in subject.examples[:2] for source in subject.head.sources(example)]
+    docs = list(nlp.pipe(texts))
+    assert [doc._.nlptasks for doc in docs] == pipeline(model=folder)(texts)
+    for doc in docs:
+        assert Doc(nlp.vocab).from_bytes(doc.to_bytes())._.nlptasks == doc._.nlptasks
+        own = [place.removeprefix("doc._.") for place in subject.head.assigns if place.startswith("doc._.")]
+        written = {"doc.ents": doc.ents, "doc.spans": doc.spans, "doc.cats": doc.cats}
+        assert {place for place, value in written.items() if value} <= {*subject.head.assigns}
+        assert all(doc._.get(name) is not None for name in own)
+        assert not (doc._.nlptasks and "doc.spans" in subject.head.assigns) or _NAME in doc.spans
 
 
 def arrays_of(subject: Subject, examples: Sequence[Any]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from nlptasks.runtime.onnx import OnnxRuntime
 from nlptasks.runtime.pytorch import TorchRuntime
 from nlptasks.ways import TRANSFORMERS, Plan, count, serve
 
+ONNX = ("onnx:fp32", "onnx:fp16", "onnx:int8")
 NOT_MEASURED = "the device does not multiply bf16 itself"
 
 
@@ -57,8 +58,8 @@ def test_the_fastest_that_keeps_the_metric_is_taken(perfect: float, metrics: dic
     speeds = {"torch": 10.0, "onnx:fp32": 20.0, "onnx:int8": 30.0}
     found = [measured(way, speeds[way], metric=value) for way, value in metrics.items()]
     found.append(measured(TRANSFORMERS, 99.0))
-    assert _best(found, {"ner": perfect}) == best
-    assert _best(found[::-1], {"ner": perfect}) == best
+    assert _best(found, {"ner": perfect}, proved=True) == best
+    assert _best(found[::-1], {"ner": perfect}, proved=True) == best
 
 
 def test_every_head_must_keep_its_metric() -> None:
@@ -66,22 +67,34 @@ def test_every_head_must_keep_its_metric() -> None:
         replace(measured(way, speed), metrics={"ner": {"f1": 0.9}, "translation": {"bleu": bleu}})
         for way, speed, bleu in (("torch", 1.0, 30.0), ("onnx:int8", 9.0, 29.0), ("onnx:fp32", 5.0, 30.0))
     ]
-    assert _best(found, {"ner": 1.0, "translation": 100.0}) == "onnx:fp32"
-    assert _best(found, {"ner": 1.0, "translation": 300.0}) == "onnx:int8"
+    assert _best(found, {"ner": 1.0, "translation": 100.0}, proved=True) == "onnx:fp32"
+    assert _best(found, {"ner": 1.0, "translation": 300.0}, proved=True) == "onnx:int8"
 
 
 def test_without_gold_answers_only_exact_ways_are_taken() -> None:
     speeds = {"torch": 1.0, "torch:bf16": 8.0, "onnx:int8": 9.0, "onnx:fp32": 2.0, TRANSFORMERS: 99.0}
     found = [measured(way, speed) for way, speed in speeds.items()]
-    assert _best(found, {"ner": 1.0}) == "onnx:fp32"
-    assert _best([one for one in found if one.way != "onnx:fp32"], {"ner": 1.0}) == "torch"
+    assert _best(found, {"ner": 1.0}, proved=False) == "onnx:fp32"
+    assert _best([one for one in found if one.way != "onnx:fp32"], {"ner": 1.0}, proved=False) == "torch"
+
+
+def test_one_head_without_gold_answers_leaves_only_exact_ways() -> None:
+    speeds = {"torch": 1.0, "onnx:int8": 9.0, "onnx:fp32": 2.0}
+    found = [measured(way, speed, f1=0.0) for way, speed in speeds.items()]
+    assert _best(found, {"ner": 1.0}, proved=True) == "onnx:int8"
+    assert _best(found, {"ner": 1.0, "mood": 1.0}, proved=False) == "onnx:fp32"
+
+
+def test_where_a_metric_is_no_number_pytorch_is_left() -> None:
+    found = [measured(way, 1.0, f1=float("nan")) for way in ("torch", "onnx:fp32")]
+    assert _best(found, {"ner": 1.0}, proved=True) == "torch"
 
 
 def test_the_table_tells_what_was_measured_and_what_was_not() -> None:
     ways = (measured("torch", 1234.5, f1=0.91), replace(measured("onnx:int8", 99.4, f1=0.9), memory=None))
-    found = Benchmark(20, 345, (*ways, measured(TRANSFORMERS, 7.0)), {"torch:bf16": "it\x1b[2J fails"}, "torch")
+    found = Benchmark(20, 345, (*ways, measured(TRANSFORMERS, 7.0)), {"torch:bf16": "it\x1b[2J fails"}, {}, (), "torch")
     assert _table(found) == [
-        "20 texts, 345 tokens",
+        "20 different texts, 345 tokens",
         "                       texts/s  tokens/s  p50 ms  p95 ms  MiB  ner f1",
         "torch                     1234     11110    12.3    45.6  512  0.9100",
         "onnx:int8                   99       895    12.3    45.6    -  0.9000",
@@ -89,10 +102,25 @@ def test_the_table_tells_what_was_measured_and_what_was_not() -> None:
         "torch:bf16: not measured: it\\x1b[2J fails",
         "fastest that keeps every metric: --backend torch",
     ]
-    exact = replace(found, ways=(measured("torch", 1.0),), failed={})
-    assert _table(exact)[-1] == (
-        "fastest that gives PyTorch's numbers (others need labelled data: HEAD=DATA): --backend torch"
+    exact = replace(found, ways=(measured("torch", 1.0),), failed={}, unproved=("ner", "mood"))
+    assert _table(replace(found, made={"torch": "nlptasks export m"}))[-1] == (
+        "its export was made for this measurement alone; to keep one: nlptasks export m"
     )
+    assert _table(exact)[-1] == (
+        "fastest that gives PyTorch's numbers (to prove others: ner=DATA mood=DATA): --backend torch"
+    )
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (["ner", "ner"], "ner: has data twice; give each head that is run one data set"),
+        (["mood"], r"mood: has data and is not run \(ner are\)"),
+    ],
+)
+def test_data_is_for_heads_that_are_run_once_each(both: Path, targets: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        benchmark(both, [Target(name, name, "data") for name in targets], heads=["ner"])
 
 
 # The far side: a way that answers line by line
@@ -118,7 +146,7 @@ def test_a_way_answers_line_by_line(plan: Plan, backend: str) -> None:
     opening, seconds, alone, metrics, memory = answers(plan, "throughput", "latencies", "metrics", "memory")
     assert opening == {"found": None}
     assert seconds["found"] > 0
-    assert len(alone["found"]) == 7
+    assert len(alone["found"]) == 4  # different ones, of seven
     assert min(alone["found"]) > 0
     [(metric, value)] = metrics["found"]["ner"].items()
     assert metric == "f1"
@@ -127,12 +155,17 @@ def test_a_way_answers_line_by_line(plan: Plan, backend: str) -> None:
 
 
 def test_texts_and_tokens_are_those_that_the_backbone_reads(plan: Plan) -> None:
-    assert count(plan)["texts"] == 7
+    assert count(plan)["texts"] == 4  # different ones, of seven
     tokenizer = ModelFolder.open(plan.model).tokenizer()
     rows = plan.rows(ModelFolder.open(plan.model).heads(["ner"]))
     texts = [" ".join(row.fields["tokens"]) for row in rows]
     windows = tokenizer.windows([nlptasks.types.Source(text) for text in texts])
     assert count(plan)["tokens"] == sum(len(window) for own in windows for window in own)
+
+
+def test_what_is_said_twice_is_run_once(plan: Plan, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Ada saw Rome\nBob left\n" * 3)
+    assert count(replace(plan, source=str(tmp_path / "a.txt")))["texts"] == 2
 
 
 def test_what_is_wrong_is_an_answer_too(plan: Plan) -> None:
@@ -151,7 +184,7 @@ def test_what_is_wrong_is_an_answer_too(plan: Plan) -> None:
 def test_a_file_of_texts_has_no_metrics(plan: Plan, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Ada Smith saw London .\n\nBob left\n" * 9)
     plan = replace(plan, source=str(tmp_path / "a.txt"))
-    assert count(plan)["texts"] == 7
+    assert count(plan)["texts"] == 3  # different ones, of seven
     assert answers(plan, "metrics") == [{"found": None}, {"found": {}}]
 
 
@@ -162,7 +195,7 @@ def test_plain_transformers_is_a_way(plan: Plan, tmp_path: Path) -> None:
     opening, seconds, alone, metrics = answers(theirs, "throughput", "latencies", "metrics")
     assert opening == {"found": None}
     assert seconds["found"] > 0
-    assert len(alone["found"]) == 7
+    assert len(alone["found"]) == 4  # different ones, of seven
     assert metrics == {"found": {}}
 
 
@@ -248,9 +281,10 @@ def test_a_way_that_fails_is_told_and_the_others_are_measured(here: None, export
     assert [one.way for one in found.ways] == ["torch", "onnx:fp32", TRANSFORMERS]
     assert found.failed == {
         "torch:bf16": NOT_MEASURED,
+        "onnx:fp16": "is for GPUs, of another kind than this device",
         "onnx:int8": "cannot be exported in int8",
     }
-    assert found.texts == 7
+    assert found.texts == 4  # different ones, of seven
     assert found.best in ("torch", "onnx:fp32")
     for one in found.ways:
         assert one.tokens_per_second / one.texts_per_second == pytest.approx(found.tokens / found.texts)
@@ -284,7 +318,7 @@ def test_a_model_that_pytorch_cannot_run_is_an_error(
         raise MemoryError("no memory")
 
     monkeypatch.setattr(TorchRuntime, place, broken)
-    told = r"cannot be run on PyTorch \(MemoryError: no memory\); run 'nlptasks doctor'"
+    told = r"cannot be run on PyTorch \((MemoryError|a text of \d+ tokens): .*no memory.*\); run 'nlptasks doctor'"
     with pytest.raises(BackendError, match=told):
         benchmark(exported, [Target("ner", "ner", str(conll_data))], device="cpu", rounds=1, most=3)
 
@@ -364,13 +398,15 @@ def test_the_command_measures_every_way_and_leaves_the_model_alone(
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TMPDIR": str(place)})
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found.keys() == {"texts", "tokens", "ways", "failed", "best"}
-    assert found["texts"] == 9
-    assert found["tokens"] > 5 * 9
+    assert found.keys() == {"texts", "tokens", "ways", "failed", "made", "unproved", "best"}
+    assert found["texts"] == 4  # different ones, of nine
+    assert found["tokens"] > 5 * 4
     measured = {one["way"]: one for one in found["ways"]}
     assert next(iter(measured)) == "torch"
-    assert measured.keys() | found["failed"].keys() == {"torch", "torch:bf16", "onnx:int8", "onnx:fp32", TRANSFORMERS}
-    assert found["failed"] in ({}, {"torch:bf16": NOT_MEASURED})
+    assert measured.keys() | found["failed"].keys() == {"torch", "torch:bf16", *ONNX, TRANSFORMERS}
+    assert found["failed"].pop("torch:bf16", NOT_MEASURED) == NOT_MEASURED
+    assert found["failed"] == {"onnx:fp16": "is for GPUs, of another kind than this device"}
+    assert found["made"].keys() == {"onnx:int8"}
     for one in measured.values():
         assert one["texts_per_second"] > 0
         assert 0 < one["p50"] <= one["p95"]

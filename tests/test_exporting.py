@@ -168,11 +168,12 @@ def test_every_engine_writes_a_graph_with_the_names_of_its_outputs(
 def test_parity_is_the_largest_difference_and_the_share_of_equal_labels() -> None:
     one = [{"y": np.array([[1.0, 2.0], [3.0, 1.0]]), "z": np.zeros(3)}, {"y": np.empty((0, 2)), "z": np.ones(2)}]
     two = [{"y": np.array([[1.0, 2.0], [3.0, 3.5]]), "z": np.full(3, -4.0)}, {"y": np.empty((0, 2)), "z": np.ones(2)}]
-    assert compare(small(), one, two) == Parity(4.0, 0.5)
+    assert compare(small(), one, two) == Parity(4.0, 0.5, {"small": 4.0})
     two[1]["z"] = np.array([1.0, np.nan])
     assert np.isnan(compare(small(), one, two).max_difference)
-    assert compare(replace(small(), labels=frozenset()), one, one) == Parity(0.0, None)
-    assert worst([Parity(1.0, 0.5), Parity(2.0, 0.9), Parity(0.1, None)]) == Parity(2.0, 0.5)
+    assert compare(replace(small(), labels=frozenset()), one, one) == Parity(0.0, None, {"small": 0.0})
+    three = [Parity(1.0, 0.5, {"a": 1.0}), Parity(2.0, 0.9, {"a": 0.5, "b": 2.0}), Parity(0.1, None)]
+    assert worst(three) == Parity(2.0, 0.5, {"a": 1.0, "b": 2.0})
     assert np.isnan(worst([Parity(np.nan, None), Parity(2.0, None)]).max_difference)
 
 
@@ -198,12 +199,12 @@ def test_a_runtime_that_is_too_old_is_told_before_anything_is_written(
 def test_reports_without_the_newer_fields_are_read(exported: Path, tmp_path: Path) -> None:
     model = copied(exported, tmp_path / "model")
     path = model / "onnx/fp32/report.json"
-    newer = ("opset", "device", "agreement", "checks")
+    newer = ("opset", "device", "differences", "agreement", "checks")
     report = {name: value for name, value in unsealed(path.read_bytes()).items() if name not in newer}
     path.write_bytes(sealed(report))
     stored = ModelFolder.open(model)
     assert {name: stored.exports["fp32"][name] for name in newer} == {
-        "opset": 0, "device": "cpu", "agreement": None, "checks": {},
+        "opset": 0, "device": "cpu", "differences": {}, "agreement": None, "checks": {},
     }  # fmt: skip
     found = pipeline("ner", model=model, device="cpu")
     assert found.backend == "ONNX Runtime fp32 on the CPU"
@@ -319,7 +320,8 @@ def test_the_only_head_is_named_as_well(refused: Result) -> None:
 
 
 def test_only_what_we_say_is_told(refused: Result) -> None:
-    first, again, last = refused.stderr.splitlines()
+    begun, first, again, last = refused.stderr.splitlines()
+    assert begun == "exporting encode in fp32"
     assert first.startswith("export of encode: transformers, eager attention: ")
     assert again == first  # of the head alone
     assert last.startswith("error: the head odd: ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ from hypothesis import strategies as st
 from nlptasks.backbone import BackboneInfo, read_config
 from nlptasks.batching import collate_units, make_units
 from nlptasks.data import load_data
-from nlptasks.errors import BackendError, DataError, DataErrors
+from nlptasks.errors import BackendError, DataError, DataErrors, ModelError
 from nlptasks.files import read_csv
 from nlptasks.heads.qa import Answer, QaConfig, QaHead, read_squad
 from nlptasks.probabilities import calibration_error
 from nlptasks.scores import answer_scores
 from nlptasks.tokenizer import Tokenizer
-from nlptasks.types import Reading, Row, Window
+from nlptasks.types import FIRST, SPECIAL, Reading, Row, Window
 
 CONTEXT = "Ada Smith saw London and left Paris, Rome or Berlin."
 
@@ -459,3 +460,11 @@ def test_questions_without_answer_are_scored_apart() -> None:
     assert scores["f1"] == pytest.approx(2 / 3)
     assert (scores["answerable.f1"], scores["unanswerable.f1"], scores["unanswerable.support"]) == (1, 0.5, 2)
     assert "answerable.f1" not in answer_scores([["a1"]], ["a1"], ["x"])
+
+
+def test_a_tokenizer_without_special_tokens_is_refused(head: QaHead, tokenizer: Tokenizer) -> None:
+    example = head.read(row(context="a b", answer="a"))
+    [[window]] = tokenizer.windows(head.sources(example))
+    bare = replace(window, parts=np.where(window.parts == SPECIAL, FIRST, window.parts))
+    with pytest.raises(ModelError, match="puts no special token around a question and its context"):
+        head.features(example, bare)

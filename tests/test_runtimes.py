@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from answering import TEXTS, check_same, check_threads, numbers_of, opened, run
@@ -169,7 +170,7 @@ def test_the_number_of_threads_makes_no_difference(exported: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_what_does_not_fit_into_memory_is_run_in_halves(
+def test_what_does_not_fit_into_memory_is_run_in_smaller_batches(
     both_exported: Path, backend: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pipe = opened(both_exported, backend)
@@ -187,13 +188,31 @@ def test_what_does_not_fit_into_memory_is_run_in_halves(
     with caplog.at_level("WARNING", "nlptasks"):
         check_same(pipe(texts), expected)
     assert max(heights) > most
-    assert any("are run in halves" in line for line in caplog.messages)
+    failed = sum(height > most for height in heights)
+    assert sum(" tokens at most from now on" in line for line in caplog.messages) == failed < 8
+    heights.clear()
+    check_same(pipe(texts), expected)
+    assert max(heights) <= most  # it was learned for good
     most = 0
     heights.clear()
-    with pytest.raises(OutOfMemoryError, match="the graph encode: is too much"):
+    with pytest.raises(OutOfMemoryError, match=r"a text of \d+ tokens: .*is too much; give shorter texts"):
         pipe(texts)
     assert heights[-1] == 1
-    assert len(heights) < 10  # one part that fails ends it
+    assert len(heights) < 10  # one text that fails ends it
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_python_without_memory_is_the_same(exported: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = opened(exported, backend)
+    expected, run = pipe(TEXTS * 3), pipe.engine.runtime.run
+
+    def tight(graph: str, inputs: Tensors, heads: Any = None) -> Tensors:
+        if len(inputs["ids"]) > 4:
+            raise MemoryError
+        return run(graph, inputs, heads)
+
+    monkeypatch.setattr(pipe.engine.runtime, "run", tight)
+    check_same(pipe(TEXTS * 3), expected)
 
 
 class _Hungry(nn.Module):
@@ -261,6 +280,87 @@ def test_the_share_of_nodes_on_each_provider_is_told(
     assert "ner runs on ONNX Runtime fp32 on CUDA (97% of the nodes)" in caplog.messages
     monkeypatch.delattr(_OnCuda, "get_provider_graph_assignment_info")  # as before ONNX Runtime could say
     assert opened(exported, "onnx:fp32").engine.runtime.name == "ONNX Runtime fp32 on CUDA"
+
+
+# How sessions are made
+
+
+def test_sessions_have_the_threads_and_the_memory_that_they_should(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[Any, dict[str, Any]]] = []
+    session = onnxruntime.InferenceSession
+
+    def noting(content: Any, options: Any, **how: Any) -> Any:
+        made.append((options, how))
+        return session(content, options, **how)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", noting)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        pipe = opened(exported, "onnx:fp32")
+    finally:
+        torch.set_num_threads(threads)
+    assert pipe("Ada Smith left")
+    [(options, how)] = made
+    assert options.intra_op_num_threads == 3
+    assert not options.enable_mem_pattern  # a plan for every shape would be kept
+    assert how["disabled_optimizers"] == ["SkipLayerNormFusion", "BiasGeluFusion"]
+    assert how["enable_fallback"] == 0
+
+
+def test_sessions_on_different_devices_go_to_the_cpu_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class OnCpu(_OnCuda):
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+    def opens(path: Path, device: str, wanted: Any) -> Any:
+        asked.append((path.name, device))
+        return _OnCuda() if device == "auto" and path.name == "one" else OnCpu()
+
+    monkeypatch.setattr("nlptasks.runtime.onnx.open_session", opens)
+    files = {name: tmp_path / name for name in ("one", "two")}
+    runtime = OnnxRuntime(files, device="auto", precision="fp32")
+    assert runtime.device == "cpu"
+    assert asked == [("one", "auto"), ("two", "auto"), ("one", "cpu"), ("two", "cpu")]
+
+
+# R9: memory
+
+GROWTH = """
+import random, sys
+from pathlib import Path
+from nlptasks.pipeline import pipeline
+
+def resident():
+    return int(Path("/proc/self/status").read_text().partition("VmRSS:")[2].split()[0]) / 1024
+
+draw = random.Random(0)
+def texts(count):
+    for number in range(count):
+        yield " ".join(draw.choice(["Ada", "saw", "Rome", str(number)]) for _ in range(draw.randint(1, 60)))
+
+pipe = pipeline(model=sys.argv[1], backend=sys.argv[2], device="cpu")
+for _ in pipe.stream(texts(3000)):
+    pass
+before = resident()
+for _ in pipe.stream(texts(10000)):
+    pass
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="this system does not say how much memory is resident"
+)
+def test_memory_does_not_grow_with_texts_of_every_length(exported: Path) -> None:
+    command = [sys.executable, "-c", GROWTH, str(exported), "onnx"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 20  # MiB
 
 
 # bf16, and backends that are none

@@ -382,10 +382,17 @@ def test_every_language_of_spacy(trained: Path) -> None:
     assert tried > 60
 
 
-def test_chinese_is_as_on_the_command_line(trained: Path) -> None:
-    texts = ["Ada Smith 在 London。", "我在巴黎看见 Ada Smith", "北京"]
-    nlp = blank(trained, "zh")
-    assert [doc._.nlptasks["ner"] for doc in nlp.pipe(texts)] == pipeline("ner", model=trained)(texts)
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_results_are_those_of_the_command_line(trained: Path, tmp_path: Path, language: str) -> None:
+    texts = ["Ada Smith 在 London。", "我在巴黎看见 Ada Smith", "北京", TEXT]
+    (tmp_path / "texts.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    code = "import sys; from nlptasks.cli.main import main; main(sys.argv[1:])"
+    lines = script(code, "predict", trained, "--input", tmp_path / "texts.txt", "--json").stdout.splitlines()
+    expected = [[Entity(**one) for one in json.loads(line)["results"]["ner"]] for line in lines]
+    nlp = blank(trained, language)
+    assert [doc._.nlptasks["ner"] for doc in nlp.pipe(texts)] == expected
+    nlp.to_disk(tmp_path / "kept")
+    assert [doc._.nlptasks["ner"] for doc in spacy.load(tmp_path / "kept").pipe(texts)] == expected
 
 
 # S9: memory
@@ -575,11 +582,11 @@ import spacy
 
 if __name__ == "__main__":
     signal.alarm(200)
-    how, model = sys.argv[1:]
+    how, language, model = sys.argv[1:]
     multiprocessing.set_start_method(how)
-    nlp = spacy.blank("en")
+    nlp = spacy.blank(language)
     nlp.add_pipe("nlptasks", config={"model": model})
-    texts = ["Ada Smith saw London .", "", "Bob left Paris ."] * 4
+    texts = ["Ada Smith saw London .", "", "Bob left Paris .", "我在巴黎看见 Ada Smith"] * 3
     expected = [doc._.nlptasks for doc in nlp.pipe(texts)]
     try:
         found = [doc for doc in nlp.pipe(texts, n_process=2, batch_size=3)]
@@ -590,15 +597,19 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("backend", ["torch", "onnx"])
-@pytest.mark.parametrize("how", ["spawn", "fork"])
-def test_processes(both: Path, both_exported: Path, tmp_path: Path, how: str, backend: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "backend", "language"),
+    [("spawn", "torch", "en"), ("spawn", "onnx", "zh"), ("fork", "torch", "zh"), ("fork", "onnx", "en")],
+)
+def test_processes(both: Path, both_exported: Path, tmp_path: Path, how: str, backend: str, language: str) -> None:
     if how == "fork" and not hasattr(os, "fork"):
         pytest.skip("this system has no fork")
     file = tmp_path / "processes.py"
     file.write_text(PROCESSES)
     model = {"torch": both, "onnx": both_exported}[backend]
-    done = subprocess.run([sys.executable, file, how, model], capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(
+        [sys.executable, file, how, language, model], capture_output=True, text=True, timeout=240, check=False
+    )
     assert done.returncode == 0, done.stderr
     expected = {"spawn": "True ['Ada Smith', 'London']", "fork": "fork"}
     assert done.stdout.startswith(expected[how]), done.stdout + done.stderr

@@ -203,7 +203,8 @@ def _with_codes(*codes: str, single: str) -> Callable[[], tokenizers.Tokenizer]:
         tokenizer = _unigram()
         tokenizer.add_special_tokens(list(codes))
         special = [(token, tokenizer.token_to_id(token)) for token in (*codes, "</s>")]
-        tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
+        pair = single.replace("$A", "$A $B")
+        tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
         return tokenizer
 
     return make_tokenizer

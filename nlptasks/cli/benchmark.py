@@ -64,13 +64,19 @@ def _table(found: Benchmark) -> list[str]:
     title = ["", "texts/s", "tokens/s", "p50 ms", "p95 ms", "MiB", *(f"{head} {name}" for head, name in metrics)]
     rows = [title, *(_row(one, metrics) for one in found.ways)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [f"{found.texts} texts, {found.tokens} tokens"]
+    lines = [f"{found.texts} different texts, {found.tokens} tokens"]
     for row in rows:
         first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
         lines.append("  ".join([first.strip().ljust(widths[0]), *others]))
     lines += [f"{printable(way)}: not measured: {printable(why)}" for way, why in found.failed.items()]
-    kept = "keeps every metric" if metrics else "gives PyTorch's numbers (others need labelled data: HEAD=DATA)"
-    return [*lines, f"fastest that {kept}: --backend {found.best}"]
+    needed = " ".join(f"{printable(name)}=DATA" for name in found.unproved)
+    kept = f"gives PyTorch's numbers (to prove others: {needed})" if found.unproved else "keeps every metric"
+    lines.append(f"fastest that {kept}: --backend {found.best}")
+    again = found.made.get(found.best)
+    return [
+        *lines,
+        *([f"its export was made for this measurement alone; to keep one: {printable(again)}"] if again else []),
+    ]
 
 
 def _row(one: Measured, metrics: list[tuple[str, str]]) -> list[str]:

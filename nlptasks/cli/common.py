@@ -18,6 +18,7 @@ from nlptasks.cli.configfile import added
 from nlptasks.config import DEVICES, Target, default_of, parse_target, settings_of, value_type
 from nlptasks.errors import DataErrors, NlptasksError, UsageError, did_you_mean
 from nlptasks.precisions import PRECISIONS
+from nlptasks.signals import terminable
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -66,7 +67,8 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         prepare_process()
         try:
-            return super().invoke(ctx)
+            with terminable():
+                return super().invoke(ctx)
         except NlptasksError as error:
             if ctx.meta["debug"]:
                 raise

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     "--check",
     "checks",
     multiple=True,
-    metavar="HEAD=DATA",
-    help="measure the head's main metric on PyTorch and on the export, and refuse a change of more than half a point",
+    metavar="HEAD[=DATA]",
+    help="measure the head's main metric on PyTorch and on the export, and refuse a change of more than half a point; without "
+    "DATA on the sample of its task; may be given several times",
 )
 @click.option("--split", help="the part of these data: train, dev or test  [default: test, else dev]")
 @click.option("--accept-drift", is_flag=True, help="keep the export however far a metric moves")
@@ -47,10 +48,11 @@ def command(
 
 def _told(model: str, report: ExportReport) -> list[str]:
     """What came of it, for people."""
+    most = f" (of {max(report.differences, key=report.differences.__getitem__)})" if len(report.differences) > 1 else ""
     same = "" if report.agreement is None else f", and {report.agreement:.1%} of labels are the same"
     lines = [
         f"exported {printable(model)} in {report.precision}: on random tokens outputs differ from PyTorch's by "
-        f"{report.max_difference:.1e} at most{same}, over {len(report.shapes)} shapes"
+        f"{report.max_difference:.1e} at most{most}{same}, over {len(report.shapes)} shapes"
     ]
     for head, check in report.checks.items():
         lines.append(
@@ -60,6 +62,6 @@ def _told(model: str, report: ExportReport) -> list[str]:
     if not report.verified:
         lines.append(f"  not verified: it was compared on the {report.device}, which it is not made for")
     if report.precision != "fp32" and not report.checks:
-        lines.append("  not checked on your data: give --check HEAD=DATA")
+        lines.append("  not checked on your data: give --check HEAD=DATA, once for each head")
     lines.append(f"use it: --backend onnx:{report.precision}")
     return lines

@@ -73,7 +73,8 @@ def _proof(stored: ModelFolder, precision: str) -> str:
         f"{head} {check['metric']} {check['onnx']:.4f} ({check['points']:+.2f} points on {check['rows']} rows)"
         for head, check in report["checks"].items()
     )
-    return ", ".join(filter(None, ["fresh", printable(checks), untaken(stored, precision, list(stored.records))]))
+    checked = printable(checks) or "checked on no data"
+    return ", ".join(filter(None, ["fresh", checked, untaken(stored, precision, list(stored.records))]))
 
 
 def _numbers(first: int, last: int) -> str:

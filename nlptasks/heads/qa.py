@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from nlptasks.backbone import BackboneInfo
 from nlptasks.config import AT_LEAST_1, check_values, decided, parse_options, setting
-from nlptasks.errors import DataError, each, quote
+from nlptasks.errors import DataError, ModelError, each, quote
 from nlptasks.fields import answers_field, text_field
 from nlptasks.files import TABLES, read_json_file
 from nlptasks.heads.base import IGNORED, Head
@@ -337,8 +337,16 @@ class _Spans:
 
 
 def _places(window: Window) -> tuple[Ints, int]:
-    """Where the context's tokens stand, and the token for no answer."""
-    return np.flatnonzero(window.parts == SECOND), int(np.flatnonzero(window.parts == SPECIAL)[0])
+    """Where the context's tokens stand, and the token for no answer.
+
+    Raises:
+        ModelError: there is none.
+    """
+    special = np.flatnonzero(window.parts == SPECIAL)
+    if not len(special):
+        problem = "puts no special token around a question and its context, for 'no answer' to point to"
+        raise ModelError("tokenizer", problem, "take a backbone whose tokenizer.json does")
+    return np.flatnonzero(window.parts == SECOND), int(special[0])
 
 
 def _tokens_of(span: Span, offsets: Ints) -> Span | None:

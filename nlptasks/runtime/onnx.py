@@ -33,8 +33,8 @@ _SLOW_ON_CPU = ["SkipLayerNormFusion", "BiasGeluFusion"]
 """Fusions that cost more than they save there: of MiniLM, for 960 tokens, norms took 9.4 ms fused with a sum, and 3 apart;
 activations 4.1 and 3."""
 
-_NO_MEMORY = re.compile("failed to allocate memory|out of memory|bad_alloc|alloc_failed", re.IGNORECASE)
-"""What ONNX Runtime, C++, CUDA and cuBLAS say; no error is of a kind of its own."""
+_NO_MEMORY = re.compile("failed to allocate memory|out of memory|bad_alloc|bad allocation|alloc_failed", re.IGNORECASE)
+"""What ONNX Runtime, C++ (there and on Windows), CUDA and cuBLAS say; no error is of a kind of its own."""
 
 _KINDS = {
     "tensor(int64)": TensorProto.INT64,
@@ -58,8 +58,8 @@ class OnnxRuntime:
         limits: of the graphs' inputs.
 
     Attributes:
-        shares: of all nodes, the part that each provider runs, by its name; nothing if the runtime is too old to say. Those that
-            only compute shapes are few, and on the CPU even where all else is on CUDA.
+        shares: of the nodes in the files, before the runtime fuses them, the part that each provider runs, by its name; nothing
+            if the runtime is too old to say. Those that only compute shapes are on the CPU even where all else is on CUDA.
 
     Raises:
         BackendError: CUDA was asked for and does not load, or a file is no usable graph.
@@ -196,9 +196,10 @@ class _Bound:
         try:
             return self._bound(arrays)
         except Exception as error:  # the runtime's exceptions have no common class
-            kind = OutOfMemoryError if _NO_MEMORY.search(str(error)) else BackendError
-            problem = f"fails on the {self._device} ({first_line(error)[:300]})"
-            raise kind(f"the graph {self._name}", problem, "give shorter texts, or take --backend torch") from error
+            where, problem = f"the graph {self._name}", f"fails on the {self._device} ({first_line(error)[:300]})"
+            if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+                raise OutOfMemoryError(where, problem, "give shorter texts, or take another --device") from error
+            raise BackendError(where, problem, "give less at a time, or take --backend torch") from error
 
     def _bound(self, arrays: Mapping[str, Any]) -> dict[str, OrtValue]:
         """The outputs for inputs that are in order."""

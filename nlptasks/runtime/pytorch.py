@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from nlptasks.errors import BackendError, OutOfMemoryError, UsageError, first_line, listing
 from nlptasks.types import ENCODE, Floats, Ints, Tensors
 
-_NO_MEMORY = "can't allocate memory"
-"""What PyTorch says on the CPU, where it raises no error of a kind of its own."""
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "could not create a primitive", "could not create a memory")
+"""What PyTorch (there and on Windows) and oneDNN say on the CPU, where they raise no error of a kind of its own."""
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -193,7 +193,7 @@ def _memory(where: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and _NO_MEMORY not in str(error):
+        if not isinstance(error, torch.OutOfMemoryError) and not any(said in str(error) for said in _NO_MEMORY):
             raise
         fix = "give shorter texts, or take another --device"
         raise OutOfMemoryError(where, first_line(error)[:300], fix) from error

@@ -151,7 +151,7 @@ def ctranslate2_way(theirs: Any, ids: torch.Tensor, kind: str, device: str, plac
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--device", choices=list(_SUITABLE), default="cpu")
     options = parser.parse_args()
     torch.manual_seed(0)

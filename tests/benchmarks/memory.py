@@ -20,8 +20,8 @@ _BEHIND = 3_000
 """Lines beyond the last mark, so that the process is still at work when it is looked at."""
 
 
-def resident_megabytes(pid: int) -> float:
-    """Resident memory of a process now."""
+def resident_megabytes(pid: int | str) -> float:
+    """Resident memory of a process, or of ``self``, now."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
