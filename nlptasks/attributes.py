@@ -18,8 +18,10 @@ from nlptasks.plain import as_plain, from_plain
 
 _log = logging.getLogger("nlptasks")
 
-_RESULTS, _READERS = "nlptasks", "nlptasks.components"
-"""In ``doc.user_data``: results by head, as plain data; and the keys of the components that read the document."""
+_RESULTS: Any = ("._.", "nlptasks", None, None)
+"""In ``doc.user_data``, among attributes of documents: results by head, as plain data."""
+_READERS: Any = ("._.", "nlptasks_components", None, None)
+"""The same, for the keys of the components that read the document."""
 
 
 class Reader(Protocol):
@@ -36,27 +38,29 @@ _COMPONENTS: weakref.WeakValueDictionary[str, Reader] = weakref.WeakValueDiction
 """Those of this process, by their keys."""
 
 
-def known_as(key: str, component: Reader) -> None:
-    """Let documents find a component by a key, unless another one has it, of which this is a copy."""
-    _COMPONENTS.setdefault(key, component)
+def note(doc: Doc, results: Mapping[str, Any], component: Reader, *, key: str) -> list[str]:
+    """Put results by head into a document, and the key by which it finds the component that gave them.
 
-
-def note(doc: Doc, results: Mapping[str, Any], *, key: str) -> None:
-    """Put results by head into a document, and the key of the component that found them.
+    Returns:
+        The heads of which another component of this process had put results there, which are lost.
 
     Raises:
         UsageError: a result is no plain data, and cannot be made plain.
     """
-    doc.user_data.setdefault(_RESULTS, {}).update({name: as_plain(result) for name, result in results.items()})
-    doc.user_data[_READERS] = list(dict.fromkeys([*doc.user_data.get(_READERS, []), key]))
+    plain = {name: as_plain(result) for name, result in results.items()}
+    _COMPONENTS.setdefault(key, component)  # another one has the key if this is a copy of it
+    others = [one for one in doc.user_data.get(_READERS, ()) if one != key]
+    known = doc.user_data.get(_RESULTS, {})
+    doc.user_data[_RESULTS] = {**known, **plain}
+    doc.user_data[_READERS] = [*others, key]
+    return [name for name in plain if name in known] if any(one in _COMPONENTS for one in others) else []
 
 
 def extend() -> None:
     """Give documents and spans the attributes that every component has."""
     extend_by(Doc, "nlptasks", getter=_results_of)
     extend_by(Doc, "answer", method=_answer)
-    extend_by(Span, "nlptasks", getter=_exact)
-    extend_by(Span, "score", getter=_score)
+    extend_by(Span, "score", default=None)
 
 
 def extend_by(owner: type[Doc] | type[Span], name: str, **how: Any) -> bool:
@@ -76,32 +80,20 @@ def _results_of(doc: Doc) -> dict[str, Any]:
     return {name: from_plain(result) for name, result in doc.user_data.get(_RESULTS, {}).items()}
 
 
-def _exact(span: Span) -> Any:
-    """``span._.nlptasks``: what a head found there, with its exact place; None for other spans."""
-    for result in span.doc._.nlptasks.values():
-        for one in [one for one in result if hasattr(one, "start")] if isinstance(result, list) else []:
-            own = span.doc.char_span(one.start, one.end, alignment_mode="expand")
-            if one.label == span.label_ and own is not None and (own.start, own.end) == (span.start, span.end):
-                return one
-    return None
-
-
-def _score(span: Span) -> float | None:
-    """``span._.score``: the probability of what a head found there; None for other spans."""
-    return getattr(_exact(span), "score", None)
-
-
 def _answer(doc: Doc, question: str, head: str | None = None) -> Any:
     """``doc._.answer(question)``: by the first component that read the document and has a head that reads questions.
 
     Raises:
-        UsageError: there is none in this process.
+        UsageError: there is none in this process, or no such head, or the question is empty.
     """
-    readers = [one for key in doc.user_data.get(_READERS, []) if (one := _COMPONENTS.get(key))]
+    readers = [one for key in doc.user_data.get(_READERS, ()) if (one := _COMPONENTS.get(key))]
     if not readers:
-        fix = (
-            "pass it through a pipeline here first, or ask a component: nlp.get_pipe('nlptasks').answer(doc, question)"
-        )
-        raise UsageError("doc._.answer", "the document was read by no component of this process", fix)
-    best = next((one for one in readers if one.asked(doc, question)), readers[0])
-    return best.answer(doc, question, head=head)
+        fix = "pass it through a pipeline first, or ask a component: nlp.get_pipe('nlptasks').answer(doc, question)"
+        raise UsageError("doc._.answer", "no component that read the document is there in this process", fix)
+    able = [one for one in readers if _can_answer(one, doc, question, head)]
+    return (able or readers)[0].answer(doc, question, head=head)
+
+
+def _can_answer(component: Reader, doc: Doc, question: str, head: str | None) -> bool:
+    examples = component.asked(doc, question)
+    return head in examples if head else bool(examples)

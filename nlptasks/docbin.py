@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,19 +23,26 @@ def read_docbin(path: Path, on_error: OnError = refuse) -> Iterator[Row]:
     The place of a row in messages is the document's number, from 1.
 
     Raises:
-        DataError: the file is no DocBin.
+        DataError: the file is no DocBin, or of a document some tokens alone are annotated: what others are is not known.
     """
     from spacy.tokens import DocBin
     from spacy.vocab import Vocab
 
     try:
-        docs = list(DocBin().from_disk(path).get_docs(Vocab()))
+        found = DocBin().from_disk(path)
+        exclusive = all(len(_true(cats)) == 1 for cats in found.cats if cats)
+        for number, doc in enumerate(found.get_docs(Vocab()), start=1):
+            where = f"{path}:{number}"
+            if len(doc) and doc.has_annotation("ENT_IOB") and not doc.has_annotation("ENT_IOB", require_complete=True):
+                fix = "annotate all of it: doc.set_ents(doc.ents, default='outside')"
+                on_error(DataError(where, "has tokens of which is not known whether they are entities", fix))
+                continue
+            yield Row({"text": doc.text, **_spans(doc), **_labels(doc, exclusive)}, where)
+    except DataError:
+        raise
     except Exception as error:  # zlib, msgpack, numpy and spaCy each raise their own on bytes that are none of theirs
         fix = "write it with spaCy's DocBin.to_disk, or with spacy convert"
         raise DataError(str(path), f"is no DocBin of spaCy ({first_line(error)[:200]})", fix) from error
-    exclusive = all(len(_true(doc)) == 1 for doc in docs if doc.cats)
-    for number, doc in enumerate(docs, start=1):
-        yield Row({"text": doc.text, **_spans(doc), **_labels(doc, exclusive)}, f"{path}:{number}")
 
 
 def _spans(doc: Doc) -> dict[str, Any]:
@@ -44,11 +51,11 @@ def _spans(doc: Doc) -> dict[str, Any]:
 
 
 def _labels(doc: Doc, exclusive: bool) -> dict[str, Any]:
-    given = _true(doc)
+    given = _true(doc.cats)
     if not doc.cats:
         return {}
     return {"label": given[0]} if exclusive else {"labels": given}
 
 
-def _true(doc: Doc) -> list[str]:
-    return [label for label, value in doc.cats.items() if value >= _TRUE]
+def _true(cats: Mapping[str, float]) -> list[str]:
+    return [label for label, value in cats.items() if value >= _TRUE]

@@ -9,79 +9,39 @@ from __future__ import annotations
 import logging
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import srsly
 from spacy.pipeline import Pipe
+from spacy.scorer import Scorer
 from spacy.tokens import Doc, Span
-from spacy.util import filter_spans, minibatch
+from spacy.training import Example
+from spacy.util import minibatch
 
-from nlptasks.attributes import extend, extend_by, known_as, note
+from nlptasks.attributes import extend, extend_by, note
 from nlptasks.engine import CHUNK_ITEMS, Item
-from nlptasks.errors import ModelError, UsageError, did_you_mean, first_line, listing, quote
+from nlptasks.errors import ModelError, UsageError, first_line, listing, quote
 from nlptasks.heads.base import Head
-from nlptasks.packing import copy_model, model_files, model_in, reference, referred, write_files, write_reference
+from nlptasks.packing import (
+    Reference,
+    checked,
+    copy_model,
+    model_files,
+    model_in,
+    read_reference,
+    write_files,
+    write_reference,
+)
 from nlptasks.pipeline import Pipeline, examples_of, pipeline
+from nlptasks.spacy_settings import ENTS, STORES, Settings
 from nlptasks.types import Row
 
 _log = logging.getLogger("nlptasks")
 
 _CATS, _ENTS, _SPANS, _OWN = "doc.cats", "doc.ents", "doc.spans", "doc._."
-
-
-def _keep(before: Sequence[Span], found: Sequence[Span]) -> list[Span]:
-    """Those that were there, and of ours those that overlap none of them."""
-    taken = {token for span in before for token in range(span.start, span.end)}
-    return [*before, *(span for span in found if taken.isdisjoint(range(span.start, span.end)))]
-
-
-ENTS: Mapping[str, Callable[[Sequence[Span], Sequence[Span]], list[Span]]] = {
-    "keep": _keep,
-    "replace": lambda before, found: list(found),
-    "merge": lambda before, found: filter_spans([*before, *found]),
-}
-"""What ``doc.ents`` becomes, of the entities that were there and those that the heads found."""
-
-STORES = ("copy", "reference")
-"""What a pipeline keeps of the model when it is written."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a component runs: its part of a pipeline's config.
-
-    Attributes:
-        model: the model's folder, or a checkpoint of Hugging Face.
-        heads: names of heads, or tasks of which the model has one; None for all.
-        backend: as in `nlptasks.pipeline.pipeline`.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        ents: what becomes of entities that were there before: ``keep`` them, and of ours those that overlap none; ``replace``
-            them; ``merge`` both, the longest first.
-        batch_tokens: tokens in a batch, padding included; None for what suits the device.
-        store: whether a pipeline that is written keeps a ``copy`` of the model, or a ``reference`` to its folder.
-
-    Raises:
-        UsageError: there is no model, or a value is none of these.
-    """
-
-    model: str | None
-    heads: tuple[str, ...] | None = None
-    backend: str = "auto"
-    device: str = "auto"
-    ents: str = "keep"
-    batch_tokens: int | None = None
-    store: str = "copy"
-
-    def __post_init__(self) -> None:
-        if not self.model:
-            example = 'nlp.add_pipe("nlptasks", config={"model": "runs/ner"})'
-            raise UsageError("the component nlptasks", "no model was given", f"name the folder of one: {example}")
-        for option, value, known in (("ents", self.ents, ENTS), ("store", self.store, STORES)):
-            if value not in known:
-                raise UsageError(f"{option} {quote(value)}", "is unknown", did_you_mean(value, known))
 
 
 @dataclass(frozen=True)
@@ -90,15 +50,15 @@ class _Opened:
 
     Attributes:
         pipe: runs it.
+        model: what it is.
         attributes: those of documents, ``doc._.NAME``, that heads write to.
+        writers: by place, the heads that write there.
     """
 
     pipe: Pipeline
+    model: Reference
     attributes: Sequence[str]
-
-    def writers(self, place: str) -> list[str]:
-        """The heads that write to a place."""
-        return [name for name, head in self.pipe.heads.items() if place in head.assigns]
+    writers: Mapping[str, Sequence[str]]
 
 
 class Component(Pipe):
@@ -118,34 +78,23 @@ class Component(Pipe):
     def __init__(self, name: str, settings: Settings, key: str = "") -> None:
         self.name, self.settings, self.widened = name, settings, 0
         self._key = key or uuid.uuid4().hex
-        self._model = str(settings.model)
+        self._wanted: Reference | None = None
         self._place: tempfile.TemporaryDirectory[str] | None = None
         self._opened: _Opened | None = None
-        known_as(self._key, self)
+        self._said: set[str] = set()
         extend()
 
     def open(self) -> None:
         """Open the model, if it is not open yet.
 
         Raises:
-            UsageError: no such head, backend or device.
-            ModelError: the folder is no model.
+            UsageError: no such head, backend or device, or somebody else has an attribute that a head writes to.
+            ModelError: the folder is no model, or another one than that which the component was sent with.
             BackendError: the device cannot be had.
         """
         if self._opened is None:
-            settings = self.settings
-            pipe = pipeline(
-                settings.heads,
-                model=self._model,
-                backend=settings.backend,
-                device=settings.device,
-                batch_tokens=settings.batch_tokens,
-            )
-            named = {
-                place.removeprefix(_OWN) for head in pipe.heads.values() for place in head.assigns if _OWN in place
-            }
-            self._opened = _Opened(pipe, [name for name in sorted(named) if extend_by(Doc, name, default=None)])
-            _tell_who_cannot_read(pipe.heads)
+            model = checked(self._wanted) if self._wanted else Reference.to(str(self.settings.model))
+            self._opened = _opened(model, self.settings)
 
     def _open(self) -> _Opened:
         self.open()
@@ -173,6 +122,7 @@ class Component(Pipe):
 
         A document with which something goes wrong goes to the error handler, alone, and not on.
         """
+        self.open()  # if that fails, no document is to blame
         for docs in minibatch(stream, batch_size):  # type: ignore[no-untyped-call]
             yield from self._tried(docs)
 
@@ -182,9 +132,10 @@ class Component(Pipe):
         except Exception as error:
             if len(docs) == 1:
                 self.get_error_handler()(self.name, self, docs, error)
-            else:  # one after another, to find out which it is
-                for doc in docs:
-                    yield from self._tried([doc])
+            else:  # by halves, to find out which it is
+                middle = len(docs) // 2
+                yield from self._tried(docs[:middle])
+                yield from self._tried(docs[middle:])
             return
         for doc, found in zip(docs, results, strict=True):
             try:
@@ -201,15 +152,28 @@ class Component(Pipe):
         return list(pipe.engine.stream(items, first_chunk=CHUNK_ITEMS))
 
     def _written(self, doc: Doc, results: Mapping[str, Any]) -> Doc:
-        """The document, with these results."""
+        """The document, with these results; as it was if they cannot be written."""
         opened = self._open()
-        note(doc, results, key=self._key)
+        lost = note(doc, results, self, key=self._key)
+        if lost:
+            fix = "give the heads different names: nlptasks rename MODEL OLD NEW"
+            self._say_once(f"{self.name} replaces what another component found by {listing(lost)}; {fix}")
         for attribute in opened.attributes:
             doc._.set(attribute, None)
-        cats, ents, writes_ents = dict(doc.cats), list(doc.ents), bool(opened.writers(_ENTS))
-        prefixed = len(opened.writers(_CATS)) > 1
+        ents, cats = list(doc.ents), dict(doc.cats)
+        try:
+            self._annotate(doc, results, opened)
+        except Exception:
+            doc.ents, doc.cats = ents, cats
+            raise
+        return doc
+
+    def _annotate(self, doc: Doc, results: Mapping[str, Any], opened: _Opened) -> None:
+        """Let each head write, and join what it wrote with what was there."""
+        cats, ents, writes_ents = dict(doc.cats), list(doc.ents), _ENTS in opened.writers
+        prefixed = len(opened.writers.get(_CATS, ())) > 1
         if writes_ents:
-            doc.ents = []
+            _without_ents(doc)
         for name, result in results.items():
             doc.cats = {}
             opened.pipe.heads[name].annotate(doc, result, name)
@@ -217,18 +181,39 @@ class Component(Pipe):
         doc.cats = cats
         if writes_ents:
             doc.ents = ENTS[self.settings.ents](ents, list(doc.ents))
-        for name in opened.writers(_SPANS):
-            self._count_widened(doc, name, results.get(name, []))
-        return doc
+        self._score(doc, {name: results[name] for name in opened.writers.get(_SPANS, ()) if name in results})
 
-    def _count_widened(self, doc: Doc, name: str, result: Sequence[Any]) -> None:
-        exact = {(one.start, one.end) for one in result}
-        widened = [span for span in doc.spans.get(name, []) if (span.start_char, span.end_char) not in exact]
-        if widened and not self.widened:
-            problem = f"{name} found a part of {quote(widened[0].text)}, which is one token or several"
-            kept = f"doc._.nlptasks[{name!r}] has the exact place; component.widened counts such entities"
-            _log.warning("%s; in doc.spans and doc.ents it is widened to whole tokens, %s", problem, kept)
-        self.widened += len(widened)
+    def _score(self, doc: Doc, results: Mapping[str, Sequence[Any]]) -> None:
+        """Give spans their scores, where several heads found the same that of the first, and count those that were widened."""
+        scored, ours = set(), Span.get_extension("score") == (None, None, None, None)
+        for name, result in results.items():
+            for span, one in zip(doc.spans[name], result, strict=True):
+                place = (span.start_char, span.end_char)
+                if ours and place not in scored:
+                    span._.score = one.score
+                scored.add(place)
+                if place != (one.start, one.end):
+                    self.widened += 1
+                    problem = f"{name} found {quote(one.text)} in {quote(span.text)}, which spaCy does not divide there"
+                    told = f"doc._.nlptasks[{name!r}] has the exact place"
+                    self._say_once(f"{problem}: entities are widened to whole tokens; {told}", kind="widened")
+
+    def _say_once(self, what: str, *, kind: str = "") -> None:
+        if (kind or what) not in self._said:
+            self._said.add(kind or what)
+            _log.warning("%s", what)
+
+    def score(self, examples: Iterable[Example], **options: Any) -> dict[str, Any]:
+        """What spaCy measures of entities and categories, for `nlp.evaluate` and ``spacy evaluate``."""
+        writers, rows = self._open().writers, list(examples)
+        scores: dict[str, Any] = {}
+        if _ENTS in writers:
+            scores |= Scorer.score_spans(rows, "ents")
+        if _CATS in writers:
+            labels = sorted({label for row in rows for label in row.predicted.cats})
+            several = any(sum(value >= 0.5 for value in row.reference.cats.values()) != 1 for row in rows)
+            scores |= Scorer.score_cats(rows, "cats", labels=labels, multi_label=several)
+        return scores
 
     def answer(self, doc: Doc, question: str, *, head: str | None = None) -> Any:
         """The answer to a question about a document, as the head gives it that reads questions.
@@ -239,8 +224,10 @@ class Component(Pipe):
             head: the head's name; None for the first that reads questions.
 
         Raises:
-            UsageError: no head reads questions, or not this one.
+            UsageError: no head reads questions, or not this one, or the question is empty.
         """
+        if not question or not question.strip():
+            raise UsageError("the question", "is empty", "ask something")
         examples = self.asked(doc, question)
         wanted = head or next(iter(examples), None)
         if wanted not in examples:
@@ -270,7 +257,7 @@ class Component(Pipe):
             ModelError: the model is not as it was written, or this cannot be written.
         """
         write = {"copy": copy_model, "reference": write_reference}[self._store]
-        write(self._model, Path(path))
+        write(self._open().model, Path(path))
 
     def from_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> Component:
         """Open what `to_disk` wrote; the config's own model if it was not told to write.
@@ -289,8 +276,9 @@ class Component(Pipe):
             UsageError: the model is a checkpoint, which must be imported first.
             ModelError: the model is not as it was written.
         """
-        pack = {"copy": model_files, "reference": reference}[self._store]
-        content: bytes = srsly.msgpack_dumps({self._store: pack(self._model)})
+        model = self._open().model
+        packed = model_files(model) if self._store == "copy" else asdict(checked(model))
+        content: bytes = srsly.msgpack_dumps({self._store: packed})
         return content
 
     def from_bytes(self, content: bytes, *, exclude: Iterable[str] = ()) -> Component:
@@ -307,7 +295,7 @@ class Component(Pipe):
             problem = f"are not those of a component ({first_line(error)[:200]})"
             raise ModelError("the bytes", problem, "take those that to_bytes gave") from error
         if store == "reference":
-            self._take(referred(packed, where="the bytes"))
+            self._take(read_reference(packed, where="the bytes").model)
         else:
             place = tempfile.TemporaryDirectory(prefix="nlptasks-")
             write_files(packed, Path(place.name))
@@ -316,21 +304,58 @@ class Component(Pipe):
         return self
 
     def _take(self, model: str) -> None:
-        """Run another model."""
-        self._model, self._opened, self._place = model, None, None
-        self.open()
+        """Run another model; if that cannot be, go on as before."""
+        wanted = Reference.to(model)
+        self._opened, self._wanted, self._place = _opened(wanted, self.settings), wanted, None
 
     def __reduce__(self) -> Any:
-        return _received, (self.name, self.settings, self._key, self._model, self._place and self.to_bytes())
+        wanted = self._opened.model if self._opened else self._wanted
+        return _received, (self.name, self.settings, self._key, wanted, self._place and self.to_bytes())
 
 
-def _received(name: str, settings: Settings, key: str, model: str, content: bytes | None) -> Component:
+def _received(name: str, settings: Settings, key: str, wanted: Reference | None, content: bytes | None) -> Component:
     """A component in another process; a model that is in a folder is opened when it is needed."""
     component = Component(name, settings, key)
     if content:
         return component.from_bytes(content)
-    component._model = model
+    component._wanted = wanted
     return component
+
+
+def _opened(model: Reference, settings: Settings) -> _Opened:
+    """A model that runs.
+
+    Raises:
+        UsageError: no such head, backend or device, or somebody else has an attribute that a head writes to.
+        ModelError: the folder is no model.
+        BackendError: the device cannot be had.
+    """
+    pipe = pipeline(
+        settings.heads,
+        model=model.model,
+        backend=settings.backend,
+        device=settings.device,
+        batch_tokens=settings.batch_tokens,
+    )
+    writers: dict[str, list[str]] = {}
+    for name, head in pipe.heads.items():
+        for place in head.assigns:
+            writers.setdefault(place, []).append(name)
+    attributes = [place.removeprefix(_OWN) for place in writers if place.startswith(_OWN)]
+    for attribute in attributes:
+        if not extend_by(Doc, attribute, default=None):
+            fix = f"remove it: Doc.remove_extension({attribute!r}), or leave out the head"
+            raise UsageError(f"doc._.{attribute}", "is an extension of somebody else", fix)
+    _tell_who_cannot_read(pipe.heads)
+    return _Opened(pipe, model, attributes, writers)
+
+
+def _without_ents(doc: Doc) -> None:
+    """Take the entities out of a document, and the ids that spaCy leaves on their tokens."""
+    for ent in doc.ents:
+        for token in ent:
+            token.ent_id = 0
+    doc.ents = []
 
 
 def _tell_who_cannot_read(heads: Mapping[str, Head]) -> None:

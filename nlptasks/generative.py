@@ -111,6 +111,7 @@ class GenerativeHead(Head):
     source_field: ClassVar[str]
     target_field: ClassVar[str]
     target_features = ("labels",)
+    results = (Text,)
     hf_auto = "AutoModelForSeq2SeqLM"
 
     def __init__(self, config: GenerativeConfig, *, backbone: BackboneInfo) -> None:

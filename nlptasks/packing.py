@@ -6,11 +6,12 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from nlptasks.disk import sha256, written_beside
-from nlptasks.errors import ModelError, UsageError, quote
+from nlptasks.errors import ModelError, UsageError
 from nlptasks.folders import CARD, check_list, check_shape, read_json
 from nlptasks.manifest import EXPORTS, MANIFEST, REPORT
 from nlptasks.model import ModelFolder
@@ -19,61 +20,77 @@ REFERENCE = "reference.json"
 """The file that stands in the place of a model folder."""
 
 _REFERENCE_SHAPE = {"model": str, "sha256": str}
+_AGAIN = "take those that to_bytes gave, and see that there is space"
 
 
-def copy_model(model: str, target: Path) -> None:
+@dataclass(frozen=True)
+class Reference:
+    """A model folder, as it was.
+
+    Attributes:
+        model: the folder.
+        sha256: of its list of files, which has the sha256 of each; empty for what is no model folder.
+    """
+
+    model: str
+    sha256: str
+
+    @classmethod
+    def to(cls, model: str) -> Reference:
+        """A reference to what a model is now: a folder by its whole path, a checkpoint by its name."""
+        path = Path(model)
+        whole = str(path.resolve()) if path.is_dir() else model
+        return cls(whole, _digest(whole))
+
+
+def copy_model(model: Reference, target: Path) -> None:
     """A copy of a model folder, with its exports; what was there is replaced.
 
     Raises:
-        ModelError: the model is none, or the copy cannot be written.
+        ModelError: the model is another one by now, or the copy cannot be written.
     """
-    source = Path(model)
+    source, names = Path(model.model), _names(model)
     if source.resolve() == target.resolve():
         return
-    names = _names(model)
     with written_beside(target, ModelError) as place:
         for name in names:
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, place / name)
 
 
-def model_files(model: str) -> dict[str, bytes]:
+def model_files(model: Reference) -> dict[str, bytes]:
     """The files of a model folder by their paths from there.
 
     Raises:
-        ModelError: it is none.
+        ModelError: it is another one by now.
     """
-    return {name: (Path(model) / name).read_bytes() for name in _names(model)}
+    return {name: (Path(model.model) / name).read_bytes() for name in _names(model)}
 
 
 def write_files(files: Mapping[str, bytes], place: Path) -> None:
     """Write what `model_files` gave into a folder, which is not checked to be a model.
 
     Raises:
-        ModelError: a name is not that of a file inside the folder.
+        ModelError: these are no files by name, or a name is not that of a file inside the folder, or the disk refuses.
     """
+    if not all(isinstance(name, str) and isinstance(content, bytes) for name, content in files.items()):
+        raise ModelError("the bytes", "hold no files by name", _AGAIN)
     check_list({name: hashlib.sha256(content).hexdigest() for name, content in files.items()}, where="the bytes")
-    for name, content in files.items():
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        (place / name).write_bytes(content)
+    try:
+        for name, content in files.items():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_bytes(content)
+    except OSError as error:
+        raise ModelError("the bytes", f"cannot be written to {place} ({error})", _AGAIN) from error
 
 
-def reference(model: str) -> dict[str, str]:
-    """Where a model folder is, and the sha256 of its list of files.
-
-    Raises:
-        ModelError: it is none.
-    """
-    return {"model": str(_opened(model).path.resolve()), "sha256": sha256(Path(model) / MANIFEST)}
-
-
-def write_reference(model: str, target: Path) -> None:
+def write_reference(model: Reference, target: Path) -> None:
     """Write a reference to a model folder as a file into another one; what was there is replaced.
 
     Raises:
-        ModelError: the model is none, or it cannot be written.
+        ModelError: the model is another one by now, or it cannot be written.
     """
-    record = reference(model)
+    record = asdict(checked(model))
     with written_beside(target, ModelError) as place:
         (place / REFERENCE).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
@@ -85,29 +102,46 @@ def model_in(place: Path) -> str:
         ModelError: it is not the one that was referred to.
     """
     file = place / REFERENCE
-    return referred(read_json(file), where=str(file)) if file.exists() else str(place)
+    return read_reference(read_json(file), where=str(file)).model if file.exists() else str(place)
 
 
-def referred(record: Mapping[str, Any], *, where: str) -> str:
-    """The model that a reference means.
+def read_reference(record: Mapping[str, Any], *, where: str) -> Reference:
+    """A reference, whose model is there and has not changed.
 
     Raises:
-        ModelError: it is not there, or another one is.
+        ModelError: it is damaged, or its model is not there, or another one is.
     """
     try:
         check_shape(record, _REFERENCE_SHAPE, name="the reference")
     except ValueError as error:
         raise ModelError(where, f"is damaged ({error})", "save the pipeline again") from error
-    list_of_files = Path(record["model"]) / MANIFEST
-    found = sha256(list_of_files) if list_of_files.is_file() else None
-    if found != record["sha256"]:
-        problem = f"refers to the model {record['model']}, which " + ("was changed since" if found else "is not there")
+    return checked(Reference(**record), where=where)
+
+
+def checked(model: Reference, *, where: str = "the component") -> Reference:
+    """A reference whose model is there and has not changed.
+
+    Raises:
+        ModelError: it is not there, or another one is.
+    """
+    found = _digest(model.model)
+    if found != model.sha256:
+        problem = f"refers to the model {model.model}, which " + ("was changed since" if found else "is not there")
         raise ModelError(where, problem, "put that model back, or save the pipeline again with store='copy'")
-    return str(record["model"])
+    return model
 
 
-def _names(model: str) -> list[str]:
-    stored = _opened(model)
+def _digest(model: str) -> str:
+    """The sha256 of a model folder's list of files; empty if it has none."""
+    file = Path(model) / MANIFEST
+    return sha256(file) if file.is_file() else ""
+
+
+def _names(model: Reference) -> list[str]:
+    if not model.sha256:
+        fix = "import it (nlptasks import) and take the folder, or take store='reference'"
+        raise UsageError(f"the model {model.model}", "is a checkpoint, of which no copy can be kept", fix)
+    stored = ModelFolder.open(checked(model).model)
     exports = [
         f"{EXPORTS}/{precision}/{name}"
         for precision, report in stored.exports.items()
@@ -115,10 +149,3 @@ def _names(model: str) -> list[str]:
     ]
     card = [CARD] if (stored.path / CARD).is_file() else []
     return list(dict.fromkeys([MANIFEST, *stored.manifest["files"], *exports, *card]))
-
-
-def _opened(model: str) -> ModelFolder:
-    if not (Path(model) / MANIFEST).exists() and not Path(model).is_dir():
-        fix = f"import it first: nlptasks import {model} --task TASK -o DIR"
-        raise UsageError(f"the model {quote(model)}", "is no folder here, and cannot be kept", fix)
-    return ModelFolder.open(model)

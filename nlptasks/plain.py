@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from functools import cache
 from numbers import Integral, Real
 from typing import Any
 
-from nlptasks.errors import UsageError, quote
-from nlptasks.registry import tasks
+from nlptasks.errors import PluginError, UsageError, quote
+from nlptasks.registry import head_class, tasks
 
 _KIND, _CONTENT = "is", "with"
+_AS_IT_IS = (str, float, int, bool, type(None))
+
+_KNOWN: dict[str, type] = {}
+"""The dataclasses of results, by the names that they go by in plain data."""
 
 
 def as_plain(result: Any) -> Any:
     """A result as numbers, strings, lists and dicts.
 
     Raises:
-        UsageError: something in it is neither these nor a tuple nor a dataclass.
+        UsageError: something in it is neither these nor a tuple, nor what its head says that its results are.
     """
-    if result is None or isinstance(result, str | bool):
+    kind = type(result)
+    if kind in _AS_IT_IS:
         return result
-    if isinstance(result, Real):  # numpy's, too
-        return int(result) if isinstance(result, Integral) else float(result)
-    if isinstance(result, list):
+    if kind is list:
         return [as_plain(item) for item in result]
-    if isinstance(result, tuple):
+    if kind is tuple:
         return {_KIND: "tuple", _CONTENT: [as_plain(item) for item in result]}
-    if isinstance(result, Mapping):
-        return {_KIND: "dict", _CONTENT: {str(key): as_plain(value) for key, value in result.items()}}
-    if is_dataclass(result) and not isinstance(result, type):
+    if is_dataclass(kind):
         content = {field.name: as_plain(getattr(result, field.name)) for field in fields(result)}
-        return {_KIND: _path(type(result)), _CONTENT: content}
-    problem = f"holds {type(result).__name__}, expected dataclasses, lists, dicts, strings and numbers"
+        return {_KIND: _name_of(kind), _CONTENT: content}
+    if isinstance(result, Mapping) and all(type(key) is str for key in result):
+        return {_KIND: "dict", _CONTENT: {key: as_plain(value) for key, value in result.items()}}
+    if isinstance(result, Real):  # numpy's
+        return int(result) if isinstance(result, Integral) else float(result)
+    problem = f"holds {kind.__name__}, expected dataclasses, lists, dicts by strings, strings and numbers"
     raise UsageError("a result", problem, "let the head's decode give no other")
 
 
@@ -42,30 +45,47 @@ def from_plain(content: Any) -> Any:
     """The result that `as_plain` was given.
 
     Raises:
-        UsageError: it names what is no result of a head that is installed here.
+        UsageError: this is nothing that it gives, or a result of a head that is not installed here, or of another version.
     """
     if isinstance(content, list | tuple):  # msgpack may give either for the other
         return [from_plain(item) for item in content]
     if not isinstance(content, dict):
         return content
-    kind, inner = content[_KIND], content[_CONTENT]
-    if kind == "tuple":
-        return tuple(from_plain(item) for item in inner)
-    values = {name: from_plain(value) for name, value in inner.items()}
-    return values if kind == "dict" else _class(kind)(**values)
+    try:
+        kind, inner = content[_KIND], content[_CONTENT]
+        if kind == "tuple":
+            return tuple(from_plain(item) for item in inner)
+        values = {name: from_plain(value) for name, value in inner.items()}
+        return values if kind == "dict" else _class_of(kind)(**values)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        fix = (
+            "install the package and the version that it was made with, or pass the document through the pipeline again"
+        )
+        raise UsageError("a result", f"is {quote(content)}, which no head here gives", fix) from error
 
 
-@cache
-def _path(cls: type) -> str:
-    return f"{cls.__module__}:{cls.__qualname__}"
+def _class_of(name: str) -> type:
+    """The dataclass of a name: what a document names is looked up among the results of heads, never imported."""
+    if name not in _KNOWN:
+        _learn()
+    return _KNOWN[name]
 
 
-@cache
-def _class(path: str) -> type:
-    """The dataclass at a path, in a package that has a head: a document may come from anywhere, and imports nothing else."""
-    module, _, name = path.partition(":")
-    if module.partition(".")[0] in {point.value.partition(".")[0] for point in tasks().values()}:
-        found = getattr(importlib.import_module(module), name, None)
-        if isinstance(found, type) and is_dataclass(found):
-            return found
-    raise UsageError("a result", f"is {quote(path)}, which no head here gives", "install the package that has the head")
+def _name_of(kind: type) -> str:
+    name = f"{kind.__module__}:{kind.__qualname__}"
+    if name not in _KNOWN:
+        _learn()
+    if name not in _KNOWN:
+        problem = f"holds {kind.__name__}, which is not among the results of any head"
+        raise UsageError("a result", problem, "name the class in the head's results")
+    return name
+
+
+def _learn() -> None:
+    """Learn what all registered heads give."""
+    for task in tasks():
+        try:
+            results = head_class(task).results
+        except PluginError:  # a broken package harms nobody else
+            continue
+        _KNOWN.update({f"{kind.__module__}:{kind.__qualname__}": kind for kind in results})

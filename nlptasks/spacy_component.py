@@ -4,8 +4,6 @@ spaCy imports every registered factory whenever a pipeline is made, even a blank
 everybody: so this module imports nothing but spaCy, and all that can fail happens in `add_pipe`.
 """
 
-from __future__ import annotations
-
 import sys
 from typing import TYPE_CHECKING
 
@@ -37,15 +35,16 @@ def make_component(
     ents: str,
     batch_tokens: int | None,
     store: str,
-) -> Component:
-    """A model's heads as a component; see `nlptasks.documents.Settings` for what each argument means.
+) -> "Component":
+    """A model's heads as a component; see `nlptasks.spacy_settings.Settings` for what each argument means.
 
     Raises:
         UsageError: no model, no such head, or an argument that cannot be.
         ModelError: the folder is no model.
         BackendError: the device cannot be had.
     """
-    from nlptasks.documents import Component, Settings
+    from nlptasks.documents import Component
+    from nlptasks.spacy_settings import Settings
 
     settings = Settings(
         model=model,

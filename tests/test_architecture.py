@@ -55,7 +55,7 @@ ROWS = [
     {f"nlptasks.{name}" for name in ("card", "editing", "exporting", "importing", "pipeline", "evaluation")}
     | {f"nlptasks.{name}" for name in ("destinations", "identity", "training", "benchmarking", "ways")}
     | {f"nlptasks.{name}" for name in ("precisions", "tracing", "parity", "proof", "packing")},
-    {f"nlptasks.{name}" for name in ("spacy_component", "documents", "attributes")},
+    {f"nlptasks.{name}" for name in ("spacy_component", "spacy_settings", "documents", "attributes")},
 ]
 HEADS, TOP = 3, 7
 

@@ -117,8 +117,7 @@ def test_what_is_missing_or_too_much_is_named(info: BackboneInfo) -> None:
         (one, {"text": 5}, "text is 5, expected a string"),
         (one, {"text": "x", "text_pair": "y"}, "has a 'text_pair', unlike the training data"),
         (pairs, {"text": "x"}, "has no 'text_pair', unlike the training data"),
-        (one, {"text": "x", "labels": ["a"]}, r"has \['a'\], expected one label as in training"),
-        (made(info, labels=("a",), several=True), {"text": "x", "label": "a"}, "expected a list of labels"),
+        (one, {"text": "x", "labels": ["a", "b"]}, r"has \['a', 'b'\], expected one label as in training"),
     ):
         with pytest.raises(DataError, match=message):
             head.read(row(**fields))
@@ -433,3 +432,10 @@ def test_a_long_text_is_read_to_its_end(backbones: Path, tmp_path: Path) -> None
     outputs = [{"logits": np.zeros(5, np.float32)} for _ in windows]
     outputs[-1]["logits"] = np.array([0, 0, 9, 0, 0], np.float32)
     assert subject.head.decode(example, windows, outputs).label == subject.head.labels[2]
+
+
+def test_one_label_is_a_list_of_one_and_the_other_way_round(info: BackboneInfo) -> None:
+    one, several = made(info, labels=("a", "b")), made(info, labels=("a", "b"), several=True)
+    assert one.read(row(text="x", labels=["a"])).gold == several.read(row(text="x", label="a")).gold == ("a",)
+    with pytest.raises(DataError, match="expected one label as in training"):
+        one.read(row(text="x", labels=[]))

@@ -57,6 +57,13 @@ def test_categories_are_a_label_or_several(tmp_path: Path) -> None:
     assert not any("label" in row for row in found)
 
 
+def test_documents_of_which_not_all_is_known_are_refused(tmp_path: Path) -> None:
+    doc = NLP.make_doc("Ada saw Bob")
+    doc.set_ents([doc.char_span(0, 3, label="PER")], default="missing")
+    with pytest.raises(DataError, match=r"a\.spacy:1: has tokens of which is not known .*; annotate all of it"):
+        rows(tmp_path / "a.spacy", doc)
+
+
 @pytest.mark.parametrize("content", [b"", b"no DocBin", b"\x78\x9c\x03\x00\x00\x00\x00\x01"])
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.spacy"

@@ -84,9 +84,11 @@ class Head(nn.Module, ABC):
     """The Hugging Face auto class whose layers the head keeps as `layers`, such as ``AutoModelForTokenClassification``. A
     head that has one can be imported from its checkpoints and written as one; see `from_hugging_face`."""
 
+    results: ClassVar[tuple[type, ...]] = ()
+    """The dataclasses that its results consist of; with a document of spaCy, no others go to other processes."""
     assigns: ClassVar[tuple[str, ...]] = ()
-    """Where `annotate` writes beside ``doc._.nlptasks``: ``doc.cats``, ``doc.ents``, ``doc.spans`` (then a result is a list, and
-    each item has ``label``, ``start`` and ``end``), or an attribute of its own, ``doc._.NAME``."""
+    """Where `annotate` writes beside ``doc._.nlptasks``: ``doc.cats``, ``doc.ents``, ``doc.spans`` (then a result is a list whose
+    items have ``start``, ``end`` and ``score``, and ``doc.spans[name]`` a span for each, in order), or ``doc._.NAME``."""
 
     def __init__(self, config: Any, *, backbone: BackboneInfo) -> None:
         super().__init__()

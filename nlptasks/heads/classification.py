@@ -101,6 +101,7 @@ class ClassificationHead(Head):
     fields: ClassVar = ("text", "text_pair", "label", "labels")
     gold_fields: ClassVar = ("label", "labels")
     sample = "samples/classification"
+    results: ClassVar[tuple[type, ...]] = (Label, Labels)
     assigns = ("doc.cats",)
     outputs: Mapping[str, str] = {"logits": "BC"}
     lr_scale = 0.5
@@ -153,7 +154,7 @@ class ClassificationHead(Head):
         gold = None
         if any(row.fields.get(name) is not None for name in ("label", "labels")):
             found = _gold_field(row, self.config.separator)
-            if found.several != self.config.several:
+            if found.several != self.config.several and len(found.labels) != 1:
                 expected = "a list of labels" if self.config.several else "one label"
                 raise DataError(
                     row.where, f"has {quote(found.value)}, expected {expected} as in training", "correct it"

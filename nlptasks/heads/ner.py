@@ -114,7 +114,7 @@ class NerHead(Head):
     fields: ClassVar = ("tokens", "tags", "text", "spans")
     gold_fields: ClassVar = ("tags", "spans")
     sample = "samples/ner"
-    assigns = ("doc.spans", "doc.ents")
+    results, assigns = (Entity,), ("doc.spans", "doc.ents")
     formats: ClassVar = {**TABLES, **dict.fromkeys(_CONLL_SUFFIXES, read_conll)}
     outputs: Mapping[str, str] = {"logits": "BSC"}
     hf_auto = "AutoModelForTokenClassification"

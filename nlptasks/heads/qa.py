@@ -138,6 +138,7 @@ class QaHead(Head):
     sample = "samples/qa"
     formats: ClassVar = {**TABLES, ".json": read_squad}
     outputs: Mapping[str, str] = {_START: "BS", _END: "BS"}
+    results = (Answer,)
     hf_auto = "AutoModelForQuestionAnswering"
 
     def __init__(self, config: QaConfig, *, backbone: BackboneInfo) -> None:

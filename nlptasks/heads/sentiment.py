@@ -69,6 +69,7 @@ class SentimentHead(ClassificationHead):
     Config = SentimentConfig
     config: SentimentConfig
     sample = "samples/sentiment"
+    results = (Sentiment,)
 
     @classmethod
     def configure(cls, rows: Sequence[Any], given: Mapping[str, Any]) -> SentimentConfig:
