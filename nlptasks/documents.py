@@ -102,9 +102,14 @@ class Component(Pipe):
         return self._opened
 
     @property
+    def pipeline(self) -> Pipeline:
+        """What runs the model, for texts that are no documents; the model is opened if it is not open yet."""
+        return self._open().pipe
+
+    @property
     def heads(self) -> Mapping[str, Head]:
         """The heads by name; the model is opened if it is not open yet."""
-        return self._open().pipe.heads
+        return self.pipeline.heads
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -147,7 +152,7 @@ class Component(Pipe):
 
     def _results(self, docs: Sequence[Doc]) -> list[dict[str, Any]]:
         """The results of each document by head, for the heads that read a bare text."""
-        pipe = self._open().pipe
+        pipe = self.pipeline
         items: list[Item] = [examples_of(pipe.heads, Row({"text": doc.text}, "the document"))[0] for doc in docs]
         return list(pipe.engine.stream(items, first_chunk=CHUNK_ITEMS))
 
@@ -231,18 +236,18 @@ class Component(Pipe):
         examples = self.asked(doc, question)
         wanted = head or next(iter(examples), None)
         if wanted not in examples:
-            heads = listing(self._open().pipe.heads)
+            heads = listing(self.pipeline.heads)
             problem = f"is not read by {head or 'any head'} of {self.name} (heads: {heads})"
             raise UsageError(
                 f"the question {quote(question)}", problem, "open a model with a head that answers questions"
             )
-        [results] = self._open().pipe.engine.stream([{wanted: examples[wanted]}])
+        [results] = self.pipeline.engine.stream([{wanted: examples[wanted]}])
         return results[wanted]
 
     def asked(self, doc: Doc, question: str) -> dict[str, Any]:
         """The example of a question about a document, for each head that reads questions."""
         row = Row({"question": question, "context": doc.text}, "doc._.answer")
-        return examples_of(self._open().pipe.heads, row)[0]
+        return examples_of(self.pipeline.heads, row)[0]
 
     @property
     def _store(self) -> str:
