@@ -199,7 +199,8 @@ class Component(Pipe):
                 scored.add(place)
                 if place != (one.start, one.end):
                     self.widened += 1
-                    problem = f"{name} found {quote(one.text)} in {quote(span.text)}, which spaCy does not divide there"
+                    exact = quote(doc.text[one.start : one.end])
+                    problem = f"{name} found {exact} in {quote(span.text)}, which spaCy does not divide there"
                     told = f"doc._.nlptasks[{name!r}] has the exact place"
                     self._say_once(f"{problem}: entities are widened to whole tokens; {told}", kind="widened")
 
@@ -214,7 +215,7 @@ class Component(Pipe):
         scores: dict[str, Any] = {}
         if _ENTS in writers:
             scores |= Scorer.score_spans(rows, "ents")
-        if _CATS in writers:
+        if _CATS in writers and any(row.reference.cats for row in rows):
             labels = sorted({label for row in rows for label in row.predicted.cats})
             several = any(sum(value >= 0.5 for value in row.reference.cats.values()) != 1 for row in rows)
             scores |= Scorer.score_cats(rows, "cats", labels=labels, multi_label=several)

@@ -156,8 +156,8 @@ def test_a_head_whose_name_another_component_has_is_told(
         list(nlp.pipe(TEXTS))
     told = "more replaces what another component found by ner; give the heads different names: nlptasks rename"
     assert sum(line.startswith(told) for line in caplog.messages) == 1
-    caplog.clear()
     again = blank(both)
+    caplog.clear()
     with caplog.at_level("WARNING", "nlptasks"):
         doc = again(again(TEXT))  # the same component again
         del nlp
