@@ -38,11 +38,11 @@ _COMPONENTS: weakref.WeakValueDictionary[str, Reader] = weakref.WeakValueDiction
 """Those of this process, by their keys."""
 
 
-def note(doc: Doc, results: Mapping[str, Any], component: Reader, *, key: str) -> list[str]:
+def note(doc: Doc, results: Mapping[str, Any], component: Reader, *, key: str) -> bool:
     """Put results by head into a document, and the key by which it finds the component that gave them.
 
     Returns:
-        The heads of which another component of this process had put results there, which are lost.
+        Whether another component of this process has read the document, too.
 
     Raises:
         UsageError: a result is no plain data, and cannot be made plain.
@@ -50,10 +50,14 @@ def note(doc: Doc, results: Mapping[str, Any], component: Reader, *, key: str) -
     plain = {name: as_plain(result) for name, result in results.items()}
     _COMPONENTS.setdefault(key, component)  # another one has the key if this is a copy of it
     others = [one for one in doc.user_data.get(_READERS, ()) if one != key]
-    known = doc.user_data.get(_RESULTS, {})
-    doc.user_data[_RESULTS] = {**known, **plain}
+    doc.user_data[_RESULTS] = {**doc.user_data.get(_RESULTS, {}), **plain}
     doc.user_data[_READERS] = [*others, key]
-    return [name for name in plain if name in known] if any(one in _COMPONENTS for one in others) else []
+    return any(one in _COMPONENTS for one in others)
+
+
+def noted(doc: Doc) -> set[str]:
+    """The heads that have results in a document."""
+    return set(doc.user_data.get(_RESULTS, ()))
 
 
 def extend() -> None:

@@ -21,7 +21,7 @@ from spacy.tokens import Doc, Span
 from spacy.training import Example
 from spacy.util import minibatch
 
-from nlptasks.attributes import extend, extend_by, note
+from nlptasks.attributes import extend, extend_by, note, noted
 from nlptasks.engine import CHUNK_ITEMS, Item
 from nlptasks.errors import ModelError, UsageError, first_line, listing, quote
 from nlptasks.heads.base import Head
@@ -159,10 +159,8 @@ class Component(Pipe):
     def _written(self, doc: Doc, results: Mapping[str, Any]) -> Doc:
         """The document, with these results; as it was if they cannot be written."""
         opened = self._open()
-        lost = note(doc, results, self, key=self._key)
-        if lost:
-            fix = "give the heads different names: nlptasks rename MODEL OLD NEW"
-            self._say_once(f"{self.name} replaces what another component found by {listing(lost)}; {fix}")
+        before = noted(doc) | doc.cats.keys()
+        shared = note(doc, results, self, key=self._key)
         for attribute in opened.attributes:
             doc._.set(attribute, None)
         ents, cats = list(doc.ents), dict(doc.cats)
@@ -171,7 +169,17 @@ class Component(Pipe):
         except Exception:
             doc.ents, doc.cats = ents, cats
             raise
+        if shared and (lost := sorted(before & {*results, *self._labels(results, opened)})):
+            fix = "give heads different names (nlptasks rename), or put those that classify into one component"
+            self._say_once(f"{self.name} replaces what another component wrote for {listing(lost)}; {fix}", kind="lost")
         return doc
+
+    def _labels(self, results: Mapping[str, Any], opened: _Opened) -> set[str]:
+        """The names that the heads' labels have in ``doc.cats``."""
+        writers = opened.writers.get(_CATS, ())
+        if len(writers) > 1:
+            return set()  # they have the heads' names before them
+        return {label for name in writers if name in results for label in opened.pipe.heads[name].labels}
 
     def _annotate(self, doc: Doc, results: Mapping[str, Any], opened: _Opened) -> None:
         """Let each head write, and join what it wrote with what was there."""
@@ -213,7 +221,7 @@ class Component(Pipe):
         """What spaCy measures of entities and categories, for `nlp.evaluate` and ``spacy evaluate``."""
         writers, rows = self._open().writers, list(examples)
         scores: dict[str, Any] = {}
-        if _ENTS in writers:
+        if _ENTS in writers and any(row.reference.has_annotation("ENT_IOB") for row in rows):
             scores |= Scorer.score_spans(rows, "ents")
         if _CATS in writers and any(row.reference.cats for row in rows):
             labels = sorted({label for row in rows for label in row.predicted.cats})
@@ -272,7 +280,7 @@ class Component(Pipe):
             ModelError: it is not as it was written.
         """
         if Path(path).exists():
-            self._take(model_in(Path(path)))
+            self._take(model_in(Path(path), or_else=str(self.settings.model)))
         return self
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
@@ -301,7 +309,7 @@ class Component(Pipe):
             problem = f"are not those of a component ({first_line(error)[:200]})"
             raise ModelError("the bytes", problem, "take those that to_bytes gave") from error
         if store == "reference":
-            self._take(read_reference(packed, where="the bytes").model)
+            self._take(read_reference(packed, where="the bytes", or_else=str(self.settings.model)).model)
         else:
             place = tempfile.TemporaryDirectory(prefix="nlptasks-")
             write_files(packed, Path(place.name))
@@ -342,6 +350,7 @@ def _opened(model: Reference, settings: Settings) -> _Opened:
         backend=settings.backend,
         device=settings.device,
         batch_tokens=settings.batch_tokens,
+        options=settings.options,
     )
     writers: dict[str, list[str]] = {}
     for name, head in pipe.heads.items():

@@ -95,18 +95,18 @@ def write_reference(model: Reference, target: Path) -> None:
         (place / REFERENCE).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
-def model_in(place: Path) -> str:
-    """The model that a folder holds, or refers to.
+def model_in(place: Path, *, or_else: str) -> str:
+    """The model that a folder holds, or refers to; it may have moved to another place, if it is the same there.
 
     Raises:
         ModelError: it is not the one that was referred to.
     """
     file = place / REFERENCE
-    return read_reference(read_json(file), where=str(file)).model if file.exists() else str(place)
+    return read_reference(read_json(file), where=str(file), or_else=or_else).model if file.exists() else str(place)
 
 
-def read_reference(record: Mapping[str, Any], *, where: str) -> Reference:
-    """A reference, whose model is there and has not changed.
+def read_reference(record: Mapping[str, Any], *, where: str, or_else: str) -> Reference:
+    """A reference, whose model is there and has not changed, or is the same in another place.
 
     Raises:
         ModelError: it is damaged, or its model is not there, or another one is.
@@ -115,7 +115,8 @@ def read_reference(record: Mapping[str, Any], *, where: str) -> Reference:
         check_shape(record, _REFERENCE_SHAPE, name="the reference")
     except ValueError as error:
         raise ModelError(where, f"is damaged ({error})", "save the pipeline again") from error
-    return checked(Reference(**record), where=where)
+    moved = Reference.to(or_else)
+    return moved if moved.sha256 == record["sha256"] else checked(Reference(**record), where=where)
 
 
 def checked(model: Reference, *, where: str = "the component") -> Reference:
@@ -127,7 +128,8 @@ def checked(model: Reference, *, where: str = "the component") -> Reference:
     found = _digest(model.model)
     if found != model.sha256:
         problem = f"refers to the model {model.model}, which " + ("was changed since" if found else "is not there")
-        raise ModelError(where, problem, "put that model back, or save the pipeline again with store='copy'")
+        fix = "put that model back, name its place by the config's model, or save the pipeline again with store='copy'"
+        raise ModelError(where, problem, fix)
     return model
 
 

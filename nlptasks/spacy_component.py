@@ -5,20 +5,21 @@ everybody: so this module imports nothing but spaCy, and all that can fail happe
 """
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spacy.language import Language
 
 if TYPE_CHECKING:
     from nlptasks.documents import Component
 
-_DEFAULTS = {
+_DEFAULTS: dict[str, Any] = {
     "model": None,
     "heads": None,
     "backend": "auto",
     "device": "auto",
     "ents": "keep",
     "batch_tokens": None,
+    "options": {},
     "store": "copy",
 }
 _ASSIGNS = ["doc.ents", "doc.spans", "doc.cats", "doc._.nlptasks", "doc._.answer", "span._.score"]
@@ -34,6 +35,7 @@ def make_component(
     device: str,
     ents: str,
     batch_tokens: int | None,
+    options: dict[str, dict[str, Any]],
     store: str,
 ) -> "Component":
     """A model's heads as a component; see `nlptasks.spacy_settings.Settings` for what each argument means.
@@ -53,6 +55,7 @@ def make_component(
         device=device,
         ents=ents,
         batch_tokens=batch_tokens,
+        options=options,
         store=store,
     )
     component = Component(name, settings)

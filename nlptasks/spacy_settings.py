@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from spacy.tokens import Span
 from spacy.util import filter_spans
@@ -40,6 +41,7 @@ class Settings:
         ents: what becomes of entities that were there before: ``keep`` them, and of ours those that overlap none; ``replace``
             them; ``merge`` both, the longest first.
         batch_tokens: tokens in a batch, padding included; None for what suits the device.
+        options: options of heads that may be changed at run, by head and option.
         store: whether a pipeline that is written keeps a ``copy`` of the model, or a ``reference`` to its folder.
 
     Raises:
@@ -52,6 +54,7 @@ class Settings:
     device: str = "auto"
     ents: str = "keep"
     batch_tokens: int | None = None
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     store: str = "copy"
 
     def __post_init__(self) -> None:

@@ -154,7 +154,14 @@ def test_a_head_whose_name_another_component_has_is_told(
     nlp.add_pipe("nlptasks", name="more", config={"model": str(both), "heads": ["ner", "mood"]})
     with caplog.at_level("WARNING", "nlptasks"):
         list(nlp.pipe(TEXTS))
-    told = "more replaces what another component found by ner; give the heads different names: nlptasks rename"
+    told = "more replaces what another component wrote for ner; give heads different names (nlptasks rename)"
+    assert sum(line.startswith(told) for line in caplog.messages) == 1
+    nlp = blank(both, heads=["mood"])
+    nlp.add_pipe("nlptasks", name="more", config={"model": str(both), "heads": ["topic"]})
+    caplog.clear()
+    with caplog.at_level("WARNING", "nlptasks"):
+        list(nlp.pipe(TEXTS))
+    told = "more replaces what another component wrote for negative, positive; "
     assert sum(line.startswith(told) for line in caplog.messages) == 1
     again = blank(both)
     caplog.clear()
@@ -210,6 +217,16 @@ def test_spacys_own_scores(both: Path) -> None:
     assert scores["cats_micro_f"] == 1
     examples[0].reference.ents = []
     assert nlp.evaluate(examples)["ents_p"] < 1
+    bare = [Example(nlp.make_doc(TEXT), nlp.make_doc(TEXT))]
+    assert nlp.evaluate(bare).get("ents_f") is None
+
+
+def test_options_of_heads_are_as_told(six: Path) -> None:
+    nlp = blank(six, heads=["qa"], options={"qa": {"top_k": 2}})
+    doc = nlp("Rome is old and big.")
+    assert len(doc._.answer("What is old?")) == 2
+    with pytest.raises(UsageError, match="qa"):
+        blank(six, heads=["qa"], options={"qa": {"top": 2}})
 
 
 # S3: offsets and tokens
@@ -624,8 +641,11 @@ def test_a_reference_knows_what_it_refers_to(trained: Path, both: Path, tmp_path
     with pytest.raises(ModelError, match=r"reference.json: refers to the model .*own, which was changed since"):
         spacy.load(tmp_path / "kept")
     shutil.rmtree(own)
-    with pytest.raises(ModelError, match=r"own, which is not there; put that model back, or save .* store='copy'"):
+    with pytest.raises(ModelError, match=r"own, which is not there; put that model back, .* store='copy'"):
         spacy.load(tmp_path / "kept")
+    shutil.copytree(trained, tmp_path / "moved")
+    config = {"components": {"nlptasks": {"model": str(tmp_path / "moved")}}}
+    assert spacy.load(tmp_path / "kept", config=config)(TEXT).ents  # it is the same there
     file.write_text(json.dumps({"model": 1}))
     with pytest.raises(ModelError, match=r"reference.json: is damaged \(the reference has \['model'\]"):
         spacy.load(tmp_path / "kept")
