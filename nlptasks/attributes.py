@@ -24,7 +24,7 @@ _READERS: Any = ("._.", "nlptasks_components", None, None)
 """The same, for the keys of the components that read the document."""
 
 
-class Reader(Protocol):
+class Answerer(Protocol):
     """A component, as far as documents know it."""
 
     def asked(self, doc: Doc, question: str) -> Mapping[str, Any]:
@@ -34,11 +34,11 @@ class Reader(Protocol):
         """The answer to a question about a document."""
 
 
-_COMPONENTS: weakref.WeakValueDictionary[str, Reader] = weakref.WeakValueDictionary()
+_COMPONENTS: weakref.WeakValueDictionary[str, Answerer] = weakref.WeakValueDictionary()
 """Those of this process, by their keys."""
 
 
-def note(doc: Doc, results: Mapping[str, Any], component: Reader, *, key: str) -> bool:
+def note(doc: Doc, results: Mapping[str, Any], component: Answerer, *, key: str) -> bool:
     """Put results by head into a document, and the key by which it finds the component that gave them.
 
     Returns:
@@ -98,6 +98,6 @@ def _answer(doc: Doc, question: str, head: str | None = None) -> Any:
     return (able or readers)[0].answer(doc, question, head=head)
 
 
-def _can_answer(component: Reader, doc: Doc, question: str, head: str | None) -> bool:
+def _can_answer(component: Answerer, doc: Doc, question: str, head: str | None) -> bool:
     examples = component.asked(doc, question)
     return head in examples if head else bool(examples)

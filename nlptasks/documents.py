@@ -165,36 +165,31 @@ class Component(Pipe):
             doc._.set(attribute, None)
         ents, cats = list(doc.ents), dict(doc.cats)
         try:
-            self._annotate(doc, results, opened)
+            labels = self._annotate(doc, results, opened)
         except Exception:
             doc.ents, doc.cats = ents, cats
             raise
-        if shared and (lost := sorted(before & {*results, *self._labels(results, opened)})):
+        if shared and (lost := sorted(before & {*results, *labels})):
             fix = "give heads different names (nlptasks rename), or put those that classify into one component"
             self._say_once(f"{self.name} replaces what another component wrote for {listing(lost)}; {fix}", kind="lost")
         return doc
 
-    def _labels(self, results: Mapping[str, Any], opened: _Opened) -> set[str]:
-        """The names that the heads' labels have in ``doc.cats``."""
-        writers = opened.writers.get(_CATS, ())
-        if len(writers) > 1:
-            return set()  # they have the heads' names before them
-        return {label for name in writers if name in results for label in opened.pipe.heads[name].labels}
-
-    def _annotate(self, doc: Doc, results: Mapping[str, Any], opened: _Opened) -> None:
-        """Let each head write, and join what it wrote with what was there."""
+    def _annotate(self, doc: Doc, results: Mapping[str, Any], opened: _Opened) -> Iterable[str]:
+        """Let each head write, and join what it wrote with what was there; the categories that were written."""
         cats, ents, writes_ents = dict(doc.cats), list(doc.ents), _ENTS in opened.writers
         prefixed = len(opened.writers.get(_CATS, ())) > 1
+        written: dict[str, float] = {}
         if writes_ents:
             _without_ents(doc)
         for name, result in results.items():
             doc.cats = {}
             opened.pipe.heads[name].annotate(doc, result, name)
-            cats |= {f"{name}.{label}" if prefixed else label: score for label, score in doc.cats.items()}
-        doc.cats = cats
+            written |= {f"{name}.{label}" if prefixed else label: score for label, score in doc.cats.items()}
+        doc.cats = {**cats, **written}
         if writes_ents:
             doc.ents = ENTS[self.settings.ents](ents, list(doc.ents))
         self._score(doc, {name: results[name] for name in opened.writers.get(_SPANS, ()) if name in results})
+        return written
 
     def _score(self, doc: Doc, results: Mapping[str, Sequence[Any]]) -> None:
         """Give spans their scores, where several heads found the same that of the first, and count those that were widened."""

@@ -123,6 +123,13 @@ def test_data_is_for_heads_that_are_run_once_each(both: Path, targets: list[str]
         benchmark(both, [Target(name, name, "data") for name in targets], heads=["ner"])
 
 
+def test_heads_that_have_data_are_run_unless_others_are_named(both: Path) -> None:
+    stored, mood = ModelFolder.open(both), Target("mood", "mood", "data")
+    assert benchmarking._data(stored, None, [mood]) == (["mood"], {"mood": asdict(mood)})
+    assert benchmarking._data(stored, ["ner", "mood"], [mood]) == (["ner", "mood"], {"mood": asdict(mood)})
+    assert benchmarking._data(stored, None, []) == (["ner", "mood", "topic"], {})
+
+
 # The far side: a way that answers line by line
 
 

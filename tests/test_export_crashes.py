@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from nlptasks.exporting import export
 from nlptasks.model import Model
 from nlptasks.parity import Parity
 from nlptasks.pipeline import pipeline
+from nlptasks.signals import terminable
 from nlptasks.tracing import _PLAIN, Engine, Traceable
 
 
@@ -231,3 +233,17 @@ def test_a_model_can_be_edited_while_it_is_exported_and_the_export_is_not_kept(
     assert [path.name for path in (model / "onnx").iterdir()] == ["fp32"]
     assert contents(model / "onnx") == contents(exported / "onnx")
     assert pipeline("names", model=model, device="cpu").backend == "PyTorch on the CPU"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_sigterm_ends_a_command_by_143_and_clears_up(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+
+    def work() -> None:
+        with terminable(), tempfile.TemporaryDirectory(dir=place):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+    assert code_of(forked(work, tmp_path / "log")) == 143
+    assert list(place.iterdir()) == []

@@ -368,6 +368,13 @@ def test_an_export_in_a_precision_of_another_version_is_passed_over(
     assert notes == []
 
 
+def test_what_speaks_against_an_export_that_is_named_is_told(fp16: Made, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", "nlptasks"):
+        pipeline("ner", model=fp16.model, backend="onnx:fp16", device="cpu")
+        pipeline("ner", model=fp16.model, backend="torch", device="cpu")
+    assert caplog.messages == [f"{fp16.model}: the export in fp16 was not compared with PyTorch on cuda"]
+
+
 # What the graphs consist of
 
 
