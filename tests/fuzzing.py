@@ -18,6 +18,7 @@ import resource
 import shutil
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,9 @@ TASKS = {
     "flat.csv": "qa",
 }
 """Whose data these are; the others are NER's."""
+_RESULTS = b"""[{"is": "nlptasks.heads.ner:Entity", "with": {"text": "Ada", "label": "PER", "start": 0, "end": 3, "score": 0.5}},
+{"is": "nlptasks.heads.classification:Labels", "with": {"labels": {"is": "tuple", "with": ["a"]}, "scores": {"is": "dict",
+"with": {"a": 0.5}}}}]"""
 FILES = ("backbone/config.json", "backbone/tokenizer.json", "backbone/model.safetensors", "heads/ner.safetensors")
 CHECKPOINT = tuple(f"checkpoint/{name}" for name in ("config.json", "tokenizer.json", "model.safetensors"))
 MANIFEST = "nlptasks.json"
@@ -178,6 +182,35 @@ def read_rows(draw: random.Random, name: str, model: Path, scratch: Path) -> Non
     cls(cls.configure(rows, {}), backbone=ModelFolder.open(model).backbone_info()).read_gold(rows)
 
 
+def read_documents(draw: random.Random, name: str, model: Path, scratch: Path) -> None:
+    """Read a DocBin of spaCy's that was changed inside its zlib stream, or as it is."""
+    import spacy
+    from spacy.tokens import DocBin
+
+    from nlptasks.docbin import read_docbin
+
+    doc = spacy.blank("en").make_doc("Ada saw Bob in Rome")
+    doc.ents, doc.cats = [doc.char_span(0, 3, label="PER")], {"x": 1.0, "y": 0.0}
+    content = DocBin(docs=[doc, doc]).to_bytes()
+    if draw.random() < 0.8:
+        content = zlib.compress(mutated(draw, zlib.decompress(content), is_json=False))
+    else:
+        content = mutated(draw, content, is_json=False)
+    (scratch / name).write_bytes(content)
+    list(read_docbin(scratch / name))
+
+
+def read_results(draw: random.Random, name: str, model: Path, scratch: Path) -> None:
+    """Take results out of a document that was changed."""
+    from nlptasks.plain import from_plain
+
+    try:
+        content = json.loads(mutated(draw, _RESULTS, is_json=True))
+    except (ValueError, RecursionError):  # msgpack gives no such thing
+        return
+    from_plain(content)
+
+
 def read_checkpoint(draw: random.Random, name: str, model: Path, scratch: Path) -> None:
     """Run a changed Hugging Face checkpoint."""
     from nlptasks.importing import to_hugging_face
@@ -221,6 +254,8 @@ TARGETS: list[tuple[str, Target]] = [
     *((name, read_rows) for name in TEXTS),
     *((name, predict) for name in (*FILES, MANIFEST, *FILES[:2])),
     *((name, read_checkpoint) for name in CHECKPOINT),
+    ("docs.spacy", read_documents),
+    ("results", read_results),
 ]
 
 
@@ -248,7 +283,8 @@ def run_case(seed: int, number: int, model: Path, scratch: Path) -> str:
 def main(model: Path, scratch: Path, seed: int, first: int, seconds: float) -> None:
     """Run cases for some seconds."""
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_BYTES, _ADDRESS_BYTES))
-    run_case(seed, 6, model, scratch)  # loads the libraries
+    for warming in (6, len(TARGETS) - 2, len(TARGETS) - 1):
+        run_case(seed, warming, model, scratch)  # loads the libraries
     ends, number = time.monotonic() + seconds, first
     while time.monotonic() < ends:
         print(json.dumps({"number": number}), flush=True)
