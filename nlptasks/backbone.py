@@ -16,9 +16,11 @@ import tokenizers
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.models.auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from nlptasks import weights
 from nlptasks.architecture import build, freeze_computed, plan, read_config, refusing
+from nlptasks.disk import parsed
 from nlptasks.errors import ModelError
 from nlptasks.folders import RESTORE, plain_files, read_whole
 from nlptasks.sharing import Branch, layer_count, make_slots, new_branch
@@ -28,6 +30,8 @@ from nlptasks.types import ENCODE_INPUTS
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
 BEYOND = "beyond.safetensors"
 """Pretrained weights that Hugging Face's base model has no place for, such as the layer behind a decoder."""
 _MARKS = (
@@ -39,9 +43,11 @@ _MARKS = (
     "suppress_tokens",
 )
 """What is said for ``generate`` of how every target begins and ends, and what it never has."""
-MAX_TOKENS, _MAX_SOURCE_TOKENS = 512, 1024
-"""Windows are never longer, whatever the backbone could read: attention's cost grows with the square of the length. The second
-is for encoder-decoders, many of which were trained on whole documents of that length."""
+ENCODER, ENCODER_DECODER, DECODER = "encoder", "encoder-decoder", "decoder"
+"""Kinds of backbones: of an encoder-decoder the encoder is the backbone; a decoder reads only to the left."""
+MAX_TOKENS = {ENCODER: 512, ENCODER_DECODER: 1024, DECODER: 2048}
+"""Windows are never longer, whatever the backbone could read: attention's cost grows with the square of the length. Many
+encoder-decoders were trained on whole documents of theirs, and decoders read a prompt and go on behind it."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ class BackboneInfo:
         tokenizer: its ``tokenizer.json``.
         generation: what it says for ``generate``, by name; once it has been saved here, only how what is written begins and
             ends.
+        chat: its tokenizer's chat template, as ``template``, and the special tokens that it may name; empty if it has none.
     """
 
     source: str
@@ -68,6 +75,12 @@ class BackboneInfo:
     has_types: bool
     tokenizer: bytes = field(default=b"", repr=False)
     generation: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    chat: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def kind(self) -> str:
+        """``encoder``, ``encoder-decoder`` or ``decoder``."""
+        return kind_of(self.config)
 
     @property
     def width(self) -> int:
@@ -101,9 +114,9 @@ class BackboneInfo:
         }
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any], config: Any, tokenizer: bytes) -> BackboneInfo:
-        """The info that `record` wrote."""
-        return cls(config=config, tokenizer=tokenizer, **record)
+    def from_record(cls, record: Mapping[str, Any], config: Any, files: Mapping[str, bytes]) -> BackboneInfo:
+        """The info that `record` wrote, with the small files that stand beside it."""
+        return cls(config=config, tokenizer=files[TOKENIZER], chat=chat_in(files), **record)
 
 
 class Backbone(nn.Module):
@@ -148,7 +161,8 @@ class Backbone(nn.Module):
         given = {"input_ids": batch["ids"], "attention_mask": batch["mask"]}
         if self.info.has_types:
             given["token_type_ids"] = batch["types"]
-        states: Tensor = self.trunk(**given).last_hidden_state  # [B,S,H]
+        more = {"use_cache": False} if self.info.kind == DECODER else {}
+        states: Tensor = self.trunk(**given, **more).last_hidden_state  # [B,S,H]
         return states
 
     def branch(self, depth: int) -> Branch:
@@ -209,14 +223,15 @@ class Backbone(nn.Module):
             ModelError: the files do not fit each other.
         """
         path = folder / WEIGHTS
+        assets = {name: read_whole(folder / name) for name in plain_files(folder) if name not in (WEIGHTS, BEYOND)}
         config = read_config(read_whole(folder / CONFIG), where=str(folder))
         _check_weights(path, config)
         with refusing(str(folder), f"has an unusable {CONFIG}", RESTORE):
             full = build(config)
         backbone = cls(
             full,
-            info=BackboneInfo.from_record(record, config, read_whole(folder / TOKENIZER)),
-            assets={name: read_whole(folder / name) for name in plain_files(folder) if name not in (WEIGHTS, BEYOND)},
+            info=BackboneInfo.from_record(record, config, assets),
+            assets=assets,
             left_out=lambda: weights.read_without(path, set(backbone.names.values())),
             beyond=lambda: weights.read_without(folder / BEYOND, ()) if (folder / BEYOND).is_file() else {},
         )
@@ -248,6 +263,20 @@ def _check_weights(path: Path, config: Any) -> None:
     weights.check_header(path, header, known, optional=known.keys() - own)
 
 
+def chat_in(files: Mapping[str, bytes]) -> dict[str, str]:
+    """The chat template among a tokenizer's files, with the special tokens that it may name; empty if there is none.
+
+    Raises:
+        ModelError: the tokenizer's config is no JSON.
+    """
+    if CHAT_TEMPLATE not in files:
+        return {}
+    with refusing(TOKENIZER_CONFIG, "cannot be read", RESTORE):
+        said = parsed(files[TOKENIZER_CONFIG])
+        tokens = {name: value for name, value in said.items() if name.endswith("_token") and isinstance(value, str)}
+        return {"template": files[CHAT_TEMPLATE].decode("utf-8"), **tokens}
+
+
 def read_tokenizer(info: BackboneInfo) -> Tokenizer:
     """A new tokenizer of a backbone.
 
@@ -277,14 +306,23 @@ def check_vocabulary(backend: tokenizers.Tokenizer, config: Any, *, where: str) 
         raise ModelError(where, f"has a tokenizer of {types} token types, expected at most 2", RESTORE)
 
 
+def kind_of(config: Any) -> str:
+    """The kind of backbone that a Hugging Face config describes."""
+    if config.is_encoder_decoder:
+        return ENCODER_DECODER
+    writes = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
+    return DECODER if writes else ENCODER
+
+
 def longest_window(trunk: nn.Module, config: Any) -> int:
-    """Tokens that a backbone can read at once, special ones included; at most 512, of an encoder-decoder 1,024."""
-    positions = getattr(config, "max_position_embeddings", None) or MAX_TOKENS
+    """Tokens that a backbone can read at once, special ones included; at most `MAX_TOKENS` of its kind."""
+    most = MAX_TOKENS[kind_of(config)]
+    positions = getattr(config, "max_position_embeddings", None) or most
     for name, module in trunk.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             # RoBERTa counts positions from behind the padding's
             positions = module.num_embeddings - module.padding_idx - 1
-    return int(min(positions, _MAX_SOURCE_TOKENS if config.is_encoder_decoder else MAX_TOKENS))
+    return int(min(positions, most))
 
 
 def reads_types(trunk: nn.Module, config: Any) -> bool:

@@ -6,16 +6,17 @@ Order is a pure function of seed and epoch: nothing is drawn from a global rando
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from nlptasks.backbone import BackboneInfo
 from nlptasks.heads.base import IGNORED, Head
 from nlptasks.tokenizer import Tokenizer
-from nlptasks.types import Ints, Window
+from nlptasks.types import Floats, Ints, Window
 
 _BUCKET_BATCHES = 50
 """Batches that are filled from rows sorted together: enough to keep lengths equal, few enough to keep the order random."""
@@ -34,7 +35,7 @@ class Unit:
 
     index: int
     windows: list[Window]
-    features: list[dict[str, Ints]]
+    features: list[Mapping[str, Ints | Floats]]
     target: int
 
     @property
@@ -57,10 +58,10 @@ def make_units(head: Head, tokenizer: Tokenizer, examples: Sequence[Any]) -> lis
     return units
 
 
-def collate_units(units: Sequence[Unit], info: BackboneInfo) -> dict[str, Ints]:
+def collate_units(units: Sequence[Unit], info: BackboneInfo) -> dict[str, Ints | Floats]:
     """The windows of several units and their features, as arrays [B,S]; ``example`` [B] says whose each window is, from 0."""
     features = [own for unit in units for own in unit.features]
-    arrays = collate([window for unit in units for window in unit.windows], info)
+    arrays: dict[str, Ints | Floats] = {**collate([window for unit in units for window in unit.windows], info)}
     for name in features[0]:
         values = [own[name] for own in features]
         arrays[name] = pad(values, IGNORED, max(map(len, values)))
@@ -129,9 +130,9 @@ def random_batch(info: BackboneInfo, shape: tuple[int, int], seed: int = 0) -> d
     return {name: arrays[name] for name in info.inputs}
 
 
-def pad(sequences: Sequence[Ints], filler: int, size: int) -> Ints:
-    """Sequences as one array [B, size], filled up at the right."""
-    padded = np.full((len(sequences), size), filler, dtype=np.int64)
+def pad(sequences: Sequence[npt.NDArray[Any]], filler: int, size: int) -> npt.NDArray[Any]:
+    """Sequences as one array [B, size] of their own kind of numbers, filled up at the right."""
+    padded = np.full((len(sequences), size), filler, dtype=sequences[0].dtype)
     for row, sequence in zip(padded, sequences, strict=True):
         row[: len(sequence)] = sequence
     return padded

@@ -116,7 +116,7 @@ class Decoder(nn.Module):
         tokens, rows, mask = given["tokens"], given["rows"], given["mask"]
         groups, beams, new = tokens.shape
         rows = rows.reshape(groups * beams)
-        own = _continued([given[name] for name in self.past], rows)  # each [G*K,N,t,D]
+        own = continued([given[name] for name in self.past], rows)  # each [G*K,N,t,D]
         cache = _cache(own, [given[name] for name in self.crosses])
         unused = given[self.crosses[0]].new_zeros(groups * beams, mask.shape[1], 1)  # stands for states that are known
         before = _BEAMS.set(beams)
@@ -183,7 +183,7 @@ def _crossed(model: Any, states: Tensor, mask: Tensor) -> list[tuple[Tensor, Ten
     return [(layer.keys, layer.values) for layer in cache.cross_attention_cache.layers]
 
 
-def _continued(cache: list[Tensor], rows: Tensor) -> list[Tensor]:
+def continued(cache: list[Tensor], rows: Tensor) -> list[Tensor]:
     """The rows of the cache that go on; where it is all of them, in their order, they are not copied."""
     if (
         not torch.compiler.is_exporting()

@@ -127,11 +127,12 @@ class Engine:
 
     def _encode(self, by_key: Mapping[_Key, Mapping[str, Window]]) -> dict[_Key, dict[str, Outputs]]:
         """For the tokens of each window, the outputs of the heads that read them; each head has its own window with them."""
-        groups: dict[tuple[str, ...], list[Mapping[str, Window]]] = {}
+        groups: dict[tuple[tuple[str, ...], bool], list[Mapping[str, Window]]] = {}
         for own in by_key.values():
-            groups.setdefault(tuple(name for name in self.heads if name in own), []).append(own)
+            names = tuple(name for name in self.heads if name in own)
+            groups.setdefault((names, own[names[0]].continued), []).append(own)
         outputs: dict[_Key, dict[str, Outputs]] = {key: {} for key in by_key}
-        for names, group in groups.items():  # heads that read the same texts run together, and no others with them
+        for (names, _), group in groups.items():  # heads that read the same texts run together, and no others with them
             lengths = [-(-len(own[names[0]]) // _MULTIPLE) * _MULTIPLE for own in group]  # as they will be padded
             left = sorted(range(len(group)), key=lengths.__getitem__)
             while left:
@@ -172,22 +173,23 @@ class Engine:
         """The outputs of some heads for a batch, by the head's name."""
         first = [own[names[0]] for own in batch]
         arrays = collate(_few_sizes(first), self.info, multiple=_MULTIPLE)  # [B,S]
-        given = self.runtime.run(ENCODE, {name: arrays[name] for name in self.info.inputs}, names)
+        inputs = {name: arrays[name] for name in self.info.inputs}
+        given = {} if first[0].continued else self.runtime.run(ENCODE, inputs, names)
         collected: dict[str, Sequence[Outputs]] = {}
         for name in names:
             head = self.heads[name]
             own = {row: windows[name] for row, windows in enumerate(batch)}
-            named = {key: given[f"{name}.{key}"] for key in head.outputs}
+            named = {key: given[f"{name}.{key}"] for key in head.outputs if given}
             collected[name] = head.collect(Pass(name, own, arrays["mask"], named, self.runtime))
         return collected
 
 
-_Key = tuple[bytes, bytes, bool]
+_Key = tuple[bytes, bytes, bool, bool]
 """What two windows have in common if all heads give the same for both."""
 
 
 def _key(window: Window) -> _Key:
-    return window.ids.tobytes(), window.types.tobytes(), window.opens
+    return window.ids.tobytes(), window.types.tobytes(), window.opens, window.continued
 
 
 def result_of(head: Head, reading: Reading) -> Any:

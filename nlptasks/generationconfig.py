@@ -100,6 +100,20 @@ def marks_of(config: Any, said: Mapping[str, Any], where: str) -> dict[str, Any]
     }
 
 
+def end_of(config: Any, said: Mapping[str, Any], where: str) -> tuple[int, ...]:
+    """The tokens that end what a decoder writes.
+
+    Raises:
+        ModelError: none is said, or what is said is no token of its.
+    """
+    value = said.get("eos_token_id")
+    value = getattr(config, "eos_token_id", None) if value is None else value
+    end = _tokens([] if value is None else value, "eos_token_id", config.vocab_size, where)
+    if not end:
+        raise ModelError(where, "does not say with which token a text ends", "add eos_token_id to its config.json")
+    return end
+
+
 def _lists(value: Any) -> list[list[Any]]:
     """The lists in a list."""
     return [one for one in value if isinstance(one, list)] if isinstance(value, list) else []

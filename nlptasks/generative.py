@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 import numpy as np
 import tokenizers
 import torch
-from tokenizers.decoders import DecodeStream
 from torch import Tensor, nn
 
 from nlptasks.architecture import refusing
@@ -27,15 +26,12 @@ from nlptasks.generationconfig import marks_of, options_of, said_of
 from nlptasks.heads.base import IGNORED, Graph, Head
 from nlptasks.losses import SMOOTHING_DOC, cross_entropy
 from nlptasks.origins import New, OfBackbone, Origin
-from nlptasks.search import Hypothesis, Listener, Marks, SearchOptions, search
-from nlptasks.stepping import CachedStepper, StepGraph
+from nlptasks.search import Hypothesis, Marks, SearchOptions, search
+from nlptasks.stepping import MOST_SCORES, CachedStepper, StepGraph, as_outputs, hearer, hypotheses_in
 from nlptasks.text import is_blank, is_mostly_unspaced, readable
 from nlptasks.tokenizer import reserved_tokens, tokens_around
 from nlptasks.types import STEP, Ints, Outputs, Pass, Row, Source, Window
 from nlptasks.vocabulary import MARKS, MAX_LAYERS, own_decoder, train_vocabulary
-
-_MOST_SCORES = 2**25
-"""Scores of tokens that a step gives at most, if that leaves a source: 128 MiB, a few times over."""
 
 
 @dataclass(frozen=True)
@@ -259,7 +255,7 @@ class GenerativeHead(Head):
         lengths = {name: min(getattr(self.config, name), self._room) for name in ("min_new_tokens", "max_new_tokens")}
         options = replace(self.config, **lengths)
         beams = max(options.num_beams, options.num_return_sequences)
-        size = 1 if self.listener else max(1, _MOST_SCORES // (beams * self.decoder.vocabulary_size))
+        size = 1 if self.listener else max(1, MOST_SCORES // (beams * self.decoder.vocabulary_size))
         if self.listener and not all(window.opens for window in passed.windows.values()):
             fix = "take truncate to hear texts as they are written"
             raise UsageError("long_texts", "is windows, with a listener, and a text has several", fix)
@@ -269,27 +265,16 @@ class GenerativeHead(Head):
             own = rows[start : start + size]
             stepper = CachedStepper(passed, own, self.decoder)
             sources = [passed.windows[row].ids for row in own.tolist()]
-            listener = self._hearer(self.listener) if self.listener else None
+            listener = hearer(self.vocabulary, self.listener) if self.listener else None
             found += search(stepper, sources=sources, marks=self.marks, options=options, listener=listener)
-        return [_as_outputs(hypotheses) for hypotheses in found]
-
-    def _hearer(self, listener: Callable[[str], None]) -> Listener:
-        """What tells a listener of the tokens of one text, in whole characters."""
-        stream = DecodeStream(skip_special_tokens=True)
-
-        def hear(_: int, token: int) -> None:
-            piece = stream.step(self.vocabulary, token)
-            if piece:
-                listener(piece)
-
-        return hear
+        return [as_outputs(hypotheses) for hypotheses in found]
 
     def decode(self, example: Writing, windows: Sequence[Window], outputs: Sequence[Outputs]) -> Any:
         """The best text, or as many as are asked for; those for several windows are joined."""
         if not windows:
             nothing = Text("", None, False)
             return nothing if self.config.num_return_sequences == 1 else [nothing]
-        found = [_from_outputs(output) for output in outputs]
+        found = [hypotheses_in(output) for output in outputs]
         unread = not windows[-1].closes
         texts = [self._joined(parts, unread) for parts in zip(*found, strict=False)]
         return texts[0] if self.config.num_return_sequences == 1 else texts
@@ -361,22 +346,3 @@ def best(result: Any) -> Text:
     """The best of the texts that were written, of one or of several."""
     text: Text = result[0] if isinstance(result, list) else result
     return text
-
-
-def _as_outputs(hypotheses: Sequence[Hypothesis]) -> Outputs:
-    longest = max(len(one.tokens) for one in hypotheses)
-    tokens = np.full((len(hypotheses), longest), IGNORED, dtype=np.int64)
-    for row, one in zip(tokens, hypotheses, strict=True):
-        row[: len(one.tokens)] = one.tokens
-    return {
-        "tokens": tokens,
-        "log_probability": np.array([one.log_probability for one in hypotheses]),
-        "ended": np.array([one.ended for one in hypotheses]),
-    }
-
-
-def _from_outputs(outputs: Outputs) -> list[Hypothesis]:
-    return [
-        Hypothesis(tuple(int(token) for token in tokens if token != IGNORED), float(log), bool(ended))
-        for tokens, log, ended in zip(outputs["tokens"], outputs["log_probability"], outputs["ended"], strict=True)
-    ]

@@ -85,6 +85,7 @@ def read_checkpoint(source: str | Path, *, task: str, name: str, options: Mappin
         raise UsageError(f"task {task!r}", "has no checkpoints of others", "train it")
     folder, revision = locate(str(source))
     backbone = from_foreign(folder, source=str(source), revision=revision)
+    cls.check_backbone(backbone.info)
     config = read_config(read_whole(folder / CONFIG, links=True), where=str(source))
     try:
         head = cls(cls.from_hugging_face(backbone.info, options or {}), backbone=backbone.info)
@@ -218,7 +219,7 @@ def _temperature(head: Head) -> float:
 
 def _cooled(layers: nn.Module, temperature: float) -> dict[str, Tensor]:
     """The layers' weights, those of the last linear layer divided by the temperature."""
-    last = [name for name, module in layers.named_modules() if isinstance(module, nn.Linear)][-1]
+    last = next((name for name, module in reversed([*layers.named_modules()]) if isinstance(module, nn.Linear)), None)
     return {
         name: tensor / temperature if name.rpartition(".")[0] == last else tensor
         for name, tensor in layers.state_dict().items()

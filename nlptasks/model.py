@@ -23,12 +23,20 @@ import torch
 from torch import Tensor, nn
 
 from nlptasks.architecture import read_config, refusing
-from nlptasks.backbone import CONFIG, TOKENIZER, Backbone, BackboneInfo, read_tokenizer
+from nlptasks.backbone import (
+    CHAT_TEMPLATE,
+    CONFIG,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    Backbone,
+    BackboneInfo,
+    read_tokenizer,
+)
 from nlptasks.config import attached, file_fields
 from nlptasks.disk import restored, restored_inside, written_beside
 from nlptasks.errors import ModelError, UsageError, did_you_mean, quote
 from nlptasks.folders import RESTORE, check_files, check_output, plain_files, read_whole
-from nlptasks.heads.base import Head, further_graphs
+from nlptasks.heads.base import Graph, Head, further_graphs
 from nlptasks.manifest import (
     EXPORTS,
     MANIFEST,
@@ -39,7 +47,7 @@ from nlptasks.manifest import (
     read_report,
     write_manifest,
 )
-from nlptasks.registry import head_class, tasks
+from nlptasks.registry import head_class, registered
 from nlptasks.sharing import Branch, SharedPass
 from nlptasks.tokenizer import Tokenizer
 from nlptasks.types import ENCODE
@@ -49,8 +57,8 @@ _log = logging.getLogger("nlptasks")
 
 _PACKAGE = re.compile("[A-Za-z0-9]+([._-]+[A-Za-z0-9]+)*")
 
-_IN_BACKBONE = "backbone."
-"""What the names of the layers that a head owns begin with, in its file."""
+IN_BACKBONE = "backbone."
+"""What the names of the layers that a head owns begin with, in its file; no tensor of the head itself is named so."""
 
 _MAX_ITEMS = 1000
 """Entries of a list in a head's config, where its weights have no axis so long."""
@@ -112,7 +120,14 @@ class Model(nn.Module):
 
     def graphs(self) -> dict[str, nn.Module]:
         """Every graph: `encode`, and those that heads add, as ``HEAD.graph``."""
-        return {ENCODE: self, **further_graphs(self.heads)}
+        return {ENCODE: self, **self.further_graphs()}
+
+    def further_graphs(self) -> dict[str, Graph]:
+        """Those that heads add alone."""
+        return {
+            name: graph.on(self.backbone, self.branches.get(name.partition(".")[0]))
+            for name, graph in further_graphs(self.heads).items()
+        }
 
     @classmethod
     def load(cls, folder: str | Path) -> Model:
@@ -163,7 +178,7 @@ class Model(nn.Module):
 
 def _as_stored(branch: Branch | None) -> dict[str, Tensor]:
     """The tensors of a branch, by their names in a head's file."""
-    return {f"{_IN_BACKBONE}{name}": tensor for name, tensor in branch.tensors().items()} if branch else {}
+    return {f"{IN_BACKBONE}{name}": tensor for name, tensor in branch.tensors().items()} if branch else {}
 
 
 @dataclass(frozen=True)
@@ -278,16 +293,18 @@ class ModelFolder:
         except UsageError as error:
             problem = f"is damaged (the head {name} {error.problem})"
             raise ModelError(str(self.path / MANIFEST), problem, RESTORE) from error
-        layers = {key: spec for key, spec in read_header(path).items() if key.startswith(_IN_BACKBONE)}
+        layers = {key: spec for key, spec in read_header(path).items() if key.startswith(IN_BACKBONE)}
         check_header(path, layers, _as_stored(branch))
         read_into(path, _as_stored(branch))
         return branch
 
     def backbone_info(self) -> BackboneInfo:
         """What heads may know of the backbone, without its weights."""
-        config = read_config(read_whole(self.path / "backbone" / CONFIG), where=str(self.path))
-        tokenizer = read_whole(self.path / "backbone" / TOKENIZER)
-        return BackboneInfo.from_record(self.manifest["backbone"], config, tokenizer)
+        place = self.path / "backbone"
+        config = read_config(read_whole(place / CONFIG), where=str(self.path))
+        small = (TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE)
+        files = {name: read_whole(place / name) for name in small if (place / name).is_file()}
+        return BackboneInfo.from_record(self.manifest["backbone"], config, files)
 
     def tokenizer(self) -> Tokenizer:
         """The backbone's tokenizer."""
@@ -305,7 +322,7 @@ class ModelFolder:
 
     def _head(self, name: str, info: BackboneInfo, device: str) -> Head:
         path = self.path / head_file(name)
-        header = {key: spec for key, spec in read_header(path).items() if not key.startswith(_IN_BACKBONE)}
+        header = {key: spec for key, spec in read_header(path).items() if not key.startswith(IN_BACKBONE)}
         axes = max((axis for spec in header.values() for axis in spec.shape), default=0)
         for key, value in self.records[name].config.items():
             if isinstance(value, list) and len(value) > max(axes, _MAX_ITEMS):
@@ -337,7 +354,8 @@ class ModelFolder:
 
     def _head_class(self, name: str, record: HeadRecord) -> type[Head]:
         """The class of a head by what is registered here: nothing is imported because a model names it."""
-        if record.task not in tasks():
+        known = {one.task for one in registered()}
+        if record.task not in known:
             package = record.package.partition(" ")[0]
             fix = f"pip install {package}" if _PACKAGE.fullmatch(package) else "install the package that has it"
             raise ModelError(

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from nlptasks.config import TrainSettings
-from nlptasks.errors import TrainingError
+from nlptasks.errors import TrainingError, UsageError
 from nlptasks.model import Model
 from nlptasks.schedule import Turn
 from nlptasks.sharing import path_of_layers
@@ -113,6 +113,9 @@ class Optimization:
         self.steps, self.done, self.pieces = steps, 0, 1
         self._settings, self._load, self._accelerator = settings, load, accelerator
         self._names = {weight: name for name, weight in module.named_parameters() if weight.requires_grad}
+        if not self._names:
+            problem = f"is {settings.tune}, and the heads have no weights of their own: nothing would be learned"
+            raise UsageError("--tune", problem, "take all, or top:K")
         self._adamw = torch.optim.AdamW(_groups(module.model, settings, rates), fused=True)
         self._module, self._optimizer = accelerator.prepare(module, self._adamw)
 

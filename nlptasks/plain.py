@@ -8,7 +8,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from nlptasks.errors import PluginError, UsageError, quote
-from nlptasks.registry import head_class, tasks
+from nlptasks.registry import tasks
 
 _KIND, _CONTENT = "is", "with"
 _AS_IT_IS = (str, float, int, bool, type(None))
@@ -67,25 +67,27 @@ def from_plain(content: Any) -> Any:
 def _class_of(name: str) -> type:
     """The dataclass of a name: what a document names is looked up among the results of heads, never imported."""
     if name not in _KNOWN:
-        _learn()
+        _learn(name)
     return _KNOWN[name]
 
 
 def _name_of(kind: type) -> str:
     name = f"{kind.__module__}:{kind.__qualname__}"
     if name not in _KNOWN:
-        _learn()
+        _learn(name)
     if name not in _KNOWN:
         problem = f"holds {kind.__name__}, which is not among the results of any head"
         raise UsageError("a result", problem, "name the class in the head's results")
     return name
 
 
-def _learn() -> None:
-    """Learn what all registered heads give."""
-    for task in tasks():
+def _learn(name: str) -> None:
+    """Learn what the heads of the package give that this name is from."""
+    for one in tasks().values():
+        if one.module != name.partition(".")[0].partition(":")[0]:
+            continue
         try:
-            results = head_class(task).results
+            results = one.head_class().results
         except PluginError:  # a broken package harms nobody else
             continue
         _KNOWN.update({f"{kind.__module__}:{kind.__qualname__}": kind for kind in results})

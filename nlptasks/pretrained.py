@@ -17,18 +17,22 @@ from typing import Any
 import tokenizers
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
-from transformers.models.auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 from nlptasks import hub
 from nlptasks.architecture import plan, read_config, refuse_code, refusing
 from nlptasks.backbone import (
     CONFIG,
+    DECODER,
+    ENCODER_DECODER,
     TOKENIZER,
+    TOKENIZER_CONFIG,
     WEIGHTS,
     Backbone,
     BackboneInfo,
+    chat_in,
     check_vocabulary,
+    kind_of,
     longest_window,
     names_of,
     reads_types,
@@ -45,7 +49,6 @@ _EMBEDDED_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 _EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _SHARDS = f"{WEIGHTS}.index.json"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "sentencepiece.bpe.model")
-_TOKENIZER_CONFIG = "tokenizer_config.json"
 _GENERATION_CONFIG = "generation_config.json"
 _DECLARED = ("decoder_start_token_id", "eos_token_id", "forced_bos_token_id", "forced_eos_token_id")
 """What the classes of configs themselves may say for ``generate``."""
@@ -88,7 +91,7 @@ def from_foreign(folder: Path, *, source: str, revision: str | None, known: bool
     trunk = trunk_of(full)
     if not known:
         check_finite(trunk.state_dict(), where=source)
-    with refusing(source, f"has an unusable {_TOKENIZER_CONFIG}", "repair its model_max_length"):
+    with refusing(source, f"has an unusable {TOKENIZER_CONFIG}", "repair its model_max_length"):
         max_tokens = int(min(longest_window(trunk, config), tokenizer.model_max_length))
     assets = _assets(folder, config, tokenizer)
     info = BackboneInfo(
@@ -101,6 +104,7 @@ def from_foreign(folder: Path, *, source: str, revision: str | None, known: bool
         ),
         has_types=reads_types(trunk, config),
         tokenizer=assets[TOKENIZER],
+        chat=chat_in(assets),
         generation=_generation(folder, config, source),
     )
     return Backbone(
@@ -166,8 +170,8 @@ def _config(folder: Path, source: str) -> Any:
     for name in _ADDED_CODE:
         if (folder / name).exists():
             raise ModelError(source, f"has {name}, which only code of its own can use", "take a plain model")
-    if (folder / _TOKENIZER_CONFIG).is_file():
-        refuse_code(read_json(folder / _TOKENIZER_CONFIG), where=f"{source}: {_TOKENIZER_CONFIG}")
+    if (folder / TOKENIZER_CONFIG).is_file():
+        refuse_code(read_json(folder / TOKENIZER_CONFIG), where=f"{source}: {TOKENIZER_CONFIG}")
     return read_config(read_whole(folder / CONFIG, links=True), where=source)
 
 
@@ -222,13 +226,6 @@ def _check_kind(config: Any, source: str) -> None:
             f"has the architecture {config.model_type}, which does not say how many tokens it knows and how wide it is"
         )
         raise ModelError(source, problem, "take an encoder, such as BERT or ModernBERT, or T5 or BART")
-    decodes = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    if decodes and type(config) not in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder:
-        raise ModelError(
-            source,
-            f"is a decoder ({config.model_type}), which reads only to the left",
-            "take an encoder, such as BERT or ModernBERT, or an encoder-decoder, such as T5 or BART",
-        )
 
 
 def _pretrained(folder: Path, config: Any, source: str) -> PreTrainedModel:
@@ -287,11 +284,12 @@ def _generation(folder: Path, config: Any, source: str) -> dict[str, Any]:
 
 
 def _beyond(folder: Path, config: Any, source: str) -> dict[str, Tensor]:
-    """The weights of an encoder-decoder that its base model has not, by their names without the base model's prefix."""
-    if type(config) not in AutoModelForSeq2SeqLM._model_mapping:
+    """The weights of a model that writes which its base model has not, by their names without the base model's prefix."""
+    auto = {ENCODER_DECODER: AutoModelForSeq2SeqLM, DECODER: AutoModelForCausalLM}.get(kind_of(config))
+    if auto is None or type(config) not in auto._model_mapping:
         return {}
     with refusing(source, "has no usable weights", "take a complete model with model.safetensors"):
-        full, report = read_weights(AutoModelForSeq2SeqLM, folder, config)
+        full, report = read_weights(auto, folder, config)
     missing = set(map(str, report["missing_keys"]))
     base = f"{full.base_model_prefix}."
     return {name.removeprefix(base): tensor for name, tensor in full.state_dict().items() if name not in missing}

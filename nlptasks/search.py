@@ -135,7 +135,13 @@ Listener = Callable[[int, int], None]
 
 
 def search(
-    stepper: Stepper, *, sources: Sequence[Ints], marks: Marks, options: SearchOptions, listener: Listener | None = None
+    stepper: Stepper,
+    *,
+    sources: Sequence[Ints],
+    marks: Marks,
+    options: SearchOptions,
+    listener: Listener | None = None,
+    prompts: Ints | None = None,
 ) -> list[list[Hypothesis]]:
     """The best hypotheses for each source, the best first.
 
@@ -145,6 +151,7 @@ def search(
         marks: tokens with a meaning of their own.
         options: how to search.
         listener: hears the tokens as they are written.
+        prompts: what each answer goes on from [G,L]; None for the prompt of `marks`. The stepper is given all of it first.
 
     Raises:
         UsageError: there is a listener, and several hypotheses: which of them is the answer shows in the end only.
@@ -153,10 +160,13 @@ def search(
         if listener and getattr(options, name) > 1:
             problem = f"is {getattr(options, name)}, with a listener"
             raise UsageError(name, problem, "take 1 to hear texts as they are written")
+    begun = (
+        torch.tensor(marks.prompt).repeat(len(sources), 1) if prompts is None else torch.from_numpy(prompts)
+    )  # [G,L]
     if options.num_beams > 1:
-        return _Beams(stepper, len(sources), marks, options).run()
+        return _Beams(stepper, begun, marks, options).run()
     choose = _Draws(sources, options) if options.do_sample else _likeliest
-    return _Independent(stepper, len(sources), marks, options, choose, listener).run()
+    return _Independent(stepper, begun, marks, options, choose, listener).run()
 
 
 Choose = Callable[[Tensor, Ints], Tensor]
@@ -186,7 +196,7 @@ class _Independent:
     def __init__(
         self,
         stepper: Stepper,
-        count: int,
+        begun: Tensor,
         marks: Marks,
         options: SearchOptions,
         choose: Choose,
@@ -194,11 +204,12 @@ class _Independent:
     ) -> None:
         self._stepper, self._marks, self._options = stepper, marks, options
         self._choose, self._listener = choose, listener
-        self._rules = _rules(marks, options)
+        count, self._begin = begun.shape
+        self._rules = _rules(marks, options, self._begin)
         self._found: list[list[Hypothesis]] = [[] for _ in range(count)]
         beams = options.num_return_sequences
         self._sources = np.arange(count)  # number of each source that is left [G]
-        self._history = torch.tensor(marks.prompt).repeat(count, beams, 1)  # [G,K,L]
+        self._history = begun.unsqueeze(1).repeat(1, beams, 1)  # [G,K,L]
         self._logs = torch.zeros(count, beams)  # [G,K]
         self._ended = torch.zeros(count, beams, dtype=torch.bool)  # [G,K]
 
@@ -225,7 +236,7 @@ class _Independent:
         scores = self._rules(self._history.view(groups * beams, -1), logits.reshape(-1, size)).view(logits.shape)
         chosen = self._choose(scores, self._sources).unsqueeze(-1)  # [G,K,1]
         certain = (logits.gather(-1, chosen) - logits.logsumexp(-1, keepdim=True)).squeeze(-1)  # [G,K]
-        is_last = self._history.shape[-1] - len(self._marks.prompt) == self._options.max_new_tokens - 1
+        is_last = self._history.shape[-1] - self._begin == self._options.max_new_tokens - 1
         if self._marks.forced_last is None or not is_last:  # an end that is forced says nothing of the answer
             self._logs += certain.masked_fill(self._ended, 0)
         open_before = ~self._ended
@@ -240,7 +251,7 @@ class _Independent:
         """Note the hypotheses of the sources that are done [G]."""
         for group in np.flatnonzero(done.numpy()):
             own = zip(self._history[group].tolist(), self._logs[group].tolist(), strict=True)
-            found = [_hypothesis(tokens, log, self._marks, self._options) for tokens, log in own]
+            found = [_hypothesis(tokens[self._begin :], log, self._marks, self._options) for tokens, log in own]
             self._found[self._sources[group]] = sorted(found, key=lambda one: -one.log_probability)
 
 
@@ -250,12 +261,13 @@ class _Beams:
     Twice as many continuations as there are beams are looked at, so that enough go on if many end at once.
     """
 
-    def __init__(self, stepper: Stepper, count: int, marks: Marks, options: SearchOptions) -> None:
+    def __init__(self, stepper: Stepper, begun: Tensor, marks: Marks, options: SearchOptions) -> None:
         self._stepper, self._marks, self._options = stepper, marks, options
-        self._rules = _rules(marks, options)
+        count, self._begin = begun.shape
+        self._rules = _rules(marks, options, self._begin)
         beams = options.num_beams
         self._sources = np.arange(count)  # number of each source that is left [G]
-        self._history = torch.tensor(marks.prompt).repeat(count, beams, 1)  # [G,K,L]
+        self._history = begun.unsqueeze(1).repeat(1, beams, 1)  # [G,K,L]
         self._logs = torch.full((count, beams), _NEVER_SEEN)  # [G,K]
         self._logs[:, 0] = 0  # all begin alike: only the first goes on
         self._done: list[list[tuple[float, Hypothesis]]] = [[] for _ in range(count)]
@@ -299,7 +311,8 @@ class _Beams:
     def _note(self, group: int, history: list[int], log: float, length: int) -> None:
         """Keep an answer if it is among the best."""
         done = self._done[self._sources[group]]
-        done.append((log / length**self._options.length_penalty, _hypothesis(history, log, self._marks, self._options)))
+        own = _hypothesis(history[self._begin :], log, self._marks, self._options)
+        done.append((log / length**self._options.length_penalty, own))
         done.sort(key=lambda one: -one[0])
         del done[self._options.num_beams :]
 
@@ -315,17 +328,15 @@ class _Beams:
         return bool(self._logs[group, 0] / reach**options.length_penalty > done[-1][0])
 
 
-def _hypothesis(history: Sequence[int], log: float, marks: Marks, options: SearchOptions) -> Hypothesis:
+def _hypothesis(tokens: Sequence[int], log: float, marks: Marks, options: SearchOptions) -> Hypothesis:
     """What stands behind the prompt, up to the end; an end that was forced for lack of room is none."""
-    tokens = history[len(marks.prompt) :]
     end = next((place for place, token in enumerate(tokens) if token in marks.end), len(tokens))
     forced = marks.forced_last is not None and end == options.max_new_tokens - 1
     return Hypothesis(tuple(tokens[:end]), log, end < len(tokens) and not forced)
 
 
-def _rules(marks: Marks, options: SearchOptions) -> Callable[[Tensor, Tensor], Tensor]:
-    """What changes the scores [B,V] behind tokens [B,L], in the order of ``generate``."""
-    prompt = len(marks.prompt)
+def _rules(marks: Marks, options: SearchOptions, prompt: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """What changes the scores [B,V] behind tokens [B,L], so many of them the prompt's, in the order of ``generate``."""
     end = list(marks.end)
     found: list[Any] = []
     if options.repetition_penalty != 1:

@@ -1,18 +1,25 @@
-"""The graph `step` of a head that writes, and how a search runs it on whatever runtime there is."""
+"""The graph `step` of a head that writes, how a search runs it on whatever runtime there is, and what comes of it."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import tokenizers
 import torch
+from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from nlptasks.decoder import Decoder
-from nlptasks.heads.base import Graph
+from nlptasks.heads.base import IGNORED, Graph
 from nlptasks.probabilities import checked
-from nlptasks.types import STEP, Ints, Pass
+from nlptasks.search import Hypothesis, Listener
+from nlptasks.types import STEP, Ints, Outputs, Pass
+
+MOST_SCORES = 2**25
+"""Scores of tokens that a step gives at most, if that leaves a source: 128 MiB, a few times over."""
 
 _SIZES = ((2, 3, 4, 5, 7, 6), (1, 1, 1, 0, 1, 2), (3, 1, 1, 0, 1, 9), (2, 4, 1, 3, 8, 7), (2, 1, 3, 10, 2, 5))
 """Sizes G, K, T, t, P, S of the inputs by which two ways to run a step are compared."""
@@ -78,3 +85,36 @@ class CachedStepper:
         mask = self._fixed.pop("mask")
         self._fixed = {name: self._runtime.take(tensor, groups) for name, tensor in self._fixed.items()}
         self._fixed["mask"] = mask[groups]
+
+
+def hearer(vocabulary: tokenizers.Tokenizer, listener: Callable[[str], None]) -> Listener:
+    """What tells a listener of the tokens of one text, in whole characters."""
+    stream = DecodeStream(skip_special_tokens=True)
+
+    def hear(_: int, token: int) -> None:
+        piece = stream.step(vocabulary, token)
+        if piece:
+            listener(piece)
+
+    return hear
+
+
+def as_outputs(hypotheses: Sequence[Hypothesis]) -> Outputs:
+    """The answers to one source, as a head's `collect` gives them."""
+    longest = max(len(one.tokens) for one in hypotheses)
+    tokens = np.full((len(hypotheses), longest), IGNORED, dtype=np.int64)
+    for row, one in zip(tokens, hypotheses, strict=True):
+        row[: len(one.tokens)] = one.tokens
+    return {
+        "tokens": tokens,
+        "log_probability": np.array([one.log_probability for one in hypotheses]),
+        "ended": np.array([one.ended for one in hypotheses]),
+    }
+
+
+def hypotheses_in(outputs: Outputs) -> list[Hypothesis]:
+    """The answers that `as_outputs` was given."""
+    return [
+        Hypothesis(tuple(int(token) for token in tokens if token != IGNORED), float(log), bool(ended))
+        for tokens, log, ended in zip(outputs["tokens"], outputs["log_probability"], outputs["ended"], strict=True)
+    ]

@@ -270,7 +270,7 @@ def labels_of(tags: Iterable[str], scheme: str) -> tuple[str, ...]:
     return tuple(sorted({tag.label for tag in parse_tags(tags, scheme)} - {""}))
 
 
-class Decoder:
+class TagDecoder:
     """The best legal tag sequence (Viterbi, Forney 1973), for scores that are independent but for what may follow what.
 
     Args:

@@ -66,6 +66,14 @@ class _Template:
         glue = tuple(np.array([new.get(token, token) for token in ids.tolist()], dtype=np.int64) for ids in self.glue)
         return replace(self, glue=glue)
 
+    def without(self, *places: int) -> _Template:
+        """The template without what stands at some places, of those that `glue` has."""
+        return replace(
+            self,
+            glue=tuple(ids[:0] if place in places else ids for place, ids in enumerate(self.glue)),
+            glue_types=tuple(types[:0] if place in places else types for place, types in enumerate(self.glue_types)),
+        )
+
 
 class Tokenizer:
     """Cuts sources into windows of token ids with offsets.
@@ -79,6 +87,10 @@ class Tokenizer:
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, *, max_tokens: int) -> None:
+        self._marked = tokenizers.Tokenizer.from_str(backend.to_str())
+        self._marked.no_truncation()
+        self._marked.no_padding()
+        self._marked.encode_special_tokens = False
         self._backend = plain(backend)
         self._single = _probe(backend, "a")
         self._pair = _probe(backend, "a", "a")
@@ -98,7 +110,9 @@ class Tokenizer:
             UsageError: a prefix leaves no room for a text.
         """
         # A prefix is read together with what is behind it: in between, words may begin otherwise than alone.
-        first = self._pieces([source.prefix + source.first for source in sources])
+        marked = iter(self._pieces([source.first for source in sources if source.markup], self._marked))
+        texts = iter(self._pieces([source.prefix + source.first for source in sources if not source.markup]))
+        first = [next(marked if source.markup else texts) for source in sources]
         seconds = [source.second for source in sources if source.second is not None]
         second = iter(self._pieces(seconds))
         return [
@@ -106,20 +120,21 @@ class Tokenizer:
             for source, piece in zip(sources, first, strict=True)
         ]
 
-    def _pieces(self, texts: Sequence[str]) -> list[_Piece]:
+    def _pieces(self, texts: Sequence[str], marked: tokenizers.Tokenizer | None = None) -> list[_Piece]:
+        """The tokens of texts; of marked ones, special tokens that stand in them are special."""
+        backend = marked or self._backend
         try:
-            encoded = self._backend.encode_batch([readable(text) for text in texts], add_special_tokens=False)
+            encoded = backend.encode_batch([readable(text) for text in texts], add_special_tokens=False)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
                 raise
             # A panic of the Rust code arrives as a BaseException of its own.
             raise BackendError("tokenizer", f"failed ({error})", "check the backbone's tokenizer.json") from error
-        return [
-            _Piece(
-                self._as_text(np.array(item.ids, dtype=np.int64)), np.array(item.offsets, dtype=np.int64).reshape(-1, 2)
-            )
+        pieces = [
+            _Piece(np.array(item.ids, dtype=np.int64), np.array(item.offsets, dtype=np.int64).reshape(-1, 2))
             for item in encoded
         ]
+        return pieces if marked else [replace(piece, ids=self._as_text(piece.ids)) for piece in pieces]
 
     def _as_text(self, ids: Ints) -> Ints:
         """The tokens of a text, none of them special: a Unigram model has ``</s>`` among its pieces and takes it for one."""
@@ -128,20 +143,30 @@ class Tokenizer:
         return ids
 
     def _single_windows(self, piece: _Piece, source: Source) -> list[Window]:
-        template = self._single.changed(source.special) if source.special else self._single
+        template = self._template(source)
         before, piece = piece.split(len(source.prefix)) if source.prefix else (None, piece)
         room = self.max_tokens - template.size - (len(before.ids) if before else 0)
         if before and room < _MIN_CUT_TOKENS:
             most = len(before.ids) + room - _MIN_CUT_TOKENS
             problem = f"is {len(before.ids)} tokens, of {self.max_tokens} that the backbone reads"
             raise UsageError("prefix", problem, f"give at most {most}")
-        if source.begins_only:
+        if source.continued:
+            parts = _end_of(piece, room - source.reserved)
+        elif source.begins_only:
             parts = [_Part(piece.cut(0, room), closes=len(piece.ids) <= room)] if len(piece.ids) else []
         else:
             parts = _parts(piece, room, overlap=source.overlaps)
-        return [
+        windows = [
             _assemble(template, replace(part, piece=part.piece.behind(before)) if before else part) for part in parts
         ]
+        return [replace(window, continued=True) for window in windows] if source.continued else windows
+
+    def _template(self, source: Source) -> _Template:
+        """The special tokens around a single text."""
+        template = self._single.changed(source.special) if source.special else self._single
+        if source.markup:
+            return template.without(0, 1)
+        return template.without(1) if source.continued else template
 
     def _pair_windows(self, first: _Piece, second: _Piece) -> list[Window]:
         room = self.max_tokens - self._pair.size
@@ -173,6 +198,12 @@ class _Part:
     begin: int = 0
     opens: bool = True
     closes: bool = True
+
+
+def _end_of(piece: _Piece, room: int) -> list[_Part]:
+    """The end of a piece, as much of it as there is room for, and one token at the least."""
+    begin = max(0, len(piece.ids) - max(1, room))
+    return [_Part(piece.cut(begin, len(piece.ids)), begin, opens=begin == 0)] if len(piece.ids) else []
 
 
 def _parts(piece: _Piece, room: int, *, overlap: bool = True) -> list[_Part]:

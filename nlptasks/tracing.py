@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from nlptasks.batching import random_batch
-from nlptasks.heads.base import Graph, Head, further_graphs
+from nlptasks.heads.base import Graph, Head
 from nlptasks.model import Model
 from nlptasks.types import ENCODE, Ints
 
@@ -72,7 +72,7 @@ def traceables(model: Model) -> dict[str, Traceable]:
     """Every graph of a model."""
     return {
         ENCODE: _encode_of(model),
-        **{name: further(name, graph) for name, graph in further_graphs(model.heads).items()},
+        **{name: further(name, graph) for name, graph in model.further_graphs().items()},
     }
 
 
@@ -101,7 +101,7 @@ def further(name: str, graph: Graph) -> Traceable:
         axes=graph.axes,
         counts=_all,
         labels=frozenset(graph.labels),
-        trunk=None,
+        trunk=graph.trunk,
     )
 
 

@@ -19,7 +19,6 @@ import torch
 
 from nlptasks import __version__
 from nlptasks.backbone import Backbone
-from nlptasks.batching import make_units
 from nlptasks.checkpoint import Checkpoints, newest
 from nlptasks.checks import warnings_of
 from nlptasks.config import RUNS, Target, TrainSettings, owned_layers, parse_target, parse_weights, recorded
@@ -38,6 +37,7 @@ from nlptasks.optimization import make_accelerator
 from nlptasks.registry import head_class
 from nlptasks.runtime.pytorch import torch_device
 from nlptasks.tokenizer import Tokenizer
+from nlptasks.trial import attributed, configured, read_gold, try_out, units_of
 from nlptasks.types import Reporter, Row, Silent
 
 
@@ -121,6 +121,7 @@ def train(
         DataError: the data cannot be used.
         ModelError: the backbone, or the model, cannot be used.
         TrainingError: the loss is not finite, or a run cannot be resumed.
+        PluginError: a head's package is broken, or the head does not do what the contract says.
     """
     given = [targets] if isinstance(targets, str | Target) else targets
     wanted = [parse_target(target) if isinstance(target, str) else target for target in given]
@@ -138,6 +139,8 @@ def train(
         settings = replace(settings, tune=settings.tune or destination.default_tune(backbone))
         model = _new_model(backbone, courses, settings)
         lesson = _lesson(courses, settings, model, device, reporter or Silent())
+        for target in wanted:
+            try_out(model, lesson.of(target.name), lesson.tokenizer, task=target.task)
         logs = (_finished(destination, lesson) if resume else None) or _trained(destination, lesson, resume=resume)
     return TrainResult(
         folder=destination.folder,
@@ -175,7 +178,7 @@ def _course(target: Target) -> _Course:
     check_columns(target.columns, cls.fields)
     data = load_data(Path(target.data) if target.data else cls.sample_folder(), cls.formats, target.columns)
     check_trainable(data)
-    return _Course(target, cls, data, cls.configure(data.parts["train"], target.options))
+    return _Course(target, cls, data, configured(target.task, cls, data, target.options))
 
 
 def _new_model(backbone: Backbone, courses: Sequence[_Course], settings: TrainSettings) -> Model:
@@ -183,8 +186,11 @@ def _new_model(backbone: Backbone, courses: Sequence[_Course], settings: TrainSe
     heads, branches = {}, {}
     depth = owned_layers(settings.tune)
     for course in courses:
-        config = course.cls.for_backbone(course.config, course.data.parts["train"], backbone.info)
-        head = course.cls(config, backbone=backbone.info)
+        course.cls.check_backbone(backbone.info)
+        with attributed(course.target.task, "for_backbone"):
+            config = course.cls.for_backbone(course.config, course.data.parts["train"], backbone.info)
+        with attributed(course.target.task, "__init__"):
+            head = course.cls(config, backbone=backbone.info)
         head.adopt(backbone.pretrained)
         heads[course.target.name] = head
         if depth:
@@ -233,21 +239,21 @@ def _lesson(
 
 def _subject(course: _Course, head: Head, tokenizer: Tokenizer, settings: TrainSettings) -> tuple[DataSet, Subject]:
     """What a head learns, and its data with what is held out of train."""
-    name = course.target.name
-    data, examples = _split(head, course.data, settings.seed)
-    units = make_units(head, tokenizer, examples["train"])
+    name, task = course.target.name, course.target.task
+    data, examples = _split(task, head, course.data, settings.seed)
+    units = units_of(task, head, tokenizer, examples["train"])
     if not units:
         raise DataError(data.parts["train"][0].where, "and all rows after it are empty", "give rows with text")
     weight = parse_weights(settings.head_weights).get(name, 1.0)
     return data, Subject(name, head, data.parts, examples, units, rate=0.0, weight=weight)
 
 
-def _split(head: Head, data: DataSet, seed: int) -> tuple[DataSet, dict[str, list[Any]]]:
+def _split(task: str, head: Head, data: DataSet, seed: int) -> tuple[DataSet, dict[str, list[Any]]]:
     """The data with what is held out of train, and the examples of each part."""
     read = {
         id(row): example
         for rows in data.parts.values()
-        for row, example in zip(rows, head.read_gold(rows), strict=True)
+        for row, example in zip(rows, read_gold(task, head, rows), strict=True)
     }
 
     def texts_of(row: Row) -> list[str]:

@@ -76,6 +76,11 @@ class Source:
     other in order, as far into their texts. Of a single text (pairs have none of these), `prefix` stands before it in every
     window, the first window is the only one where `begins_only` is set, windows do not overlap unless `overlaps` is, and
     `special` has tokens that stand for special ones of the tokenizer: pairs of ids, old and new.
+
+    Where `markup` is set, special tokens that stand literally in the text (``<|user|>``) are taken for what they are, and none
+    are put around it: it was made by a template. A text that is `continued` is not encoded, only cut into tokens: a head that
+    reads it by graphs of its own writes on behind it, so it has no special tokens at its end; if it is too long its end is
+    kept, and `reserved` tokens are left free for what is written.
     """
 
     first: str
@@ -84,6 +89,9 @@ class Source:
     begins_only: bool = False
     overlaps: bool = True
     special: tuple[tuple[int, int], ...] = ()
+    markup: bool = False
+    continued: bool = False
+    reserved: int = 0
 
     @property
     def chars(self) -> int:
@@ -107,6 +115,7 @@ class Window:
         opens: whether the last text begins in this window; else tokens before it stand in another one.
         closes: whether the last text ends in this window.
         begin: the number, among the tokens of the whole last text, of its first one here.
+        continued: whether it is only read by a head's own graphs, as `Source` says.
     """
 
     ids: Ints
@@ -116,6 +125,7 @@ class Window:
     opens: bool = True
     closes: bool = True
     begin: int = 0
+    continued: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -172,7 +182,7 @@ class Pass:
         head: the head's name, by which its further graphs are run.
         windows: the windows that are the head's, by their row [B].
         mask: 1 for real tokens, 0 for padding [B,S].
-        outputs: by the names that the head gives them.
+        outputs: by the names that the head gives them; none for windows that are continued.
         runtime: what ran it.
     """
 

@@ -23,7 +23,7 @@ _GIVEN = {"max_new_tokens": 12, "decoder_layers": 2, "source_language": "en", "t
 
 def built_in() -> list[str]:
     """The tasks of the house: others may be installed, or made for a test."""
-    return sorted(name for name, point in tasks().items() if point.value.startswith(f"{nlptasks.__name__}."))
+    return sorted(name for name, one in tasks().items() if one.point.value.startswith(f"{nlptasks.__name__}."))
 
 
 def targets(place: Path, *, rows: int) -> list[Target]:

@@ -128,14 +128,6 @@ def test_a_tokenizer_with_more_tokens_than_the_table_is_refused(backbones: Path,
         load_backbone(str(folder))
 
 
-def test_a_decoder_alone_is_refused(tmp_path: Path) -> None:
-    config = transformers.GPT2Config(vocab_size=300, n_embd=32, n_layer=1, n_head=2, n_positions=64)
-    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
-    tiny.save_tokenizer(tiny.ARCHITECTURES["roberta"][1](), tmp_path)
-    with pytest.raises(ModelError, match="is a decoder"):
-        load_backbone(str(tmp_path))
-
-
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is no Hugging Face model"):
         load_backbone(str(tmp_path))

@@ -16,7 +16,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import conformance
 import pytest
 from answering import contents, copied, run
 
@@ -29,6 +28,7 @@ from nlptasks.errors import BackendError, DataError, UsageError
 from nlptasks.model import ModelFolder
 from nlptasks.runtime.onnx import OnnxRuntime
 from nlptasks.runtime.pytorch import TorchRuntime
+from nlptasks.testing import checks
 from nlptasks.ways import TRANSFORMERS, Plan, count, serve
 
 ONNX = ("onnx:fp32", "onnx:fp16", "onnx:int8")
@@ -213,7 +213,7 @@ def test_plain_transformers_is_a_way(plan: Plan, tmp_path: Path) -> None:
 def test_heads_that_transformers_has_no_pipeline_for_are_told(
     task: str, auto: str, backbones: Path, tmp_path: Path
 ) -> None:
-    conformance.make_subject(task, backbones / "bert").model().save(tmp_path / "model")
+    checks.make_subject(task, backbones / "bert").model().save(tmp_path / "model")
     stored = ModelFolder.open(tmp_path / "model")
     with pytest.raises(UsageError, match=rf"there is none for probe \({auto}\); measure other heads") as caught:
         benchmarking._checkpoints(stored, ["probe"], tmp_path)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import conformance
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -23,6 +22,7 @@ from nlptasks.heads.classification import ClassificationConfig, ClassificationHe
 from nlptasks.losses import binary_cross_entropy, example_means, of_first_windows
 from nlptasks.pipeline import pipeline
 from nlptasks.scores import best_thresholds, label_scores, label_set_scores
+from nlptasks.testing import checks
 from nlptasks.tokenizer import Tokenizer
 from nlptasks.types import Reading, Row, Window
 
@@ -305,7 +305,7 @@ def test_rows_of_one_label_alone_have_scores() -> None:
 @pytest.mark.parametrize("text", ["", "   ", "\n\t", "\u200b", "\x01\x02", "\ufeff"])
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "xlm-roberta"])
 def test_a_text_that_cannot_be_seen_has_no_label(backbones: Path, architecture: str, text: str) -> None:
-    subject = conformance.make_subject("classification", backbones / architecture)
+    subject = checks.make_subject("classification", backbones / architecture)
     example = subject.head.read(row(text=text))
     [windows] = subject.tokenizer.windows(subject.head.sources(example))
     outputs = [{"logits": np.arange(5, dtype=np.float32)} for _ in windows]
@@ -382,16 +382,16 @@ NAMES = ("Ada", "Bob", "Cleo", "Dan")
 
 
 def test_several_labels_pass_every_check_of_a_head(backbones: Path, tmp_path: Path) -> None:
-    subject = conformance.make_subject("classification", backbones / "bert")
+    subject = checks.make_subject("classification", backbones / "bert")
     rows = rows_of(
         *({"text": f"{one} saw {two}", "labels": sorted({one, two})} for one in NAMES for two in NAMES[:3]),
     )
     config = ClassificationHead.configure(rows, {})
     head = ClassificationHead(config, backbone=subject.backbone.info)
-    subject = conformance.Subject(subject.backbone, head, rows, subject.tokenizer, "classification")
-    conformance.check_outputs(subject)
-    conformance.check_learning(subject, steps=60)
-    conformance.check_export(subject, tmp_path / "model", conformance.check_saving(subject, tmp_path / "model"))
+    subject = checks.Subject("classification", subject.backbone, head, rows, subject.tokenizer)
+    checks.check_outputs(subject)
+    checks.check_learning(subject, steps=60)
+    checks.check_export(subject, tmp_path / "model", checks.check_saving(subject, tmp_path / "model"))
 
 
 @pytest.mark.parametrize("kind", ["several", "pairs"])
@@ -424,7 +424,7 @@ def test_training_on_several_labels_and_on_pairs(backbones: Path, tmp_path: Path
 
 def test_a_long_text_is_read_to_its_end(backbones: Path, tmp_path: Path) -> None:
     """Only the last words tell the label, many windows behind the first."""
-    subject = conformance.make_subject("classification", backbones / "bert")
+    subject = checks.make_subject("classification", backbones / "bert")
     tokenizer = Tokenizer(subject.tokenizer._backend, max_tokens=32)
     example = subject.head.read(row(text="a " * 200 + "London"))
     [windows] = tokenizer.windows(subject.head.sources(example))

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import conformance
 import covering
 import pytest
 import tiny
@@ -18,6 +17,7 @@ import nlptasks
 from nlptasks.cli.main import main
 from nlptasks.heads.base import Head
 from nlptasks.registry import head_class, tasks
+from nlptasks.testing.checks import check_all
 
 TOY = '''
 """A stranger's head: do two texts begin with the same letter?"""
@@ -46,10 +46,12 @@ class ToyConfig:
 
 
 class ToyHead(Head):
+    contract = 1
     Config = ToyConfig
     main_metric = "accuracy"
     fields = ("left", "right", "same")
     sample = "sample"
+    results = (Same,)
     outputs = {"scores": "BC"}
 
     def __init__(self, config, *, backbone):
@@ -129,12 +131,12 @@ def _cases() -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize(("task", "architecture"), list(_cases()))
 def test_a_head_conforms(task: str, architecture: str, backbones: Path, tmp_path: Path) -> None:
-    conformance.check_all(task, backbones / architecture, tmp_path / "model")
+    check_all(task, backbones / architecture, tmp_path / "model")
 
 
 def test_a_strangers_head_conforms(toy_package: None, backbones: Path, tmp_path: Path) -> None:
-    assert tasks()["toy"].dist.name == "toyhead"
-    conformance.check_all("toy", backbones / "bert", tmp_path / "model")
+    assert tasks()["toy"].package == "toyhead 1.0"
+    check_all("toy", backbones / "bert", tmp_path / "model")
 
 
 @pytest.mark.parametrize("architecture", ["bert", "modernbert", "t5", "bart"])

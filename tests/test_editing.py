@@ -22,6 +22,7 @@ from nlptasks.config import TrainSettings
 from nlptasks.errors import ModelError, UsageError
 from nlptasks.model import Model, ModelFolder
 from nlptasks.pipeline import pipeline
+from nlptasks.testing.backbones import save_tokenizer, unigram
 
 TEXTS = ["Ada Smith saw London.", "Bob left Paris and Rome, and saw Berlin.", "", "a b c " * 100]
 QUICK = {"epochs": 1, "lr": 3e-3, "batch_tokens": 64, "precision": "fp32"}
@@ -105,7 +106,7 @@ def test_a_head_that_writes_is_added_to_a_stored_encoder_decoder(moods: Path, tm
     tiny.make_writer(tiny.WRITERS[name]()).save_pretrained(
         tmp_path / "backbone"
     )  # of t5-v1.1 with a layer of its own on top
-    tiny.save_tokenizer(tiny._unigram(), tmp_path / "backbone")
+    save_tokenizer(unigram(), tmp_path / "backbone")
     settings = TrainSettings(backbone=str(tmp_path / "backbone"), tune="head", **QUICK)
     nlptasks.train(f"mood:sentiment={moods}", output=tmp_path / "added", settings=settings)
     nlptasks.train(f"translation={tmp_path / 'pairs.jsonl'}", output=tmp_path / "new", settings=settings)

@@ -29,6 +29,7 @@ from nlptasks.importing import TOLERANCE, import_checkpoint, to_hugging_face
 from nlptasks.model import Model
 from nlptasks.pipeline import pipeline
 from nlptasks.pretrained import load_backbone
+from nlptasks.testing.backbones import save_tokenizer
 from nlptasks.textscores import rouge_scores
 from nlptasks.types import FIRST, Row
 from nlptasks.vocabulary import own_config, own_decoder
@@ -289,7 +290,7 @@ def make_checkpoint(name: str, folder: Path, **generation: Any) -> Any:
     for key, value in generation.items():
         setattr(model.generation_config, key, value)
     model.save_pretrained(folder)
-    tiny.save_tokenizer(make_tokenizer(), folder)
+    save_tokenizer(make_tokenizer(), folder)
     return model
 
 
@@ -506,7 +507,7 @@ def test_encoder_decoders_read_whole_documents(tmp_path: Path) -> None:
     config = tiny.WRITERS["bart"]()
     config.max_position_embeddings = 2000
     tiny.make_writer(config).save_pretrained(tmp_path)
-    tiny.save_tokenizer(tiny.ARCHITECTURES["bart"][1](), tmp_path)
+    save_tokenizer(tiny.ARCHITECTURES["bart"][1](), tmp_path)
     assert load_backbone(str(tmp_path)).info.max_tokens == 1024
 
 
@@ -560,7 +561,7 @@ def test_marks_that_the_tokenizer_does_not_have_are_refused(tmp_path: Path) -> N
     config = tiny.WRITERS["bart"]()
     config.vocab_size += 10
     tiny.make_writer(config).save_pretrained(tmp_path)
-    tiny.save_tokenizer(tiny.ARCHITECTURES["bart"][1](), tmp_path)
+    save_tokenizer(tiny.ARCHITECTURES["bart"][1](), tmp_path)
     says = {"decoder_start_token_id": 2, "eos_token_id": config.vocab_size - 1}
     (tmp_path / "generation_config.json").write_text(json.dumps(says))
     with pytest.raises(ModelError, match="with the tokens 309, which its tokenizer does not have"):
@@ -636,7 +637,7 @@ def with_codes(folder: Path) -> None:
     config = tiny.WRITERS["mbart"]()
     config.vocab_size = tokenizer.get_vocab_size()
     tiny.make_writer(config).save_pretrained(folder)
-    tiny.save_tokenizer(tokenizer, folder)
+    save_tokenizer(tokenizer, folder)
 
 
 def test_languages_are_told_by_their_codes(tmp_path: Path) -> None:

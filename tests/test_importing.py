@@ -24,6 +24,7 @@ from nlptasks.errors import ModelError, UsageError
 from nlptasks.importing import TOLERANCE, import_checkpoint, read_checkpoint, to_hugging_face
 from nlptasks.model import Model
 from nlptasks.pipeline import pipeline
+from nlptasks.testing.backbones import save_tokenizer
 
 ENCODERS = ("bert", "roberta", "distilbert", "electra", "deberta", "mpnet", "modernbert", "xlm-roberta")
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -51,7 +52,7 @@ def make_checkpoint(task: str, architecture: str, folder: Path, **says: Any) -> 
             if not name.startswith(model.base_model_prefix + ".") or "pooler" in name:
                 weight.normal_(std=0.3)
     model.save_pretrained(folder)
-    tiny.save_tokenizer(make_tokenizer(), folder)
+    save_tokenizer(make_tokenizer(), folder)
     return model
 
 
@@ -273,7 +274,7 @@ def test_architectures_that_answer_by_more_than_states_are_refused_by_name(
     described.num_labels = 3
     described.decoder_start_token_id = 0
     transformers.AutoModelForSequenceClassification.from_config(described).save_pretrained(tmp_path)
-    tiny.save_tokenizer(tiny.ARCHITECTURES["bert"][1](), tmp_path)
+    save_tokenizer(tiny.ARCHITECTURES["bert"][1](), tmp_path)
     with pytest.raises(ModelError, match=message):
         read_checkpoint(tmp_path, task="classification", name="topics")
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import conformance
 import numpy as np
 import onnx
 import pytest
@@ -35,6 +34,7 @@ from nlptasks.pipeline import pipeline
 from nlptasks.precisions import PRECISIONS
 from nlptasks.proof import Check, check_all, refuse_drift
 from nlptasks.runtime.pytorch import TorchRuntime
+from nlptasks.testing import checks
 from nlptasks.tracing import _PLAIN
 
 CPU = torch.device("cpu")
@@ -199,7 +199,7 @@ def test_points_are_hundredths_of_a_perfect_metric(
 
 @pytest.mark.parametrize("task", ["translation", "summarization"])
 def test_a_head_that_writes_says_what_its_metric_is_for_perfect_answers(task: str, backbones: Path) -> None:
-    subject = conformance.make_subject(task, backbones / "bert")
+    subject = checks.make_subject(task, backbones / "bert")
     perfect = [Text(example.targets[0], 1.0, False) for example in subject.examples]
     metrics = subject.head.metrics(subject.examples, perfect)
     assert metrics[subject.head.main_metric] == pytest.approx(subject.head.perfect)

@@ -20,6 +20,7 @@ from nlptasks.errors import UsageError
 from nlptasks.model import Model
 from nlptasks.pretrained import load_backbone
 from nlptasks.sharing import Branch
+from nlptasks.testing.backbones import save_tokenizer, unigram, wordpiece
 from nlptasks.types import Source
 
 
@@ -43,7 +44,7 @@ def backbone(request: pytest.FixtureRequest, backbones: Path, tmp_path_factory: 
         return load_backbone(str(backbones / name)).eval()
     place = tmp_path_factory.mktemp("writer")
     transformers.AutoModel.from_config(tiny.WRITERS[name]()).save_pretrained(place)
-    tiny.save_tokenizer(tiny._unigram(), place)
+    save_tokenizer(unigram(), place)
     return load_backbone(str(place)).eval()
 
 
@@ -197,7 +198,7 @@ def test_layers_that_are_one_cannot_be_owned(tmp_path: Path) -> None:
     sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
     config = transformers.AlbertConfig(vocab_size=300, embedding_size=16, **sizes)
     transformers.AlbertModel(config).save_pretrained(tmp_path)
-    tiny.save_tokenizer(tiny._wordpiece(), tmp_path)
+    save_tokenizer(wordpiece(), tmp_path)
     backbone = load_backbone(str(tmp_path))
     with pytest.raises(UsageError, match=r"albert: it has no list of layers .*; take --tune head"):
         backbone.branch(1)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nlptasks.tags import (
     SCHEMES,
-    Decoder,
+    TagDecoder,
     TagError,
     detect_scheme,
     first_illegal,
@@ -113,8 +113,8 @@ def test_decoder_finds_what_trying_every_sequence_finds(scheme: str, seed: int, 
 
     paths = [path for path in itertools.product(range(len(tags)), repeat=words) if legal(path)]
     best = max(paths, key=lambda path: sum(scores[word, index] for word, index in enumerate(path)))
-    assert tuple(Decoder(tags, scheme).best(scores)) == best
+    assert tuple(TagDecoder(tags, scheme).best(scores)) == best
 
 
 def test_decoder_of_nothing() -> None:
-    assert len(Decoder(("O", "B-A", "I-A"), "iob2").best(np.zeros((0, 3), dtype=np.float32))) == 0
+    assert len(TagDecoder(("O", "B-A", "I-A"), "iob2").best(np.zeros((0, 3), dtype=np.float32))) == 0

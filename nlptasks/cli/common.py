@@ -18,6 +18,7 @@ from nlptasks.cli.configfile import added
 from nlptasks.config import DEVICES, Target, default_of, parse_target, settings_of, value_type
 from nlptasks.errors import DataErrors, NlptasksError, UsageError, did_you_mean
 from nlptasks.precisions import PRECISIONS
+from nlptasks.registry import blamed
 from nlptasks.signals import terminable
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -85,6 +86,14 @@ class Command(click.Command):
         except BrokenPipeError:  # the reader of our output has gone, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(0)
+        except (click.exceptions.Exit, click.ClickException, click.Abort):  # how click ends, and what it says itself
+            raise
+        except Exception as error:
+            plugin = None if ctx.meta["debug"] else blamed(error)
+            if plugin is None:
+                raise
+            click.echo(f"error: {printable(str(plugin))}", err=True)
+            ctx.exit(plugin.exit_code)
 
 
 def prepare_process() -> None:

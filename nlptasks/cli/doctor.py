@@ -120,12 +120,12 @@ def _backbone() -> Iterator[str]:
 
 def _tasks() -> Iterator[str]:
     from nlptasks.errors import PluginError
-    from nlptasks.registry import head_class, package, tasks
+    from nlptasks.registry import registered
 
-    for name, point in tasks().items():
+    for one in registered():
         try:
-            head_class(name)
+            one.head_class()
         except PluginError as error:
-            yield f"task {name}: {error}"
+            yield str(error)
         else:
-            yield f"task {name}: works ({package(point)})"
+            yield f"task {one.task}: works ({one.package})"

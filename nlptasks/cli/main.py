@@ -21,6 +21,7 @@ _COMMANDS = {
     "merge": "merge",
     "show": "show",
     "tasks": "tasks",
+    "plugin": "plugin",
     "doctor": "doctor",
 }
 """The commands and their modules."""

@@ -7,9 +7,10 @@ import logging
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from nlptasks.errors import DataError
 if TYPE_CHECKING:
     from nlptasks.engine import Item
     from nlptasks.pipeline import Pipeline
-    from nlptasks.types import OnError, Row
+    from nlptasks.types import OnError, Reader, Row
 
 _log = logging.getLogger("nlptasks")
 
@@ -83,7 +84,8 @@ def command(
     pipe = pipeline(names, model=model, backend=backend, device=device, options=given)
     renames = parse_pairs(columns, where="--columns")
     check_columns(renames, {field for head in pipe.heads.values() for field in head.fields})
-    rows = _rows(texts, source, renames, on_error)
+    formats = {suffix: reader for head in pipe.heads.values() for suffix, reader in head.formats.items()}
+    rows = _rows(texts, source, formats, renames, on_error)
     with _writer(output) as write:
         for row, item, results in _predictions(pipe, rows, on_error, largest_chunk):
             write(_as_json(pipe, row, item, results) if as_json or output else _for_people(pipe, item, results))
@@ -91,13 +93,20 @@ def command(
         _log.warning("%d rows were left out; the first: %s", skipped.count, skipped.first)
 
 
-def _rows(texts: tuple[str, ...], source: Path | None, columns: dict[str, str], on_error: OnError) -> Iterator[Row]:
+def _rows(
+    texts: tuple[str, ...],
+    source: Path | None,
+    formats: Mapping[str, Reader],
+    columns: dict[str, str],
+    on_error: OnError,
+) -> Iterator[Row]:
+    """The rows of a command line. A file whose kind is known to all is read as texts or rows, others as the heads read them."""
     from nlptasks.files import TEXTS, read_file, renamed
     from nlptasks.lines import decoded_lines, without_end
     from nlptasks.types import Row
 
     if source:
-        yield from read_file(source, TEXTS, columns, on_error=on_error)
+        yield from read_file(source, {**formats, **TEXTS}, columns, on_error=on_error)
     elif texts:
         for number, text in enumerate(texts, start=1):
             yield renamed(Row({"text": text}, f"text:{number}"), columns)
@@ -171,6 +180,8 @@ def _as_json(pipe: Pipeline, row: Row, item: Item, results: dict[str, Any]) -> s
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
+    if isinstance(value, Real):  # numpy's
+        return int(value) if isinstance(value, Integral) else float(value)
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 

@@ -4,23 +4,53 @@ from __future__ import annotations
 
 import click
 
-from nlptasks.cli.common import Command
+from nlptasks.cli.common import Command, printable
 from nlptasks.config import default_of, limits_of, settings_of
+from nlptasks.errors import NlptasksError, UsageError
+from nlptasks.registry import Registration, head_class, registered
 
 
 @click.command("tasks", cls=Command)
 @click.argument("task", required=False)
-def command(task: str | None) -> None:
-    """List the registered tasks, or the options of one TASK."""
-    from nlptasks.registry import head_class, package, tasks
+@click.option("--check", is_flag=True, help="import the packages, and say which of them work")
+def command(task: str | None, check: bool) -> None:
+    """List the registered tasks with their packages, or the options of one TASK.
 
+    Without --check no package is imported. NLPTASKS_PLUGINS lists the packages that may be, with commas between them.
+    """
+    if task is not None and check:
+        raise UsageError("--check", f"is for all tasks, and {task!r} is named", "leave one of the two out")
     if task is None:
-        for name, point in tasks().items():
-            click.echo(f"{name:20} {package(point):24} {point.value}")
-        return
+        _list(check=check)
+    else:
+        _show(task)
+
+
+def _list(*, check: bool) -> None:
+    rows = [(one.task, one.package, one.point.value, _state(one, check=check)) for one in registered()]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        cells = [f"{printable(cell):{width}}" for cell, width in zip(row, widths, strict=False)]
+        click.echo("  ".join([*cells, printable(row[-1])]))
+
+
+def _state(one: Registration, *, check: bool) -> str:
+    """Whether a task works, and why not; without a check, as far as that is known from its package's metadata."""
+    if one.problem:
+        return f"{'broken: ' if one.enabled else ''}{one.problem}; {one.fix}"
+    if not check:
+        return "installed"
+    try:
+        one.head_class()
+    except NlptasksError as error:
+        return f"broken: {error.problem}; {error.fix}"
+    return "works"
+
+
+def _show(task: str) -> None:
     cls = head_class(task)
     summary = (cls.__doc__ or "").strip().partition("\n")[0]
-    click.echo(f"{task}: {summary}  main metric: {cls.main_metric}")
+    click.echo(f"{task}: {summary}  main metric: {getattr(cls, 'main_metric', 'as the data decide')}")
     click.echo(f"files: {', '.join(suffix for suffix in cls.formats if suffix)} (also .gz)")
     for item in settings_of(cls.Config):
         limits = f" ({limits_of(item)})" if limits_of(item) else ""

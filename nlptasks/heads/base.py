@@ -11,19 +11,39 @@ from __future__ import annotations
 import importlib.resources
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from nlptasks.backbone import BackboneInfo
-from nlptasks.errors import DataError, UsageError, each, listing
+from nlptasks import __version__
+from nlptasks.backbone import DECODER, ENCODER, ENCODER_DECODER, Backbone, BackboneInfo
+from nlptasks.errors import DataError, ModelError, UsageError, each, listing, quote
 from nlptasks.files import TABLES
-from nlptasks.types import Ints, Outputs, Pass, Reader, Reading, Row, Source, Window
+from nlptasks.sharing import Branch
+from nlptasks.types import Floats, Ints, Outputs, Pass, Reader, Reading, Row, Source, Window
+
+CONTRACT = 1
+"""The version of the contract that this library follows."""
 
 IGNORED = -100
 """The label of a token that the loss leaves out."""
+
+
+_EXAMPLES = {
+    ENCODER: "an encoder, such as BERT or ModernBERT",
+    ENCODER_DECODER: "an encoder-decoder, such as T5 or BART",
+    DECODER: "a decoder, such as GPT-2, Llama or Qwen",
+}
+
+_STATED = ("Config", "fields", "sample")
+"""What a head's class says and has no default; `main_metric` and `outputs` may be of its instances."""
+
+
+_TUPLES = ("fields", "gold_fields", "results", "assigns", "backbones", "target_features")
+"""What a class says of several things."""
 
 
 class Graph(nn.Module, ABC):
@@ -35,6 +55,20 @@ class Graph(nn.Module, ABC):
     """For inputs that are integers, one more than the largest number that each may hold."""
     labels: ClassVar[tuple[str, ...]] = ()
     """The outputs whose last axis has a score for each label or token, of which the best one is taken."""
+
+    @property
+    def trunk(self) -> Any:
+        """The part of it whose attention can be another one, if it runs a backbone."""
+        return None
+
+    def on(self, backbone: Backbone, branch: Branch | None) -> Graph:
+        """The graph as it runs: one that reads tokens by the backbone gives itself with it; others are complete.
+
+        Args:
+            backbone: the model's.
+            branch: the layers that the head owns, if it does.
+        """
+        return self
 
     @abstractmethod
     def forward(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -56,6 +90,8 @@ class Head(nn.Module, ABC):
         backbone: what stands below.
     """
 
+    contract: ClassVar[int]
+    """The version of the contract that the head was written for. Each registered class says it itself."""
     Config: ClassVar[type]
     """Frozen dataclass: the head's options and what the data decided, each field with its unit."""
     main_metric: str
@@ -75,6 +111,8 @@ class Head(nn.Module, ABC):
     head whose config decides them sets them in `__init__`."""
     target_features: ClassVar[tuple[str, ...]] = ()
     """Those of its features that are texts to be written, which cost as much as the tokens that are read."""
+    backbones: ClassVar[tuple[str, ...]] = (ENCODER, ENCODER_DECODER)
+    """The kinds of backbones that it stands on, as `BackboneInfo.kind` says them."""
     lr_scale: ClassVar[float] = 1.0
     """The default learning rate in relation to that of heads which judge every token: of few numbers a text, less is learned
     well."""
@@ -82,13 +120,15 @@ class Head(nn.Module, ABC):
     """The default learning rate of the head's own layers in relation to the backbone's: new ones learn faster."""
     hf_auto: ClassVar[str | None] = None
     """The Hugging Face auto class whose layers the head keeps as `layers`, such as ``AutoModelForTokenClassification``. A
-    head that has one can be imported from its checkpoints and written as one; see `from_hugging_face`."""
+    head that has one can be imported from its checkpoints and written as one; see `from_hugging_face`. None where such
+    checkpoints would not be this task's, even if the layers are an auto class's."""
 
     results: ClassVar[tuple[type, ...]] = ()
     """The dataclasses that its results consist of; with a document of spaCy, no others go to other processes."""
     assigns: ClassVar[tuple[str, ...]] = ()
     """Where `annotate` writes beside ``doc._.nlptasks``: ``doc.cats``, ``doc.ents``, ``doc.spans`` (then a result is a list whose
-    items have ``start``, ``end`` and ``score``, and ``doc.spans[name]`` a span for each, in order), or ``doc._.NAME``."""
+    items have ``start``, ``end`` and ``score``, and ``doc.spans[name]`` a span for each, in order), or ``doc._.NAME`` (then plain
+    data: strings, numbers, lists and dicts, so that documents can be written as bytes)."""
 
     def __init__(self, config: Any, *, backbone: BackboneInfo) -> None:
         super().__init__()
@@ -159,10 +199,11 @@ class Head(nn.Module, ABC):
         """What the backbone reads for this example."""
 
     @abstractmethod
-    def features(self, example: Any, window: Window) -> dict[str, Ints]:
+    def features(self, example: Any, window: Window) -> Mapping[str, Ints | Floats]:
         """What `loss` needs beside the tokens, such as ``labels``, padded with `IGNORED` in a batch.
 
-        Each is one number for each token [S], or the same count of numbers in every window.
+        Each is one number for each token [S], or the same count of numbers in every window (what is among `target_features` may
+        be of any length): int64, or float32 where they are no whole numbers.
         """
 
     @abstractmethod
@@ -176,7 +217,7 @@ class Head(nn.Module, ABC):
     def collect(self, passed: Pass) -> list[Outputs]:
         """What `decode` is to get of each window: its outputs, padding cut off. Other heads run their further graphs here."""
         arrays = {name: passed.runtime.fetch(tensor) for name, tensor in passed.outputs.items()}  # [B,...]
-        by_token = {name for name, axes in self.outputs.items() if axes[1] == "S"}
+        by_token = {name for name, axes in self.outputs.items() if axes[1:2] == "S"}
         return [
             {name: array[row, : len(window)] if name in by_token else array[row] for name, array in arrays.items()}
             for row, window in passed.windows.items()
@@ -243,7 +284,7 @@ class Head(nn.Module, ABC):
         return {"text": "A text."}
 
     def show(self, example: Any, result: Any) -> list[tuple[str, str]]:
-        """The result for people: pieces of text, each with a style (a label, or empty for plain text)."""
+        """The result for people, in one line: pieces of text, each with a style (a label, or empty for plain text)."""
         return [(str(result), "")]
 
     def annotate(self, doc: Any, result: Any, name: str) -> None:
@@ -282,6 +323,44 @@ class Head(nn.Module, ABC):
     def to_hugging_face(self) -> tuple[dict[str, Any], list[str]]:
         """What a checkpoint of `hf_auto` says of this head in its config, and what it cannot say, in words for people."""
         raise UsageError(type(self).__name__, "cannot be written as a checkpoint", "export it to ONNX instead")
+
+    @classmethod
+    def check_backbone(cls, backbone: BackboneInfo) -> None:
+        """Refuse a backbone of a kind that this head does not stand on.
+
+        Raises:
+            ModelError: it is one.
+        """
+        if backbone.kind not in cls.backbones:
+            what = f"is of the kind {backbone.kind} ({backbone.config.model_type})"
+            what += ", which reads only to the left" if backbone.kind == DECODER else ""
+            examples = listing(_EXAMPLES[kind] for kind in cls.backbones)
+            raise ModelError(backbone.source, f"{what}, and {cls.__name__} does not stand on such", f"take {examples}")
+
+    @classmethod
+    def contract_problem(cls) -> tuple[str, str] | None:
+        """What this class lacks to be registered as a head, and the fix; None if nothing."""
+        own = vars(cls).get("contract")
+        if not isinstance(own, int):
+            said = "does not say" if own is None else f"has contract {quote(own)}, which does not say"
+            return f"{said} for which contract it was written", f"write contract = {CONTRACT} into the class"
+        if own != CONTRACT:
+            problem = f"was written for contract {own}, and nlptasks {__version__} has contract {CONTRACT}"
+            return (
+                problem,
+                "upgrade nlptasks, or take an older version of the package" if own > CONTRACT else "upgrade it",
+            )
+        if missing := sorted(cls.__abstractmethods__):
+            return f"lacks the methods {listing(missing)}", "write them, or upgrade the package"
+        if missing := [name for name in _STATED if not hasattr(cls, name)]:
+            return f"does not say its {listing(missing)}", "write them into the class, or upgrade the package"
+        if wrong := [name for name in _TUPLES if not isinstance(getattr(cls, name), tuple)]:
+            return f"has {listing(wrong)} that are no tuples", "write a comma behind a single one: (NAME,)"
+        if not is_dataclass(cls.Config):
+            return "has a Config that is no dataclass", "write @dataclass(frozen=True) above it"
+        if not cls.sample_folder().is_dir():
+            return f"has no sample data in {cls.sample}", "put them into the package (as package-data)"
+        return None
 
     @classmethod
     def sample_folder(cls) -> Path:

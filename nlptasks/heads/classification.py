@@ -95,6 +95,7 @@ class ClassificationExample:
 class ClassificationHead(Head):
     """Gives a text, or a pair of texts, one label, or any number of them."""
 
+    contract = 1
     Config: ClassVar[type] = ClassificationConfig
     config: ClassificationConfig
     main_metric = "accuracy"

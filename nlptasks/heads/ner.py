@@ -29,8 +29,8 @@ from nlptasks.scores import span_scores
 from nlptasks.tags import (
     OUTSIDE,
     SCHEMES,
-    Decoder,
     LabelledSpan,
+    TagDecoder,
     TagError,
     detect_scheme,
     in_words,
@@ -108,6 +108,7 @@ class NerExample:
 class NerHead(Head):
     """Tags words and joins them to entities."""
 
+    contract = 1
     Config = NerConfig
     config: NerConfig
     main_metric = "f1"
@@ -122,7 +123,7 @@ class NerHead(Head):
     def __init__(self, config: NerConfig, *, backbone: BackboneInfo) -> None:
         super().__init__(config, backbone=backbone)
         self.layers = HuggingFaceLayers(self.hf_auto, backbone, classes=len(config.tags), shapes=self.outputs)
-        self._decoder = Decoder(config.tags, config.tags_scheme)
+        self._decoder = TagDecoder(config.tags, config.tags_scheme)
         self._labels = labels_of(config.tags, config.tags_scheme)
         self._class_of = {tag: index for index, tag in enumerate(config.tags)}
 
@@ -134,9 +135,8 @@ class NerHead(Head):
         scheme = _detected(tagged) if options.scheme == "auto" else options.scheme
         labels = sorted({label for one in gold for label in one.labels(scheme)})
         if not labels:
-            raise DataError(
-                rows[0].where, "and the rows after it have no entity at all", "label some, or check --columns"
-            )
+            problem = "and the rows after it have no entity at all"
+            raise DataError(rows[0].where, problem, "label some, or check --columns")
         if scheme == "io":
             _check_io(labels, rows[0].where)
         _warn_of_edges_in_words(rows, gold)

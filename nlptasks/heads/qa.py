@@ -130,6 +130,7 @@ def _members(record: Any, name: str, where: str) -> Iterator[tuple[str, dict[str
 class QaHead(Head):
     """Finds the span of a context that answers a question."""
 
+    contract = 1
     Config = QaConfig
     config: QaConfig
     main_metric = "f1"

@@ -66,6 +66,7 @@ class SentimentConfig(ClassificationConfig):
 class SentimentHead(ClassificationHead):
     """Gives a text a label on a scale from negative to positive, and its polarity in -1..1."""
 
+    contract = 1
     Config = SentimentConfig
     config: SentimentConfig
     sample = "samples/sentiment"

@@ -18,6 +18,7 @@ from nlptasks.types import Reader
 class SummarizationHead(GenerativeHead):
     """Writes a summary of a document."""
 
+    contract = 1
     main_metric = "rougeL"
     fields: ClassVar = ("document", "text", "summary")
     gold_fields: ClassVar = ("summary",)

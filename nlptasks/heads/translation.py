@@ -36,6 +36,7 @@ class TranslationConfig(GenerativeConfig):
 class TranslationHead(GenerativeHead):
     """Writes a text in another language."""
 
+    contract = 1
     Config = TranslationConfig
     config: TranslationConfig
     main_metric = "bleu"

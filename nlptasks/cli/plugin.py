@@ -1,0 +1,43 @@
+"""``nlptasks plugin``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from nlptasks.cli.common import Command, printable
+
+
+@click.group("plugin")
+def command() -> None:
+    """Packages that add tasks of their own."""
+
+
+@command.command("new", cls=Command)
+@click.argument("name")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="the new package's folder  [default: nlptasks-NAME]",
+)
+def new(name: str, output: Path | None) -> None:
+    """Write a package for the task NAME, with a head that works as it stands, sample data and tests.
+
+    Then change the head to what you need: comments in it say how.
+    """
+    from nlptasks.scaffold import Plugin
+
+    plugin = Plugin(name)
+    plugin.check()
+    folder = output or Path(plugin.package)
+    files = plugin.write(folder)
+    shown = printable(str(folder))
+    click.echo(f"package: {shown}")
+    for file in files:
+        click.echo(f"  {file}{'   the head: begin here' if file == plugin.head_file else ''}")
+    click.echo(f'next:  pip install -e "{shown}[test]"')
+    click.echo(f"       nlptasks train {name}")
+    click.echo(f'       pytest "{shown}"' if " " in shown else f"       pytest {shown}")

@@ -1,0 +1,84 @@
+"""What every head must do on the command line, from its sample data alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner
+
+from nlptasks.cli.main import main
+from nlptasks.data import load_data
+from nlptasks.registry import head_class
+
+_ROWS = 3
+
+
+def check_commands(task: str, backbone: Path, model: Path) -> None:
+    """Train, show, evaluate, predict here and in a new process, export, and predict from the export.
+
+    Args:
+        task: the registered task.
+        backbone: folder of a small backbone.
+        model: folder that the model is written to.
+    """
+    told = run(
+        "train", task, "-o", model, "--backbone", backbone, "--epochs", 1, "--precision", "fp32", "--device", "cpu"
+    )
+    assert "error" not in told, told
+    assert task in run("show", model)
+    assert task in run("tasks", task)
+    sample, cls = head_class(task).sample_folder(), head_class(task)
+    evaluation = json.loads(run("evaluate", model, f"{task}={sample}", "--json"))
+    assert set(evaluation) == {"head", "split", "main_metric", "metrics"}, evaluation
+    assert evaluation["main_metric"] in evaluation["metrics"], evaluation
+    rows = model.with_suffix(".jsonl")
+    given = [_without(row.fields, cls.gold_fields) for row in load_data(sample, cls.formats, {}).parts["train"][:_ROWS]]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in given), encoding="utf-8")
+    here = run("predict", model, "--input", rows, "--json")
+    assert len(here.splitlines()) == len(given), here
+    command = [sys.executable, "-m", "nlptasks", "predict", str(model), "--input", str(rows), "--json"]
+    there = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert there == here, "a new process answers otherwise"
+    assert run("predict", model, "--input", rows)
+    run("export", model)
+    exported = run("predict", model, "--input", rows, "--json", "--backend", "onnx")
+    check_alike([json.loads(line) for line in exported.splitlines()], [json.loads(line) for line in here.splitlines()])
+
+
+def run(*arguments: object) -> str:
+    """What a command says on its standard output; it must end well."""
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, f"nlptasks {' '.join(map(str, arguments))} ended with {done.exit_code}:\n{done.output}"
+    return done.stdout
+
+
+def check_alike(one: Any, two: Any, *, tolerance: float = 1e-3, where: str = "results") -> None:
+    """Check that two results are the same but for rounding.
+
+    Args:
+        one: plain data, as JSON has it.
+        two: the same.
+        tolerance: of numbers, in their own unit.
+        where: for messages.
+    """
+    if isinstance(one, dict) and isinstance(two, dict):
+        assert set(one) == set(two), f"{where}: {sorted(one)} and {sorted(two)}"
+        for name in one:
+            check_alike(one[name], two[name], tolerance=tolerance, where=f"{where}.{name}")
+    elif isinstance(one, list) and isinstance(two, list):
+        assert len(one) == len(two), f"{where}: {len(one)} and {len(two)} items"
+        for number, (left, right) in enumerate(zip(one, two, strict=True)):
+            check_alike(left, right, tolerance=tolerance, where=f"{where}[{number}]")
+    elif isinstance(one, float) and isinstance(two, float):
+        assert abs(one - two) <= tolerance, f"{where}: {one} and {two}"
+    else:
+        assert one == two, f"{where}: {one!r} and {two!r}"
+
+
+def _without(fields: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in names}

@@ -1,0 +1,5 @@
+from nlptasks.testing import Conformance
+
+
+class TestGeneration(Conformance):
+    task = "generation"

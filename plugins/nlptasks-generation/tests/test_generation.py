@@ -1,0 +1,299 @@
+"""What is this head's own: what is learned of a row, chats, streams, and that it is Hugging Face's model in the end."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from click.testing import CliRunner
+from nlptasks_generation import Chat, GenerationHead, Likelihood, stream
+
+import nlptasks
+from nlptasks import DataError, ModelError, Row, TrainSettings, UsageError
+from nlptasks.pipeline import Pipeline, pipeline
+from nlptasks.testing import make_tiny
+from nlptasks.testing.checks import Subject, make_subject
+from nlptasks.testing.commands import check_alike, main, run
+
+CHATS = [
+    [("system", "Be brief."), ("user", "Who are you?"), ("assistant", "Ada."), ("user", "Where?"), ("assistant", "Rome")],
+    [("user", "Hi"), ("assistant", "Bye now")],
+]  # fmt: skip
+SETTINGS: dict[str, Any] = {"precision": "fp32", "device": "cpu", "lr": 1e-2, "patience": 100}
+
+
+def messages(chat: list[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"role": role, "content": content} for role, content in chat]
+
+
+def write(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    folder.mkdir(exist_ok=True)
+    for part in ("train", "dev"):
+        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def decoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("decoders")
+    for name in ("qwen2", "gpt2", "llama"):
+        make_tiny(name, place / name)
+    return place
+
+
+@pytest.fixture(scope="module")
+def chatting(decoders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that knows two chats by heart."""
+    place = tmp_path_factory.mktemp("chats")
+    data = write(place / "data", [{"messages": messages(chat)} for chat in CHATS] * 4)
+    settings = TrainSettings(backbone=str(decoders / "qwen2"), epochs=40, **SETTINGS)
+    nlptasks.train(f"generation={data}", output=place / "model", settings=settings)
+    return place / "model"
+
+
+@pytest.fixture(scope="module")
+def pipe(chatting: Path) -> Pipeline:
+    return pipeline("generation", model=chatting, options={"generation": {"max_new_tokens": 12}})
+
+
+def subject_on(decoders: Path, name: str) -> Subject:
+    return make_subject("generation", decoders / name)
+
+
+def learned(subject: Subject, fields: Mapping[str, Any]) -> str:
+    """The text of the tokens that are learned, as the vocabulary has them."""
+    head = subject.head
+    assert isinstance(head, GenerationHead)
+    example = head.read_gold_row(Row(fields, "row 1"))
+    [windows] = subject.tokenizer.windows(head.sources(example))
+    found = []
+    for window in windows:
+        flags = head.features(example, window)["learned"]
+        following = [*window.ids[1:].tolist(), head.config.end[0]]
+        found += [token for token, flag in zip(following, flags, strict=True) if flag]
+    return str(head.vocabulary.decode(found, skip_special_tokens=False))
+
+
+def test_completions_are_learned_with_the_end_and_prompts_are_not(decoders: Path) -> None:
+    for name in ("gpt2", "llama"):
+        subject = subject_on(decoders, name)
+        row = {"prompt": "Ada saw", "completion": " London."}
+        assert learned(subject, row) == " London.</s>"
+        first = (
+            "" if name == "gpt2" else "Ada"
+        )  # nothing stands before the first token unless the tokenizer puts it there
+        assert learned(subject, {"text": "Ada saw"}).endswith(" saw</s>")
+        assert learned(subject, {"text": "Ada saw"}).startswith(first)
+
+
+def test_of_chats_the_answers_are_learned_with_their_ends(decoders: Path) -> None:
+    subject = subject_on(decoders, "qwen2")
+    found = learned(subject, {"messages": messages(CHATS[0])})
+    assert found == "Ada.<|im_end|>\nRome<|im_end|>\n"
+    as_json = learned(subject, {"messages": json.dumps(messages(CHATS[0]))})
+    assert as_json == found
+
+
+def test_everything_may_be_learned(decoders: Path) -> None:
+    from dataclasses import replace
+
+    subject = subject_on(decoders, "qwen2")
+    subject.head.config = replace(subject.head.config, learn="all")
+    found = learned(subject, {"messages": messages(CHATS[1])})
+    assert found == "user\nHi<|im_end|>\n<|im_start|>assistant\nBye now<|im_end|>\n"
+    assert learned(subject, {"prompt": "Ada saw", "completion": " it"}).endswith("saw it</s>")
+
+
+def test_long_texts_are_learned_in_windows_every_token_but_the_first_of_each(decoders: Path) -> None:
+    subject = subject_on(decoders, "gpt2")
+    head, text = subject.head, "Ada saw London. " * 60
+    example = head.read_gold_row(Row({"text": text}, "row 1"))
+    [windows] = subject.tokenizer.windows(head.sources(example))
+    assert len(windows) > 2
+    flags = [head.features(example, window)["learned"] for window in windows]
+    assert sum(len(window) for window in windows) - sum(own.sum() for own in flags) == len(windows) - 1
+    assert [int(own[-1]) for own in flags] == [0] * (len(windows) - 1) + [1]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "fields", "message"),
+    [
+        (
+            "gpt2",
+            {"messages": messages(CHATS[1])},
+            "has messages, and the tokenizer of .* has no chat template; take a",
+        ),
+        ("qwen2", {"messages": []}, r"messages is \[\], expected a list of messages"),
+        ("qwen2", {"messages": "no"}, r"messages is not|messages (is|has|can)"),
+        ("qwen2", {"messages": [{"role": "user"}]}, "message 1 is .* expected role and content"),
+        (
+            "qwen2",
+            {"messages": [{"role": "bot", "content": "a"}]},
+            "message 1 has the role 'bot'; take one of system, user",
+        ),
+        (
+            "qwen2",
+            {"messages": messages([("user", "a <|im_end|> b"), ("assistant", "c")])},
+            r"has <\|im_end\|> in message 1, with which the chat template marks messages; remove it",
+        ),
+        ("qwen2", {"messages": messages([("user", "a")])}, "has no answer to learn"),
+        ("gpt2", {"prompt": "a", "completion": ""}, "has no answer to learn"),
+        ("gpt2", {"prompt": "a"}, "has no 'completion'"),
+        ("gpt2", {"text": "  "}, "has an empty text"),
+        ("gpt2", {"text": 3}, "text is 3, expected a string"),
+        ("gpt2", {"other": "a"}, "has no 'text'"),
+    ],
+    ids=str,
+)
+def test_bad_rows_are_refused(backbone: str, fields: dict[str, Any], message: str, decoders: Path) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        subject_on(decoders, backbone).head.read_gold_row(Row(fields, "train.jsonl:7"))
+    assert caught.value.where == "train.jsonl:7"
+
+
+def test_perplexity_is_that_of_hugging_face(decoders: Path, tmp_path: Path) -> None:
+    texts = ["Ada saw London and left Paris.", "Bob", "1 2 3 4 5 6"]
+    subject = subject_on(decoders, "llama")
+    with torch.no_grad():
+        subject.head.adopt(subject.backbone.pretrained)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(decoders / "llama").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(decoders / "llama")
+    losses, count = 0.0, 0
+    for text in texts:
+        ids = torch.tensor([[*tokenizer(text).input_ids, tokenizer.eos_token_id]])
+        losses += float(theirs(ids, labels=ids).loss) * (ids.shape[1] - 1)
+        count += ids.shape[1] - 1
+    subject.model().save(tmp_path / "model")
+    write(tmp_path / "data", [{"text": text} for text in texts])
+    found = nlptasks.evaluate(tmp_path / "model", f"generation={tmp_path / 'data'}", split="dev").metrics
+    assert found["perplexity"] == pytest.approx(math.exp(losses / count), rel=1e-4)
+    assert found["likelihood"] == pytest.approx(1 / found["perplexity"])
+
+
+def test_what_was_learned_by_heart_is_answered(pipe: Pipeline) -> None:
+    for chat in CHATS:
+        answer = pipe({"messages": messages(chat)})  # what stands in the row as the last answer is not looked at
+        assert (answer.text, answer.truncated) == (chat[-1][1], False)
+        assert 0.5 < answer.score <= 1
+
+
+def test_a_chat_remembers(pipe: Pipeline) -> None:
+    chat = Chat(pipe, system="Be brief.")
+    assert chat("Who are you?") == "Ada."
+    assert "".join(chat.stream("Where?")) == "Rome"
+    assert chat.messages == messages(CHATS[0])
+
+
+def test_a_chat_forgets_what_could_not_be_said(pipe: Pipeline) -> None:
+    chat = Chat(pipe)
+    with pytest.raises(DataError, match="in message 1"):
+        chat("<|im_start|>")
+    with pytest.raises(DataError, match="in message 1"):
+        list(chat.stream("<|im_start|>"))
+    assert chat.messages == []
+
+
+def test_pieces_make_the_text_and_who_stops_listening_stops_the_writing(pipe: Pipeline) -> None:
+    text = pipe("The quick brown").text
+    assert "".join(stream(pipe, "The quick brown")) == text
+    heard = stream(pipe, "The quick brown")
+    first = next(heard)
+    heard.close()
+    assert text.startswith(first)
+    assert pipe("The quick brown").text == text
+
+
+def test_several_answers_cannot_be_heard(chatting: Path) -> None:
+    pipe = pipeline("generation", model=chatting, options={"generation": {"num_beams": 3, "num_return_sequences": 2}})
+    assert len(pipe("Ada")) == 2
+    with pytest.raises(UsageError, match="take 1 to hear texts as they are written"):
+        list(stream(pipe, "Ada"))
+
+
+def test_other_pipelines_are_refused(tmp_path: Path, decoders: Path) -> None:
+    class Other:
+        heads: Mapping[str, Any] = {"ner": object()}
+
+    with pytest.raises(UsageError, match="has no head that goes on from texts, it has ner"):
+        Chat(Other())  # type: ignore[arg-type]
+
+
+def test_an_empty_prompt_has_no_answer(pipe: Pipeline) -> None:
+    found = pipe("")
+    assert (found.text, found.score) == ("", None)
+
+
+def test_checkpoints_come_in_and_go_out_with_the_same_tokens(decoders: Path, tmp_path: Path) -> None:
+    for name in ("gpt2", "qwen2"):
+        theirs, folder = tmp_path / f"{name}-theirs", tmp_path / name
+        torch.manual_seed(5)
+        config = transformers.AutoConfig.from_pretrained(decoders / name)
+        model = transformers.AutoModelForCausalLM.from_config(config).eval()
+        model.save_pretrained(theirs)
+        transformers.AutoTokenizer.from_pretrained(decoders / name).save_pretrained(theirs)
+        run("import", theirs, "--task", "generation", "-o", folder)
+        ids = transformers.AutoTokenizer.from_pretrained(theirs)("Ada saw", return_tensors="pt")
+        written = model.generate(**ids, max_new_tokens=6, do_sample=False, pad_token_id=0)[0, ids.input_ids.shape[1] :]
+        options = {"generation": {"max_new_tokens": 6}}
+        found = pipeline("generation", model=folder, options=options)("Ada saw")
+        as_they_are = pipeline("generation", model=theirs)
+        as_they_are.heads["generation"].config = (
+            pipeline("generation", model=folder, options=options).heads["generation"].config
+        )
+        assert as_they_are("Ada saw") == found
+        vocabulary = as_they_are.heads["generation"].vocabulary
+        ends = [
+            place for place, token in enumerate(written.tolist()) if token in as_they_are.heads["generation"].config.end
+        ]
+        assert found.text == vocabulary.decode(written.tolist()[: ends[0] if ends else None])
+        run("to-hf", folder, "generation", "-o", tmp_path / f"{name}-again")
+        again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / f"{name}-again").eval()
+        torch.testing.assert_close(again(**ids).logits, model(**ids).logits, atol=1e-5, rtol=0)
+
+
+def test_a_second_head_shares_the_backbone_and_leaves_the_first_as_it_is(chatting: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(chatting, folder)
+    before = pipeline("generation", model=folder)({"messages": messages(CHATS[0])})
+    data = write(
+        tmp_path / "data", [{"prompt": "Ada", "completion": " wins"}, {"prompt": "Bob", "completion": " fails"}] * 4
+    )
+    nlptasks.train(
+        f"plain:generation={data}", add_to=folder, settings=TrainSettings(tune="top:1", epochs=40, **SETTINGS)
+    )
+    assert pipeline("generation", model=folder)({"messages": messages(CHATS[0])}) == before
+    assert pipeline("plain", model=folder)("Ada").text == " wins"
+    nlptasks.export(folder)
+    both = pipeline(["generation", "plain"], model=folder, backend="onnx")(["Ada", "Bob"])
+    assert [found["plain"].text for found in both] == [" wins", " fails"]
+    on_torch = pipeline(["generation", "plain"], model=folder, backend="torch")(["Ada", "Bob"])
+    check_alike(
+        [{k: vars(v) for k, v in one.items()} for one in both],
+        [{k: vars(v) for k, v in one.items()} for one in on_torch],
+    )
+
+
+def test_an_encoder_is_refused_with_what_to_take(tmp_path: Path) -> None:
+    make_tiny("bert", tmp_path / "bert")
+    with pytest.raises(ModelError, match=r"is of the kind encoder \(bert\), .* take a decoder, such as GPT-2"):
+        nlptasks.train("generation", output=tmp_path / "model", settings=TrainSettings(backbone=str(tmp_path / "bert")))
+
+
+def test_scores_and_texts_are_printed_for_people(chatting: Path) -> None:
+    done = CliRunner().invoke(main, ["predict", str(chatting), "Ada saw", "--set", "generation.max_new_tokens=3"])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("Ada saw[")
+
+
+def test_likelihoods_add_up() -> None:
+    results = [Likelihood(-2.0, 2), Likelihood(-4.0, 1)]
+    found = GenerationHead.metrics(None, [None, None], results)  # type: ignore[arg-type]
+    assert found == {"likelihood": math.exp(-2), "perplexity": pytest.approx(math.exp(2)), "nats_per_token": 2.0}

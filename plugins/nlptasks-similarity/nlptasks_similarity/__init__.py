@@ -1,0 +1,7 @@
+"""Semantic similarity: an embedding of a text, how alike two texts are, and search by meaning."""
+
+from nlptasks_similarity.head import Embedding, Similarity, SimilarityConfig, SimilarityHead
+from nlptasks_similarity.rows import SimilarityExample
+from nlptasks_similarity.searching import Hit, Search
+
+__all__ = ["Embedding", "Hit", "Search", "Similarity", "SimilarityConfig", "SimilarityExample", "SimilarityHead"]

@@ -1,0 +1,92 @@
+"""The fields of a row: words, the predicate among them, and roles; checked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from nlptasks import DataError, Row, TagError, json_field, list_field, listing, quote, spans_of
+from nlptasks_srl.columns import PREDICATE, Span
+
+_SCHEME = "iob2"
+_NUMBER = re.compile(r"[0-9]{1,9}")
+_FROM_0 = "give the number of its word, counted from 0"
+
+
+@dataclass(frozen=True)
+class Gold:
+    """The gold answer of a row.
+
+    Attributes:
+        tokens: the words.
+        predicate: the number of the word that is, or may be, a predicate, from 0.
+        roles: in words, in order, with V at the predicate; empty if the word is no predicate.
+    """
+
+    tokens: list[str]
+    predicate: int
+    roles: list[Span]
+
+
+def gold_of(row: Row) -> Gold:
+    """The gold answer of a row to learn from or to be measured by.
+
+    Raises:
+        DataError: it has none, or is wrong.
+    """
+    if "predicates" in row.fields:
+        raise DataError(row.where, "has tags and 'predicates'", "write a row for each predicate, with its number")
+    if row.fields.get("predicate") is None:
+        raise DataError(row.where, f"has no 'predicate', only {listing(row.fields)}", _FROM_0)
+    tokens, tags = list_field(row, "tokens"), list_field(row, "tags")
+    if len(tags) != len(tokens):
+        raise DataError(row.where, f"has {len(tokens)} tokens and {len(tags)} tags", "give each token one tag")
+    predicate = _number(row, "predicate", row.fields["predicate"], len(tokens))
+    try:
+        roles = spans_of(tags, _SCHEME)
+    except TagError as error:
+        fix = "write B-ROLE at the first word of a role, I-ROLE at the others, else O"
+        raise DataError(row.line(error.word), error.problem, fix) from None
+    own = [start for start, _, role in roles if role == PREDICATE]
+    if roles and own != [predicate]:
+        found = f"B-V at {listing(own)}" if own else "no B-V"
+        problem = f"has {found}, expected it at its predicate, which is {predicate} ({quote(tokens[predicate])})"
+        raise DataError(row.line(predicate), problem, "correct one of the two; all tags are O if it is no predicate")
+    return Gold(tokens, predicate, roles)
+
+
+def named_words(row: Row, count: int) -> list[int] | None:
+    """The words that a row names as predicates, in order, each once; None if it names none.
+
+    Args:
+        row: the row, with ``predicate`` or ``predicates``.
+        count: how many words it has.
+
+    Raises:
+        DataError: it has both, or what they are is no number of a word.
+    """
+    one, several = row.fields.get("predicate"), row.fields.get("predicates")
+    if one is not None and several is not None:
+        raise DataError(row.where, "has 'predicate' and 'predicates'", "keep one of them")
+    if one is not None:
+        return [_number(row, "predicate", one, count)]
+    if several is None:
+        return None
+    if isinstance(several, str):
+        several = json_field(row, "predicates") if several.strip().startswith("[") else several.split()
+    if not isinstance(several, list | tuple):
+        problem = f"predicates is {quote(several)}, expected a list of numbers"
+        raise DataError(row.where, problem, "give the numbers of their words, counted from 0")
+    return sorted({_number(row, "predicates", value, count) for value in several})
+
+
+def _number(row: Row, name: str, value: Any, count: int) -> int:
+    """The number of a word, which a table has as text."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = int(value)
+    if type(value) is not int:
+        raise DataError(row.where, f"{name} has {quote(value)}, expected a whole number", _FROM_0)
+    if not 0 <= value < count:
+        raise DataError(row.where, f"{name} has {value}, and the row has {count} words", _FROM_0)
+    return value

@@ -1,0 +1,531 @@
+"""Packages of strangers: found without being imported, listed with what is wrong, blamed by name, and no harm to others."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import nlptasks
+from nlptasks import registry
+from nlptasks.cli.main import main
+from nlptasks.config import TrainSettings, check_head_name
+from nlptasks.errors import PluginError, UsageError
+from nlptasks.pipeline import pipeline
+from nlptasks.registry import PLUGINS, head_class, registered, tasks
+
+HEAD = '''
+"""A stranger's head: how long is a text, in tokens?"""
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from nlptasks import DataError, Head, Source, parse_options, setting
+
+
+@dataclass(frozen=True)
+class Length:
+    tokens: float
+
+
+@dataclass(frozen=True)
+class Config:
+    scale: float = setting(1.0, "what lengths are divided by")
+
+
+class LongHead(Head):
+    contract = 1
+    Config = Config
+    main_metric = "share"
+    fields = ("text", "length")
+    gold_fields = ("length",)
+    sample = "sample"
+    outputs = {"length": "B"}
+    results = (Length,)
+
+    def __init__(self, config, *, backbone):
+        super().__init__(config, backbone=backbone)
+        self.layer = torch.nn.Linear(backbone.width, 1)
+
+    @classmethod
+    def configure(cls, rows, given):
+        return Config(**parse_options(Config, given, where="long"))
+
+    @property
+    def labels(self):
+        return ()
+
+    def read(self, row):
+        if "text" not in row.fields:
+            raise DataError(row.where, "has no text", "add one")
+        return row.fields
+
+    def gold(self, example):
+        return example.get("length")
+
+    def sources(self, example):
+        return [Source(example["text"])]
+
+    def features(self, example, window):
+        return {"length": np.array([int(example["length"])])}
+
+    def forward(self, states, batch):
+        return {"length": self.layer(states[:, 0]).squeeze(-1)}
+
+    def loss(self, states, batch):
+        found = self.forward(states, batch)["length"]
+        return ((found - batch["length"][:, 0]) ** 2).sum(), torch.tensor(len(found))
+
+    def decode(self, example, windows, outputs):
+        return Length(round(float(sum(output["length"] for output in outputs)), 3))
+
+    def metrics(self, examples, results):
+        return {"share": sum(abs(r.tokens - int(e["length"])) < 1 for e, r in zip(examples, results)) / len(results)}
+'''
+
+Install = Callable[..., Path]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Installs a package with one head, as metadata and a module, and takes it away afterwards."""
+    place = tmp_path / "site"
+    place.mkdir()
+    monkeypatch.syspath_prepend(str(place))
+    modules: list[str] = []
+
+    def installed(
+        name: str, code: str = HEAD, *, task: str = "long", point: str | None = None, version: str = "1.2"
+    ) -> Path:
+        module = name.replace("-", "_")
+        modules.append(module)
+        (place / module / "sample").mkdir(parents=True)
+        (place / module / "__init__.py").write_text(textwrap.dedent(code))
+        rows = [{"text": "a " * number, "length": number} for number in (1, 2, 3, 4)]
+        for part in ("train", "dev"):
+            lines = "".join(json.dumps(row) + "\n" for row in rows * 2)
+            (place / module / "sample" / f"{part}.jsonl").write_text(lines)
+        info = place / f"{module}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        (info / "entry_points.txt").write_text(f"[nlptasks.heads]\n{task} = {point or f'{module}:LongHead'}\n")
+        return place / module
+
+    yield installed
+    for module in modules:
+        for loaded in [name for name in sys.modules if name.partition(".")[0] == module]:
+            del sys.modules[loaded]
+
+
+@pytest.fixture
+def tiny_settings(backbones: Path) -> TrainSettings:
+    return TrainSettings(backbone=str(backbones / "bert"), epochs=1, precision="fp32", device="cpu")
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def state_of(task: str, *options: str) -> str:
+    """What ``nlptasks tasks`` says of a task."""
+    done = run("tasks", *options)
+    assert done.exit_code == 0, done.output
+    return "\n".join(line for line in done.stdout.splitlines() if line.split()[0] == task)
+
+
+def test_a_package_is_listed_and_not_imported(install: Install) -> None:
+    install("long-head")
+    line = state_of("long")
+    assert line.split(maxsplit=4) == ["long", "long-head", "1.2", "long_head:LongHead", "installed"]
+    assert "long_head" not in sys.modules
+    assert state_of("long", "--check").endswith("works")
+    assert "long_head" in sys.modules
+
+
+# P1: a package that does not load harms nobody else
+
+BROKEN = {
+    "import": ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+    "syntax": ("def (", "SyntaxError"),
+    "exit": ("import sys; sys.exit(3)", "SystemExit: 3"),
+    "attribute": ("pass", "AttributeError: module 'bad_head' has no attribute 'LongHead'"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_package_that_does_not_load_is_named_and_harms_nobody(
+    kind: str, install: Install, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, message = BROKEN[kind]
+    install("bad-head", code)
+    assert state_of("long").endswith("installed")
+    assert run("predict", trained, "Ada saw London").exit_code == 0
+    assert "bad_head" not in sys.modules
+    line = state_of("long", "--check")
+    assert "broken: does not load" in line
+    assert message in line
+    assert state_of("ner", "--check").endswith("works")
+    done = run("train", "long")
+    assert done.exit_code == 7
+    assert "error: task long (bad_head:LongHead of bad-head 1.2): does not load" in done.stderr
+    assert "repair or uninstall bad-head" in done.stderr
+    assert "task long (bad_head:LongHead of bad-head 1.2): does not load" in run("doctor").stdout
+
+
+def test_a_package_that_takes_long_to_import_is_not_waited_for(install: Install, trained: Path) -> None:
+    install("slow-head", "raise AssertionError('it was imported')  # as good as a long sleep")
+    install("other-head", task="other")
+    assert run("predict", trained, "Ada saw London").exit_code == 0
+    assert run("tasks").exit_code == 0
+    assert head_class("other").main_metric == "share"
+
+
+def test_documents_are_read_without_importing_packages(install: Install, trained: Path) -> None:
+    spacy = pytest.importorskip("spacy")
+    install("bad-head", "raise AssertionError('it was imported')")
+    nlp = spacy.blank("en")
+    nlp.add_pipe("nlptasks", config={"model": str(trained)})
+    assert nlp("Ada Smith saw London")._.nlptasks["ner"]
+
+
+def test_metadata_without_a_module_are_broken(install: Install) -> None:
+    install("gone-head", point="gone_head.inner.heads:LongHead")
+    assert "broken: has no module gone_head.inner.heads; install gone-head again" in state_of("long")
+    with pytest.raises(PluginError, match="has no module"):
+        head_class("long")
+
+
+# P2: clashes name both sides, and built-in heads stay
+
+
+def test_two_packages_with_one_task_are_both_named(install: Install) -> None:
+    install("one-head")
+    install("two-head", version="3.0")
+    with pytest.raises(PluginError) as caught:
+        head_class("long")
+    assert "(one_head:LongHead of one-head 1.2): clashes with two_head:LongHead of two-head 3.0" in str(caught.value)
+    assert "uninstall one of the two, or leave it out of NLPTASKS_PLUGINS" in str(caught.value)
+    assert state_of("long").count("broken: clashes with") == 2
+    assert run("train", "long").exit_code == 7
+    assert head_class("ner").main_metric == "f1"
+    assert not {"one_head", "two_head"} & sys.modules.keys()
+
+
+def test_a_clash_is_solved_by_the_list_of_packages(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("one-head")
+    install("two-head")
+    monkeypatch.setenv(PLUGINS, "two_head")  # names are compared as pip does
+    assert tasks()["long"].package == "two-head 1.2"
+    assert head_class("long").__module__ == "two_head"
+
+
+def test_a_built_in_head_is_never_replaced(install: Install) -> None:
+    install("bad-head", task="ner")
+    assert tasks()["ner"].is_own
+    assert head_class("ner").__module__ == "nlptasks.heads.ner"
+    lines = state_of("ner").splitlines()
+    assert [line.split()[1] for line in lines] == ["bad-head", "nlptasks"]
+    assert "broken: clashes with nlptasks.heads.ner:NerHead of nlptasks" in lines[0]
+    assert "the task is the library's own" in lines[0]
+    assert "bad_head" not in sys.modules
+
+
+# P3: packages that are not allowed are not imported
+
+IMPORTS = """
+import sys
+seen = []
+sys.addaudithook(lambda event, given: seen.append(given[0].co_filename) if event == "exec" else None)
+from click.testing import CliRunner
+from nlptasks.cli.main import main
+done = CliRunner().invoke(main, sys.argv[1:])
+print(done.output)
+print("imported" if any("long_head" in name for name in seen) else "not imported", done.exit_code)
+"""
+
+
+def audited(place: Path, cwd: Path, *arguments: str, **environment: str) -> str:
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(place)!r})\n{IMPORTS}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**_environment(), **environment})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != PLUGINS}
+
+
+def test_a_package_that_is_not_on_the_list_is_listed_and_never_imported(install: Install, tmp_path: Path) -> None:
+    place = install("long-head").parent
+    listed = audited(place, tmp_path, "tasks", "--check", **{PLUGINS: "nlptasks-srl, other"})
+    assert "is not enabled; add long-head to NLPTASKS_PLUGINS, or to plugins in pyproject.toml" in listed
+    assert listed.rstrip().endswith("not imported 0")
+    used = audited(place, tmp_path, "train", "long", **{PLUGINS: ""})
+    assert "(long_head:LongHead of long-head 1.2): is not enabled" in used
+    assert used.rstrip().endswith("not imported 7")
+    assert audited(place, tmp_path, "tasks", "--check", **{PLUGINS: "Long_Head"}).rstrip().endswith("\nimported 0")
+
+
+def test_the_list_may_stand_in_pyproject(install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("long-head")
+    monkeypatch.chdir(tmp_path)
+    settings = tmp_path / "pyproject.toml"
+    settings.write_text("[tool.other]\nnonsense = yes\n")  # nobody's business here
+    assert tasks()["long"].package == "long-head 1.2"
+    settings.write_text("[tool.nlptasks]\nplugins = []\n")
+    with pytest.raises(PluginError, match="is not enabled"):
+        head_class("long")
+    monkeypatch.setenv(PLUGINS, "long-head")  # says more than the file
+    assert head_class("long")
+    monkeypatch.delenv(PLUGINS)
+    settings.write_text("[tool.nlptasks]\nplugins = 'long-head'\n")
+    with pytest.raises(UsageError, match=r"pyproject.toml: has plugins='long-head'; write a list"):
+        tasks()
+    settings.write_text("[tool.nlptasks]\nplugins = [\n")
+    with pytest.raises(UsageError, match=r"pyproject.toml: cannot be read"):
+        tasks()
+
+
+# P4: the contract
+
+
+def changed(old: str, new: str) -> str:
+    assert HEAD.count(old) == 1, old
+    return HEAD.replace(old, new)
+
+
+AT_REGISTRATION = {
+    "no contract": (
+        changed("    contract = 1\n", ""),
+        "does not say for which contract it was written; write contract = 1",
+    ),
+    "a newer contract": (
+        changed("contract = 1", "contract = 2"),
+        f"was written for contract 2, and nlptasks {nlptasks.__version__} has contract 1; upgrade nlptasks",
+    ),
+    "an older contract": (changed("contract = 1", "contract = 0"), "was written for contract 0"),
+    "a missing method": (changed("    def loss(", "    def lost("), "lacks the methods loss"),
+    "no fields": (changed('    fields = ("text", "length")\n', ""), "does not say its fields"),
+    "no dataclass": (changed("    Config = Config\n", "    Config = dict\n"), "has a Config that is no dataclass"),
+    "no sample": (changed('sample = "sample"', 'sample = "samples"'), "has no sample data in samples"),
+    "a contract that is no number": (
+        changed("contract = 1", 'contract = "1"'),
+        "has contract '1', which does not say for which contract it was written",
+    ),
+    "no comma": (
+        changed('gold_fields = ("length",)', 'gold_fields = ("length")'),
+        "has gold_fields that are no tuples; write a comma behind a single one",
+    ),
+    "no head": ("class LongHead: pass", "is no subclass of nlptasks.Head"),
+}
+
+
+@pytest.mark.parametrize("kind", AT_REGISTRATION)
+def test_a_class_that_is_no_head_is_refused_by_name(kind: str, install: Install) -> None:
+    code, message = AT_REGISTRATION[kind]
+    install("bad-head", code)
+    with pytest.raises(PluginError) as caught:
+        head_class("long")
+    assert f"task long (bad_head:LongHead of bad-head 1.2): {message}" in str(caught.value)
+    assert f"broken: {message}" in state_of("long", "--check")
+
+
+IN_THE_TRIAL = {
+    "configure": (changed("return Config(**parse", "return dict(**parse"), "configure gave {}, expected a Config"),
+    "sources": (changed('[Source(example["text"])]', 'example["text"]'), "sources gave 'a ', expected a list of Source"),
+    "features": (changed('np.array([int(example["length"])])', 'int(example["length"])'), "features"),
+    "forward names": (
+        changed('return {"length": self.layer', 'return {"size": self.layer'),
+        "forward gave size, and `outputs` says length",
+    ),
+    "forward shape": (
+        changed(".squeeze(-1)}", "}"),
+        "forward gave length of the shape [2, 1], and `outputs` says B (B=2)",
+    ),
+    "forward type": (
+        changed('return {"length": self.layer(states[:, 0]).squeeze(-1)}', "return 3"),
+        "forward gave int, expected a dict",
+    ),
+    "loss": (changed(", torch.tensor(len(found))", ""), "loss gave"),
+    "metrics": (changed('{"share": ', '{"part": '), "without share, the main metric"),
+    "a config that JSON has not": (
+        changed("return Config(**parse_options(Config, given, where=\"long\"))", "return Config({1})"),
+        "configure failed (TypeError: Object of type set is not JSON serializable)",
+    ),
+    "gold": (changed('return example.get("length")', 'return [example.get("length")]'), "gold failed (TypeError: unhashable"),
+    "a feature of the library's": (
+        changed('return {"length": np', 'return {"mask": np'),
+        "features gave mask, which is the library's own; call it otherwise",
+    ),
+    "a feature of another kind": (
+        changed('np.array([int(example["length"])])', 'np.array(["a"])'),
+        "features gave 'an array [1] of <U1' as length, expected an array [S] of int64 or float32",
+    ),
+    "features of any length": (
+        changed('np.array([int(example["length"])])', 'np.arange(2 * int(example["length"]))'),
+        "for another; expected one a token, or always as many",
+    ),
+    "nothing to learn": (
+        changed("return ((found", "return ((found.detach()"),
+        "loss gave a sum that nothing can be learned from",
+    ),
+    "a loss that is no number": (
+        changed("return ((found", "return float('nan') * ((found"),
+        "loss gave the sum nan, expected a finite number",
+    ),
+    "results that are not declared": (
+        HEAD.replace("Length", "Size").replace("    results = (Size,)\n", ""),
+        "which is not among the results of any head; name the class in the head's results",
+    ),
+    "results that are not plain": (
+        changed("Length(round(float(sum(output[\"length\"] for output in outputs)), 3))", "{1, 2}"),
+        "gave {1, 2}, which holds set, expected dataclasses, lists",
+    ),
+    "a backbone": (
+        changed("        self.layer = ", "        self.backbone = torch.nn.Linear(2, 2)\n        self.layer = "),
+        "__init__ keeps tensors named backbone.bias, backbone.weight; a head holds no backbone",
+    ),
+    "__init__ raises": (changed("        self.layer = ", "        self.layers = "), "'LongHead' object has no attribute 'layer'"),
+    # P5
+    "forward raises": (changed("        return {\"length\": self.layer", "        1 / 0\n        return {\"length\": self.layer"),
+                       "(ZeroDivisionError: division by zero)"),
+    "decode raises": (
+        changed("        return Length(", "        1 / 0\n        return Length("),
+        "decode, of a text without tokens, failed at ",
+    ),
+    "not a number": (changed("self.layer(states[:, 0]).squeeze(-1)}", "self.layer(states[:, 0]).squeeze(-1) * float('nan')}"),
+                     "forward gave length that are not all finite numbers"),
+    "changes the states": (changed("self.layer(states[:, 0])", "self.layer(states.mul_(2)[:, 0])"), "changes the states"),
+    "changes the backbone": (
+        changed("        found = self.forward(states, batch)",
+                "        import gc\n        from nlptasks import Backbone\n"
+                "        for found in gc.get_objects():\n"
+                "            if isinstance(found, Backbone):\n"
+                "                next(found.parameters()).data.mul_(2)\n"
+                "        found = self.forward(states, batch)"),
+        "changes the backbone",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", IN_THE_TRIAL)
+def test_a_head_is_tried_out_before_it_is_trained(
+    kind: str, install: Install, tiny_settings: TrainSettings, tmp_path: Path
+) -> None:
+    code, message = IN_THE_TRIAL[kind]
+    install("bad-head", code)
+    with pytest.raises(PluginError) as caught:
+        nlptasks.train("long", output=tmp_path / "model", settings=tiny_settings)
+    assert caught.value.exit_code == 7
+    assert caught.value.where == "task long (bad_head:LongHead of bad-head 1.2)"
+    assert message in str(caught.value)
+    assert not (tmp_path / "model").exists()
+
+
+def test_features_may_be_fractions_and_results_numpys(
+    install: Install, tiny_settings: TrainSettings, tmp_path: Path
+) -> None:
+    code = changed('np.array([int(example["length"])])', 'np.array([example["length"] / 8], dtype=np.float32)')
+    code = code.replace(
+        'Length(round(float(sum(output["length"] for output in outputs)), 3))', "Length(np.float32(0.5))"
+    )
+    code = code.replace("return ((found", "assert batch['length'].is_floating_point()\n        return ((found")
+    install("good-head", code)
+    nlptasks.train("long", output=tmp_path / "model", settings=tiny_settings)
+    done = run("predict", tmp_path / "model", "a b", "--json")
+    assert json.loads(done.stdout)["results"]["long"] == {"tokens": 0.5}
+
+
+# P5: a head that fails when it runs
+
+
+def test_a_head_that_fails_later_is_blamed_with_its_version(
+    install: Install, tiny_settings: TrainSettings, tmp_path: Path
+) -> None:
+    package = install("long-head")
+    nlptasks.train("long", output=tmp_path / "model", settings=tiny_settings)
+    assert run("predict", tmp_path / "model", "a b").exit_code == 0
+    del sys.modules["long_head"]
+    (package / "__init__.py").write_text(changed("        return Length(", "        1 / 0\n        return Length("))
+    done = run("predict", tmp_path / "model", "a b")
+    assert done.exit_code == 7
+    assert "error: task long (long_head:LongHead of long-head 1.2): failed in decode" in done.stderr
+    assert "(ZeroDivisionError: division by zero)" in done.stderr
+    assert isinstance(run("predict", tmp_path / "model", "a b", "--debug").exception, ZeroDivisionError)
+    with pytest.raises(ZeroDivisionError):  # in Python it is their error, with their traceback
+        pipeline("long", model=tmp_path / "model", backend="torch")("a b")
+
+
+def test_an_error_of_our_own_is_not_blamed_on_others(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("long-head")
+    assert head_class("long")
+    with pytest.raises(UsageError) as caught:
+        check_head_name("../x")
+    assert registry.blamed(caught.value) is None
+
+
+# P6: names
+
+NAMES = ["../x", "", "Ümlaut", "a" * 300, "A", "1a", "a b", "a.b", "-a", "a/b", "a\n"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_heads_that_do_not_fit_are_refused(name: str) -> None:
+    with pytest.raises(UsageError):
+        check_head_name(name)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name and "\n" not in name])
+def test_names_of_tasks_that_do_not_fit_are_broken(name: str, install: Install) -> None:
+    install("bad-head", task=name)
+    [one] = [one for one in registered() if one.distribution == "bad-head"]
+    assert "expected 1 to 40 of a-z, 0-9, _ and -, a letter first" in one.problem
+    assert "bad_head" not in sys.modules
+
+
+def test_a_head_whose_package_is_gone_is_told_with_the_package(
+    install: Install, tiny_settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("long-head")
+    nlptasks.train("long", output=tmp_path / "model", settings=tiny_settings)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [])
+    done = run("predict", tmp_path / "model", "a b")
+    assert done.exit_code == 4
+    assert "needs for 'long' the head 'long' of the package 'long-head 1.2'; pip install long-head" in done.stderr
+
+
+# The public names
+
+
+def test_public_names_are_there_and_plugins_use_no_others() -> None:
+    for name in nlptasks.__all__:
+        assert getattr(nlptasks, name) is not None
+    allowed = {"nlptasks", "nlptasks.pipeline", "nlptasks.testing"}
+    files = [*Path(__file__).parents[1].glob("plugins/*/*/*.py")]
+    assert files
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "nlptasks":
+                is_test = path.parent.name == "tests" and node.module.startswith("nlptasks.testing.")
+                assert node.module in allowed or is_test, f"{path}:{node.lineno}"
+                if node.module == "nlptasks":
+                    assert {alias.name for alias in node.names} <= {*nlptasks.__all__}, f"{path}:{node.lineno}"
+            if isinstance(node, ast.Import):
+                assert not {alias.name for alias in node.names if alias.name.partition(".")[0] == "nlptasks"} - allowed
+
+
+def test_a_built_in_and_a_foreign_head_are_found_in_the_same_way(install: Install) -> None:
+    """No list of built-in heads, and nothing that asks for a class: only metadata tell the two apart, and only in a clash."""
+    install("long-head")
+    found: dict[str, Any] = tasks()
+    assert type(found["ner"]) is type(found["long"])
+    assert found["ner"].head_class() is head_class("ner")
