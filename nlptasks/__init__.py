@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from nlptasks.files import pairs_of as pairs_of
     from nlptasks.files import read_conll as read_conll
     from nlptasks.files import read_jsonl as read_jsonl
+    from nlptasks.files import read_text as read_text
     from nlptasks.generative import GenerativeConfig as GenerativeConfig
     from nlptasks.generative import GenerativeHead as GenerativeHead
     from nlptasks.generative import Text as Text
@@ -132,7 +133,7 @@ _MODULES = {
     "nlptasks.evaluation": ("evaluate",),
     "nlptasks.exporting": ("export",),
     "nlptasks.fields": ("json_field", "label_field", "list_field", "spans_field", "text_field", "texts_field"),
-    "nlptasks.files": ("TABLES", "pairs_of", "read_conll", "read_jsonl"),
+    "nlptasks.files": ("TABLES", "pairs_of", "read_conll", "read_jsonl", "read_text"),
     "nlptasks.generative": ("GenerativeConfig", "GenerativeHead", "Text", "Writing"),
     "nlptasks.heads.base": ("Graph", "Head", "IGNORED"),
     "nlptasks.layers": ("HuggingFaceLayers", "checkpoint_labels"),

@@ -7,6 +7,7 @@ library an hour later.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -178,7 +179,8 @@ class _Trial:
             _expect(
                 found[0].requires_grad, "gave a sum that nothing can be learned from: it is cut off from the states"
             )
-            _expect(bool(found[0].isfinite()), f"gave the sum {float(found[0])}, expected a finite number")
+            total = float(found[0].detach())
+            _expect(math.isfinite(total), f"gave the sum {total}, expected a finite number")
         with attributed(self._task, "forward or loss"):
             _expect(torch.equal(states, before), _CHANGED)
             _expect(_sums(self._model.backbone) == weights, "changes the backbone, which other heads share")

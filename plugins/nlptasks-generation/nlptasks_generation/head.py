@@ -15,6 +15,7 @@ import numpy as np
 
 from nlptasks import (
     SPECIAL,
+    TABLES,
     BackboneInfo,
     CausalConfig,
     CausalHead,
@@ -28,6 +29,7 @@ from nlptasks import (
     hypotheses_in,
     is_blank,
     parse_options,
+    read_text,
     setting,
     text_field,
 )
@@ -83,6 +85,7 @@ class GenerationHead(CausalHead):
     fields: ClassVar = ("text", "prompt", "completion", "messages")
     gold_fields: ClassVar = ("completion",)
     sample = "sample"
+    formats: ClassVar = {**TABLES, ".txt": read_text}
     results = (Text, Likelihood)
     assigns = ("doc._.continuation",)
 

@@ -17,9 +17,14 @@ from nlptasks_generation import Chat, GenerationHead, Likelihood, stream
 import nlptasks
 from nlptasks import DataError, ModelError, Row, TrainSettings, UsageError
 from nlptasks.pipeline import Pipeline, pipeline
-from nlptasks.testing import make_tiny
+from nlptasks.testing import Conformance, make_tiny
 from nlptasks.testing.checks import Subject, make_subject
 from nlptasks.testing.commands import check_alike, main, run
+
+
+class TestGeneration(Conformance):
+    task = "generation"
+
 
 CHATS = [
     [("system", "Be brief."), ("user", "Who are you?"), ("assistant", "Ada."), ("user", "Where?"), ("assistant", "Rome")],

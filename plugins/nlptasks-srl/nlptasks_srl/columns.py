@@ -12,20 +12,12 @@ A column of roles has brackets: ``(A0*``, ``*``, ``*)``; ``(A0*)`` for one word.
 
 from __future__ import annotations
 
-import gzip
 import re
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nlptasks import DataError, Row, listing, quote, tags_of
-
-OnError = Callable[[DataError], None]
-"""What to do with what cannot be read: raise, or note it and go on."""
-
-Span = tuple[int, int, str]
-"""First word, word behind the last, role."""
+from nlptasks import DataError, LabelledSpan, OnError, Row, listing, quote, read_lines, tags_of
 
 PREDICATE = "V"
 """The role of the predicate itself."""
@@ -33,7 +25,6 @@ PREDICATE = "V"
 _CELL = re.compile(r"((?:\([^()*]+)*)\*(\)*)")
 _EDGE = re.compile(r"#(begin|end) document\b")
 _WORD, _BEFORE_ROLES, _BEHIND_ROLES = 3, 11, 1  # of CoNLL-2012: column of the word, columns around those of roles
-_GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
@@ -46,10 +37,10 @@ class _Token:
 
 @dataclass(frozen=True)
 class _Frame:
-    """A predicate, by the number of its word, from 0, and the roles of its sentence."""
+    """A predicate, by the number of its word, from 0, and the roles of its sentence, by numbers of words."""
 
     predicate: int
-    roles: list[Span]
+    roles: list[LabelledSpan]
 
 
 @dataclass(frozen=True)
@@ -101,7 +92,7 @@ def _sentences(path: Path, on_error: OnError) -> Iterator[_Sentence]:
 def _blocks(path: Path, on_error: OnError) -> Iterator[list[_Token]]:
     """The lines between empty ones."""
     block: list[_Token] = []
-    for number, line in _lines(path, on_error):
+    for number, line in read_lines(path, on_error):
         columns = [] if _EDGE.match(line) else line.split()
         if columns:
             block.append(_Token(number, columns))
@@ -165,10 +156,10 @@ def _frame(tokens: Sequence[_Token], column: int, path: str) -> _Frame:
     return _Frame(own[0], roles)
 
 
-def _roles(tokens: Sequence[_Token], column: int, path: str) -> list[Span]:
+def _roles(tokens: Sequence[_Token], column: int, path: str) -> list[LabelledSpan]:
     """The spans that the brackets of one column mean, in order."""
     name = f"column {column + 1}"
-    roles: list[Span] = []
+    roles: list[LabelledSpan] = []
     opened: tuple[int, str] | None = None
     for number, token in enumerate(tokens):
         where, cell = f"{path}:{token.line}", token.columns[column]
@@ -189,21 +180,3 @@ def _roles(tokens: Sequence[_Token], column: int, path: str) -> list[Span]:
         problem = f"{name} opens {opened[1]}, which is not closed in its sentence"
         raise DataError(f"{path}:{tokens[opened[0]].line}", problem, "close it at its last word: *)")
     return roles
-
-
-def _lines(path: Path, on_error: OnError) -> Iterator[tuple[int, str]]:
-    """The lines of a text file, plain or gzip, in UTF-8, with their numbers from 1."""
-    try:
-        with open(path, "rb") as file:
-            packed = file.read(len(_GZIP)) == _GZIP
-        with gzip.open(path, "rb") if packed else open(path, "rb") as file:
-            for number, raw in enumerate(file, start=1):
-                try:
-                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    problem = f"byte 0x{raw[error.start]:02x} at column {error.start + 1} is not UTF-8"
-                    on_error(DataError(f"{path}:{number}", problem, "convert the file: iconv -f LATIN1 -t UTF-8"))
-                else:
-                    yield number, line
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(str(path), f"cannot be read ({error})", "check the path and the file") from error

@@ -23,6 +23,7 @@ from nlptasks import (
     Head,
     HuggingFaceLayers,
     Ints,
+    LabelledSpan,
     Outputs,
     Range,
     Reading,
@@ -55,7 +56,7 @@ from nlptasks import (
     text_field,
     words,
 )
-from nlptasks_srl.columns import PREDICATE, Span, read_columns
+from nlptasks_srl.columns import PREDICATE, read_columns
 from nlptasks_srl.marking import Clause, Place, by_source, clause_of, sentences, word_labels, word_logits
 from nlptasks_srl.rows import Gold, gold_of, named_words
 from nlptasks_srl.scoring import argument_scores, predicate_scores
@@ -147,7 +148,7 @@ class SrlExample:
     words: list[Place]
     clauses: tuple[Clause, ...]
     named: bool
-    gold: tuple[Span, ...] | None
+    gold: tuple[LabelledSpan, ...] | None
     classes: Ints
 
 
@@ -232,7 +233,7 @@ class SrlHead(Head):
         """The words that were a predicate somewhere in the training data."""
         return [number for number, (start, end) in enumerate(places) if text[start:end].lower() in self._forms]
 
-    def gold(self, example: SrlExample) -> tuple[Span, ...] | None:
+    def gold(self, example: SrlExample) -> tuple[LabelledSpan, ...] | None:
         return example.gold
 
     def gold_labels(self, example: SrlExample) -> list[str]:
@@ -375,7 +376,7 @@ def _read(
     return zip(example.clauses, by_source(windows, outputs), strict=bool(windows))
 
 
-def _in_words(example: SrlExample, frames: Sequence[Frame]) -> list[Span]:
+def _in_words(example: SrlExample, frames: Sequence[Frame]) -> list[LabelledSpan]:
     """The arguments of frames as spans of words."""
     return in_words(example.words, [(one.start, one.end, one.role) for frame in frames for one in frame.arguments])
 

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from nlptasks import DataError, Row, TagError, json_field, list_field, listing, quote, spans_of
-from nlptasks_srl.columns import PREDICATE, Span
+from nlptasks import DataError, LabelledSpan, Row, TagError, json_field, list_field, listing, quote, spans_of
+from nlptasks_srl.columns import PREDICATE
 
 _SCHEME = "iob2"
 _NUMBER = re.compile(r"[0-9]{1,9}")
@@ -26,7 +26,7 @@ class Gold:
 
     tokens: list[str]
     predicate: int
-    roles: list[Span]
+    roles: list[LabelledSpan]
 
 
 def gold_of(row: Row) -> Gold:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nlptasks import span_scores
-from nlptasks_srl.columns import PREDICATE, Span
+from nlptasks import LabelledSpan, span_scores
+from nlptasks_srl.columns import PREDICATE
 
 _NOT_COUNTED = (PREDICATE, f"C-{PREDICATE}")
 
 
-def argument_scores(rows: Sequence[tuple[Sequence[Span], Sequence[Span], int]]) -> dict[str, float]:
+def argument_scores(rows: Sequence[tuple[Sequence[LabelledSpan], Sequence[LabelledSpan], int]]) -> dict[str, float]:
     """Precision, recall, F1 and support of arguments, overall and per role; the predicate itself is not counted.
 
     Args:

@@ -1,5 +1,0 @@
-from nlptasks.testing import Conformance
-
-
-class TestGeneration(Conformance):
-    task = "generation"
