@@ -1,7 +1,7 @@
 """Heads on decoders: learning from nothing on real texts, and writing against Hugging Face's `generate`, in turn.
 
-    python tests/benchmarks/causal.py learning --texts FILE.gz     # perplexity of a small GPT-2 trained on lines of text
-    python tests/benchmarks/causal.py writing [--runs 3]           # tokens a second of a model of GPT-2's size, random weights
+    python tests/benchmarks/causal.py learning --data FOLDER [--column source]   # perplexity of a small GPT-2
+    python tests/benchmarks/causal.py writing [--runs 3]   # a model of GPT-2's size with random weights
 
 It needs the package in plugins/nlptasks-generation.
 """
@@ -9,7 +9,6 @@ It needs the package in plugins/nlptasks-generation.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import tempfile
 import time
@@ -24,6 +23,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 import nlptasks
 from nlptasks.config import TrainSettings
+from nlptasks.data import load_data
+from nlptasks.files import TABLES
 from nlptasks.pipeline import pipeline
 
 _END = "<|endoftext|>"
@@ -46,12 +47,10 @@ def decoder(folder: Path, texts: list[str], *, vocabulary: int, **sizes: int) ->
     fast.save_pretrained(folder)
 
 
-def learning(place: Path, source: Path, *, rows: int, epochs: int) -> dict[str, Any]:
+def learning(place: Path, source: Path, *, column: str, rows: int, epochs: int) -> dict[str, Any]:
     """Train on lines of text, and measure perplexity on lines that were not seen, on both backends."""
-    opened = gzip.open(source, "rt", encoding="utf-8") if source.suffix == ".gz" else open(source, encoding="utf-8")
-    with opened as file:
-        texts = [line.strip() for line in file if line.strip()]
-    parts = {"dev": texts[:300], "test": texts[300:900], "train": texts[900 : 900 + rows]}
+    found_rows = load_data(source, TABLES, {"text": column}).parts
+    parts = {part: [row.fields["text"] for row in found_rows[part][:rows]] for part in ("train", "dev", "test")}
     (place / "data").mkdir()
     for part, own in parts.items():
         (place / "data" / f"{part}.txt").write_text("\n".join(own) + "\n", encoding="utf-8")
@@ -131,7 +130,7 @@ def writing(place: Path, *, runs: int) -> dict[str, Any]:
             started = time.perf_counter()
             way()
             seconds[name].append(time.perf_counter() - started)
-    base = seconds["generate, one batch"]
+    base, alone = seconds["generate, one batch"], texts["generate, one by one"]
     return {
         "prompts": _PROMPTS,
         "new_tokens": _NEW,
@@ -139,10 +138,7 @@ def writing(place: Path, *, runs: int) -> dict[str, Any]:
         "times_generate_in_one_batch": {
             name: summary([b / own for b, own in zip(base, values, strict=True)]) for name, values in seconds.items()
         },
-        "texts_as_generate_one_by_one": {
-            name: sum(a == b for a, b in zip(own, texts["generate, one by one"], strict=True))
-            for name, own in texts.items()
-        },
+        "texts_as_generate_one_by_one": {name: sum(map(str.__eq__, own, alone)) for name, own in texts.items()},
     }
 
 
@@ -150,15 +146,16 @@ def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["learning", "writing"])
-    parser.add_argument("--texts", type=Path, help="a text a line")
+    parser.add_argument("--data", type=Path, help="a folder with train, dev and test")
+    parser.add_argument("--column", default="source", help="of the texts")
     parser.add_argument("--rows", type=int, default=12_000)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--runs", type=int, default=3)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         if given.what == "learning":
-            result = learning(Path(place), given.texts, rows=given.rows, epochs=given.epochs)
-            command = f"--texts {given.texts.name} --rows {given.rows} --epochs {given.epochs}"
+            result = learning(Path(place), given.data, column=given.column, rows=given.rows, epochs=given.epochs)
+            command = f"--data {given.data.name} --column {given.column} --rows {given.rows} --epochs {given.epochs}"
         else:
             result = writing(Path(place), runs=given.runs)
             command = f"--runs {given.runs}"
