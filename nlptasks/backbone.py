@@ -272,7 +272,7 @@ def chat_in(files: Mapping[str, bytes]) -> dict[str, str]:
     if CHAT_TEMPLATE not in files:
         return {}
     with refusing(TOKENIZER_CONFIG, "cannot be read", RESTORE):
-        said = parsed(files[TOKENIZER_CONFIG])
+        said = parsed(files.get(TOKENIZER_CONFIG, b"{}"))
         tokens = {name: value for name, value in said.items() if name.endswith("_token") and isinstance(value, str)}
         return {"template": files[CHAT_TEMPLATE].decode("utf-8"), **tokens}
 

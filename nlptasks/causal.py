@@ -98,7 +98,7 @@ class CausalHead(Head):
         return min(self.config.max_new_tokens, self.backbone_info.max_tokens // 2)
 
     def learned(self, window: Window) -> Ints:
-        """The feature ``learned`` [S] of a window of which every token but the first counts, and the end of the text."""
+        """The feature ``learned`` [S] of a window of which every token counts but its first, and the end of the text."""
         learned = np.ones(len(window), dtype=np.int64)
         learned[-1] = window.closes and window.ids[-1] not in self.config.end
         return learned

@@ -263,8 +263,20 @@ def _kept_logs(kept: Mapping[str, _Kept]) -> dict[str, Any]:
 def _card(
     base: ModelFolder, kept: Mapping[str, _Kept], new: Model | None, records: Mapping[str, HeadRecord], logs: Logs
 ) -> str:
-    heads = {name: one.stored.heads([one.name], device="meta")[one.name] for name, one in kept.items()}
+    heads = {
+        name: one.stored.heads([one.name], device="meta")[one.name]
+        for name, one in kept.items()
+        if _is_known(name, one)
+    }
     return model_card(base.backbone_info(), heads | (new.heads if new else {}), records, logs)
+
+
+def _is_known(name: str, kept: _Kept) -> bool:
+    """Whether a head can be told of: one whose package is broken, or gone, is kept as it is all the same."""
+    problem = kept.stored.problem_of(kept.name)
+    if problem:
+        _log.warning("the card does not tell of the head %s: %s", name, problem)
+    return problem is None
 
 
 def _keep_edited_card(base: ModelFolder, place: Path) -> dict[str, str]:

@@ -34,7 +34,7 @@ from nlptasks.backbone import (
 )
 from nlptasks.config import attached, file_fields
 from nlptasks.disk import restored, restored_inside, written_beside
-from nlptasks.errors import ModelError, UsageError, did_you_mean, quote
+from nlptasks.errors import ModelError, NlptasksError, PluginError, UsageError, did_you_mean, quote
 from nlptasks.folders import RESTORE, check_files, check_output, plain_files, read_whole
 from nlptasks.heads.base import Graph, Head, further_graphs
 from nlptasks.manifest import (
@@ -47,7 +47,7 @@ from nlptasks.manifest import (
     read_report,
     write_manifest,
 )
-from nlptasks.registry import head_class, registered
+from nlptasks.registry import find, package_of
 from nlptasks.sharing import Branch, SharedPass
 from nlptasks.tokenizer import Tokenizer
 from nlptasks.types import ENCODE
@@ -318,6 +318,11 @@ class ModelFolder:
             PluginError: its package is broken.
         """
         info = self.backbone_info()
+        for name in self.head_names(names):
+            made, here = self.records[name].package, package_of(self.records[name].task)
+            if made.partition(" ")[0] != here.partition(" ")[0] and here:
+                by = made or "an unknown package"
+                _log.warning("%s: the head %s was made by %s, and is read by %s", self.path, name, by, here)
         return {name: self._head(name, info, device) for name in self.head_names(names)}
 
     def _head(self, name: str, info: BackboneInfo, device: str) -> Head:
@@ -335,6 +340,14 @@ class ModelFolder:
             head = self._built(name, info, device)
             read_into(path, own_tensors(head))
         return head
+
+    def problem_of(self, name: str) -> NlptasksError | None:
+        """Why the class of a head cannot be had here: its package is gone, not enabled or broken; None if it can be."""
+        try:
+            self._head_class(name, self.records[name])
+        except (PluginError, ModelError) as error:
+            return error
+        return None
 
     def _built(self, name: str, info: BackboneInfo, device: str) -> Head:
         """A new head as its config says."""
@@ -354,8 +367,8 @@ class ModelFolder:
 
     def _head_class(self, name: str, record: HeadRecord) -> type[Head]:
         """The class of a head by what is registered here: nothing is imported because a model names it."""
-        known = {one.task for one in registered()}
-        if record.task not in known:
+        one = find(record.task)
+        if one is None:
             package = record.package.partition(" ")[0]
             fix = f"pip install {package}" if _PACKAGE.fullmatch(package) else "install the package that has it"
             raise ModelError(
@@ -363,7 +376,7 @@ class ModelFolder:
                 f"needs for {name!r} the head {quote(record.task)} of the package {quote(record.package)}",
                 fix,
             )
-        return head_class(record.task)
+        return one.head_class()
 
 
 def _frozen(value: Any) -> Any:

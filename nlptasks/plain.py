@@ -82,10 +82,11 @@ def _name_of(kind: type) -> str:
 
 
 def _learn(name: str) -> None:
-    """Learn what the heads of the package give that this name is from."""
-    for one in tasks().values():
-        if one.module != name.partition(".")[0].partition(":")[0]:
-            continue
+    """Learn what heads give until this name is known, beginning with those of the package that it is from."""
+    top = name.partition(":")[0].partition(".")[0]
+    for one in sorted(tasks().values(), key=lambda one: one.path.partition(".")[0] != top):
+        if name in _KNOWN:
+            return
         try:
             results = one.head_class().results
         except PluginError:  # a broken package harms nobody else

@@ -7,21 +7,23 @@ its tasks is used, not before, and what is wrong with it harms this task alone.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.machinery import PathFinder
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, distributions, entry_points
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from nlptasks.errors import PluginError, UsageError, did_you_mean, first_line, quote
+from nlptasks.errors import PluginError, UsageError, did_you_mean, first_line, listing, quote
 
 if TYPE_CHECKING:
     from nlptasks.heads.base import Head
+
+_log = logging.getLogger("nlptasks")
 
 GROUP = "nlptasks.heads"
 PLUGINS = "NLPTASKS_PLUGINS"
@@ -29,7 +31,6 @@ PLUGINS = "NLPTASKS_PLUGINS"
 
 _OWN = __name__.partition(".")[0]
 _SETTINGS = Path("pyproject.toml")
-_TABLE = f"tool.{_OWN}"
 _NAME = re.compile("[a-z][a-z0-9_-]{0,39}")
 
 
@@ -59,9 +60,9 @@ class Registration:
         return self.package.partition(" ")[0]
 
     @property
-    def module(self) -> str:
-        """The top-level module that is imported for it."""
-        return self.point.value.partition(":")[0].strip().partition(".")[0]
+    def path(self) -> str:
+        """The module that its class is in, as the metadata have it: of a stranger's, anything may stand there."""
+        return self.point.value.partition(":")[0].strip()
 
     @property
     def is_own(self) -> bool:
@@ -76,21 +77,32 @@ class Registration:
         """
         if self.problem:
             raise self.error(self.problem, self.fix)
+        repair = f"repair or uninstall {self.distribution}"
         try:
             loaded: Any = self.point.load()
+            check = getattr(loaded, "contract_problem", None)
+            problem = check() if check else ("is no subclass of nlptasks.Head", repair)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a package may even end the process
-            raise self.error(
-                f"does not load ({first_line(error)})", f"repair or uninstall {self.distribution}"
-            ) from error
-        check = getattr(loaded, "contract_problem", None)
-        if check is None:
-            raise self.error("is no subclass of nlptasks.Head", f"repair or uninstall {self.distribution}")
-        if problem := check():
+            raise self.error(f"does not load ({first_line(error)})", repair) from error
+        if problem:
             raise self.error(*problem)
         head: type[Head] = loaded
         return head
+
+    def is_there(self) -> bool:
+        """Whether its module can be found, as far as that can be known without importing anything."""
+        top, *parts = self.path.split(".")
+        try:
+            spec = importlib.util.find_spec(top)
+            for part in parts:
+                if spec is None or spec.submodule_search_locations is None:
+                    return False
+                spec = PathFinder.find_spec(f"{spec.name}.{part}", list(spec.submodule_search_locations))
+        except (ImportError, ValueError, AttributeError):  # what broken metadata lead to
+            return False
+        return spec is not None
 
     def error(self, problem: str, fix: str) -> PluginError:
         """What is wrong with it, with the name of its package."""
@@ -110,8 +122,7 @@ def registered() -> list[Registration]:
     """
     allowed = _allowed()
     found = [
-        _registration(point, allowed)
-        for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, _package(point)))
+        _registration(point, allowed) for point in sorted(_points(), key=lambda point: (point.name, _package(point)))
     ]
     by_task: dict[str, list[Registration]] = {}
     for one in found:
@@ -128,15 +139,21 @@ def tasks() -> dict[str, Registration]:
     return usable
 
 
+def find(task: str) -> Registration | None:
+    """The registration of a task: the usable one, else one that is not enabled; None if there is neither."""
+    same = [one for one in registered() if one.task == task]
+    return next(iter(sorted(same, key=lambda one: (not one.enabled, not one.is_own))), None)
+
+
 def package_of(task: str) -> str:
     """Name and version of the package that registers a task; empty if none does."""
-    one = tasks().get(task)
+    one = find(task)
     return one.package if one else ""
 
 
 def place_of(task: str) -> str:
     """A task's name for messages, with its class and package if it is registered."""
-    one = tasks().get(task)
+    one = find(task)
     return one.where if one else f"task {task}"
 
 
@@ -147,42 +164,66 @@ def head_class(task: str) -> type[Head]:
         UsageError: no such task.
         PluginError: its package is broken or not enabled, or two packages register it.
     """
-    known = tasks()
-    if task in known:
-        return known[task].head_class()
-    for one in registered():
-        if one.task == task:
-            raise one.error(one.problem, one.fix)
-    raise UsageError(f"task {task!r}", "is not registered", did_you_mean(task, known))
+    one = find(task)
+    if one is None:
+        raise UsageError(f"task {task!r}", "is not registered", did_you_mean(task, tasks()))
+    return one.head_class()
 
 
 def blamed(error: BaseException) -> PluginError | None:
     """The error as that of a plugin whose code raised it, or called what raised it; None if no plugin had a part in it."""
-    by_module = {one.module: one for one in tasks().values() if not one.is_own}
-    for frame, line in reversed(list(_frames(error.__traceback__))):
-        one = by_module.get(str(frame.f_globals.get("__name__", "")).partition(".")[0])
-        if one:
-            code = frame.f_code
-            problem = f"failed in {code.co_name}, {code.co_filename}:{line} ({first_line(error)})"
-            return one.error(
-                problem, f"tell its authors (--debug shows the traceback), or do without {one.distribution}"
-            )
+    others = [one for one in tasks().values() if not one.is_own]
+    for frame, line in _frames(error):
+        for one in others:
+            if _is_inside(frame, one):
+                code = frame.f_code
+                problem = f"failed in {code.co_name}, {code.co_filename}:{line} ({first_line(error)})"
+                fix = f"tell its authors (--debug shows the traceback), or do without {one.distribution}"
+                return one.error(problem, fix)
     return None
 
 
 def line_in(error: BaseException, task: str) -> str:
     """File and line of a task's package that an error arose in, or came from; empty if it had no part in it."""
-    module = tasks()[task].module if task in tasks() else None
-    for frame, line in reversed(list(_frames(error.__traceback__))):
-        if str(frame.f_globals.get("__name__", "")).partition(".")[0] == module:
+    one = find(task)
+    for frame, line in _frames(error):
+        if one and _is_inside(frame, one):
             return f"{frame.f_code.co_filename}:{line}"
     return ""
 
 
-def _frames(traceback: TracebackType | None) -> Iterator[tuple[Any, int]]:
-    while traceback is not None:
-        yield traceback.tb_frame, traceback.tb_lineno
-        traceback = traceback.tb_next
+def _is_inside(frame: Any, one: Registration) -> bool:
+    """Whether this is code of a task's package: that which its module is in, but nothing of the library's."""
+    name, package = str(frame.f_globals.get("__name__", "")), one.path.rpartition(".")[0] or one.path
+    is_ours = not one.is_own and package.partition(".")[0] == _OWN
+    return not is_ours and f"{name}.".startswith(f"{package}.")
+
+
+def _frames(error: BaseException) -> list[tuple[Any, int]]:
+    """The frames that an error came through, and the lines in them, from where it arose."""
+    found, at = [], error.__traceback__
+    while at is not None:
+        found.append((at.tb_frame, at.tb_lineno))
+        at = at.tb_next
+    return found[::-1]
+
+
+def _points() -> Iterable[EntryPoint]:
+    """The entry points of the group; where a package's metadata cannot be read, those of all others."""
+    try:
+        return entry_points(group=GROUP)
+    except Exception:  # whatever parsing what a stranger wrote leads to
+        return _readable_points()
+
+
+def _readable_points() -> list[EntryPoint]:
+    found: list[EntryPoint] = []
+    for package in distributions():
+        try:
+            found += package.entry_points.select(group=GROUP)
+        except Exception as error:
+            _log.warning("the metadata of an installed package cannot be read (%s)", first_line(error))
+    return found
 
 
 def _package(point: EntryPoint) -> str:
@@ -197,14 +238,10 @@ def _registration(point: EntryPoint, allowed: frozenset[str] | None) -> Registra
     if not _NAME.fullmatch(one.task):
         problem = f"has the name {quote(one.task)}, expected 1 to 40 of a-z, 0-9, _ and -, a letter first"
         return replace(one, problem=problem, fix=f"repair or uninstall {one.distribution}")
-    if not one.is_own and not _is_there(one.point.module):
-        return replace(
-            one, problem=f"has no module {one.point.module}", fix=f"install {one.distribution} again, or uninstall it"
-        )
     return one
 
 
-def _without_clash(same: Sequence[Registration]) -> Iterable[Registration]:
+def _without_clash(same: Sequence[Registration]) -> Iterator[Registration]:
     """Registrations of one task; where several are enabled, the library's own counts, and of others none."""
     enabled = [one for one in same if one.enabled]
     own = [one for one in enabled if one.is_own]
@@ -217,20 +254,6 @@ def _without_clash(same: Sequence[Registration]) -> Iterable[Registration]:
             problem = f"clashes with {others[0].point.value} of {others[0].package}: the task {what}"
             fix = f"uninstall {one.distribution if own else 'one of the two'}, or leave it out of {PLUGINS}"
             yield replace(one, problem=problem, fix=fix)
-
-
-def _is_there(module: str) -> bool:
-    """Whether a module can be found, without importing anything."""
-    top, *parts = module.split(".")
-    try:
-        spec = importlib.util.find_spec(top)
-        for part in parts:
-            if spec is None or spec.submodule_search_locations is None:
-                return False
-            spec = PathFinder.find_spec(f"{spec.name}.{part}", list(spec.submodule_search_locations))
-    except (ImportError, ValueError, AttributeError):  # what broken metadata lead to
-        return False
-    return spec is not None
 
 
 def _normal(name: str) -> str:
@@ -247,15 +270,18 @@ def _allowed() -> frozenset[str] | None:
     listed: Any = os.environ.get(PLUGINS)
     if listed is not None:
         return frozenset(_normal(name.strip()) for name in listed.split(",") if name.strip())
-    try:
-        text = _SETTINGS.read_text(encoding="utf-8")
-        if f"[{_TABLE}]" not in text:
-            return None
-        listed = tomllib.loads(text)["tool"][_OWN].get("plugins")
-    except FileNotFoundError:
+    if not _SETTINGS.is_file():
         return None
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise UsageError(str(_SETTINGS), f"cannot be read ({first_line(error)})", f"correct [{_TABLE}]") from error
+    content = _SETTINGS.read_bytes()
+    if _OWN.encode() not in content:
+        return None
+    try:
+        settings = tomllib.loads(content.decode("utf-8")).get("tool", {}).get(_OWN, {})
+        listed, unknown = settings.get("plugins"), sorted(set(settings) - {"plugins"})
+    except (ValueError, AttributeError) as error:
+        raise UsageError(str(_SETTINGS), f"cannot be read ({first_line(error)})", "correct it") from error
+    if unknown:
+        raise UsageError(str(_SETTINGS), f"has {listing(unknown)} in tool.{_OWN}", "take plugins, or remove it")
     if listed is None:
         return None
     if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):

@@ -71,7 +71,7 @@ class Plugin:
             if one.task == self.task:
                 fix = "take another name" + ("" if one.is_own else f", or first pip uninstall {one.distribution}")
                 raise UsageError(where, f"is registered already, by {one.package}", fix)
-            if one.module == self.module:
+            if one.path.partition(".")[0] == self.module:
                 problem = f"needs the module {self.module}, which is that of the task {one.task} of {one.package}"
                 raise UsageError(where, problem, "take another name")
 

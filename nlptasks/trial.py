@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,12 @@ from nlptasks.errors import NlptasksError, PluginError, UsageError, first_line, 
 from nlptasks.heads.base import Head
 from nlptasks.lesson import Subject
 from nlptasks.model import IN_BACKBONE, Model
+from nlptasks.pipeline import examples_of
 from nlptasks.plain import as_plain
 from nlptasks.registry import line_in, place_of
 from nlptasks.runtime.pytorch import TorchRuntime
 from nlptasks.tokenizer import Tokenizer
-from nlptasks.types import ENCODE_INPUTS, Row, Source
+from nlptasks.types import ENCODE_INPUTS, Reading, Row, Source
 from nlptasks.weights import own_tensors
 
 _EXAMPLES = 2
@@ -102,28 +104,32 @@ def units_of(task: str, head: Head, tokenizer: Tokenizer, examples: Sequence[Any
     """
     with attributed(task, "features"):
         units = make_units(head, tokenizer, examples)
-        counts: dict[str, int] = {}
+        counts: dict[str, tuple[int, Any]] = {}
         for unit in units:
             for window, features in zip(unit.windows, unit.features, strict=True):
-                _expect(isinstance(features, Mapping), f"gave {quote(features)}, expected a dict of arrays")
+                if not isinstance(features, Mapping):
+                    raise _WrongError(f"gave {quote(features)}, expected a dict of arrays")
                 for name, values in features.items():
                     _check_feature(name, values)
-                    count = counts.setdefault(name, len(values))
-                    is_right = len(values) in (count, len(window)) or name in head.target_features
-                    problem = f"gave {len(values)} numbers as {name} for a window of {len(window)} tokens"
-                    _expect(is_right, f"{problem}, and {count} for another; expected one a token, or always as many")
+                    count, kind = counts.setdefault(name, (len(values), values.dtype))
+                    if len(values) not in (count, len(window)) and name not in head.target_features:
+                        problem = f"gave {len(values)} numbers as {name} for a window of {len(window)} tokens"
+                        raise _WrongError(
+                            f"{problem}, and {count} for another; expected one a token, or always as many"
+                        )
+                    if values.dtype != kind:
+                        raise _WrongError(f"gave {name} once as {kind} and once as {values.dtype}, expected one kind")
     return units
 
 
 def _check_feature(name: str, values: Any) -> None:
-    _expect(name not in _TAKEN, f"gave {name}, which is the library's own; call it otherwise")
-    is_right = isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype in (np.int64, np.float32)
-    what = (
-        f"an array [{', '.join(map(str, values.shape))}] of {values.dtype}"
-        if isinstance(values, np.ndarray)
-        else values
-    )
-    _expect(is_right, f"gave {quote(what)} as {name}, expected an array [S] of int64 or float32")
+    if name in _TAKEN:
+        raise _WrongError(f"gave {name}, which is the library's own; call it otherwise")
+    if not isinstance(values, np.ndarray):
+        raise _WrongError(f"gave {quote(values)} as {name}, expected an array [S] of int64 or float32")
+    if values.ndim != 1 or values.dtype not in (np.int64, np.float32):
+        shape = ", ".join(map(str, values.shape))
+        raise _WrongError(f"gave {name} as [{shape}] of {values.dtype}, expected [S] of int64 or float32")
 
 
 def try_out(model: Model, subject: Subject, tokenizer: Tokenizer, *, task: str) -> None:
@@ -197,26 +203,40 @@ class _Trial:
             )
             wanted = ",".join(f"{axis}={sizes[axis]}" if axis in sizes else axis for axis in axes)
             _expect(same, f"gave {name} of the shape {list(shape)}, and `outputs` says {axes} ({wanted})")
-            _expect(bool(outputs[name].isfinite().all()), f"gave {name} that are not all finite numbers")
+            _expect(not outputs[name].isnan().any(), f"gave {name} that are no numbers (nan)")
 
     def check_results(self) -> None:
-        """Results and their metrics."""
-        info = self._model.backbone.info
-        runtime = TorchRuntime(self._model.graphs(), torch.device("cpu"))
-        engine = Engine({self._subject.name: self._head}, self._tokenizer, runtime, info)
+        """Results of rows with gold answers and their metrics, and results of rows without, of which one has no tokens."""
+        name = self._subject.name
         with attributed(self._task, "collect"):
-            readings = list(engine.readings({self._subject.name: example} for example in self._examples))
-        with attributed(self._task, "decode, of a text without tokens,"):
-            self._check_plain([self._head.decode(self._examples[0], [], [])])
+            readings = self._readings(self._examples)
         with attributed(self._task, "decode"):
-            results = [result_of(self._head, reading[self._subject.name]) for reading in readings]
-            self._check_plain(results)
+            results = [result_of(self._head, reading) for reading in readings]
         with attributed(self._task, "metrics"):
             found = self._head.metrics(self._examples, results)
             main = self._head.main_metric
-            _expect(
-                isinstance(found, Mapping) and main in found, f"gave {quote(found)}, without {main}, the main metric"
+            if not isinstance(found, Mapping) or main not in found:
+                raise _WrongError(f"gave {quote(found)}, without {main}, the main metric")
+            wrong = {metric: value for metric, value in found.items() if not _is_finite(value)}
+            _expect(not wrong, f"gave {quote(wrong)}, expected finite numbers")
+        with attributed(self._task, "read (of a row without its gold answer)"):
+            asked = [
+                examples_of({name: self._head}, self._subject.rows["train"][unit.index])[0] for unit in self._units
+            ]
+            _expect(all(asked), "refuses the row, as it is given for prediction")
+        with attributed(self._task, "decode"):
+            self._check_plain(
+                [result_of(self._head, reading) for reading in self._readings([one[name] for one in asked])]
             )
+        with attributed(self._task, "decode, of a text without tokens,"):
+            self._check_plain([self._head.decode(asked[0][name], [], [])])
+
+    def _readings(self, examples: Sequence[Any]) -> list[Reading]:
+        """What the passes over examples give."""
+        name, info = self._subject.name, self._model.backbone.info
+        runtime = TorchRuntime(self._model.graphs(), torch.device("cpu"))
+        engine = Engine({name: self._head}, self._tokenizer, runtime, info)
+        return [found[name] for found in engine.readings({name: example} for example in examples)]
 
     def _check_plain(self, results: Sequence[Any]) -> None:
         """Results are plain data: they are written as JSON, and go along with documents."""
@@ -240,6 +260,10 @@ def _is_scalar(value: Any) -> bool:
     return isinstance(value, Tensor) and value.shape == ()
 
 
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
+
+
 def _sums(module: torch.nn.Module) -> list[float]:
     """A number for each weight, which is another one if the weight is."""
-    return [float(weight.double().sum()) for weight in module.parameters()]
+    return [float(weight.sum(dtype=torch.float64)) for weight in module.parameters()]

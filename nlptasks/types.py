@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from nlptasks.errors import DataError
+from nlptasks.errors import DataError, UsageError
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -92,6 +92,12 @@ class Source:
     markup: bool = False
     continued: bool = False
     reserved: int = 0
+
+    def __post_init__(self) -> None:
+        alone = self.prefix or self.special or self.begins_only or self.markup or self.continued
+        if (self.second is not None and alone) or (self.markup and self.prefix):
+            what = "a pair, with what is for single texts" if self.second is not None else "markup, with a prefix"
+            raise UsageError("Source", f"is {what}", "leave one of the two out")
 
     @property
     def chars(self) -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -199,9 +200,29 @@ def test_documents_are_read_without_importing_packages(install: Install, trained
 
 def test_metadata_without_a_module_are_broken(install: Install) -> None:
     install("gone-head", point="gone_head.inner.heads:LongHead")
-    assert "broken: has no module gone_head.inner.heads; install gone-head again" in state_of("long")
-    with pytest.raises(PluginError, match="has no module"):
+    assert "broken: has no module 'gone_head.inner.heads'; install gone-head again" in state_of("long")
+    with pytest.raises(PluginError, match=r"does not load \(ModuleNotFoundError"):
         head_class("long")
+
+
+@pytest.mark.parametrize("point", ["", "no module!", "..:x", ":", "a:b:c", "a" * 5000, "\x1b[2J:x"])
+def test_metadata_that_are_nonsense_harm_nobody(point: str, install: Install) -> None:
+    install("bad-head", point=point or " ")
+    done = run("tasks", "--check")
+    assert done.exit_code == 0, done.output
+    assert "\x1b" not in done.stdout
+    assert head_class("ner").main_metric == "f1"
+
+
+@pytest.mark.parametrize("content", [b"[other]\nno equals sign\n", b"\xff\xfe[", b"[nlptasks.heads]\nx\n"])
+def test_metadata_that_cannot_be_read_harm_nobody(content: bytes, install: Install, trained: Path) -> None:
+    install("good-head")
+    package = install("bad-head", task="other")
+    (package.parent / "bad_head-1.2.dist-info" / "entry_points.txt").write_bytes(content)
+    assert run("predict", trained, "Ada saw London").exit_code == 0
+    assert head_class("ner").main_metric == "f1"
+    assert head_class("long").main_metric == "share"
+    assert run("tasks").exit_code == 0
 
 
 # P2: clashes name both sides, and built-in heads stay
@@ -290,6 +311,20 @@ def test_the_list_may_stand_in_pyproject(install: Install, tmp_path: Path, monke
     settings.write_text("[tool.nlptasks]\nplugins = 'long-head'\n")
     with pytest.raises(UsageError, match=r"pyproject.toml: has plugins='long-head'; write a list"):
         tasks()
+    for spelled in (
+        "[ tool.nlptasks ]\nplugins = []",
+        "[tool.'nlptasks']\nplugins = []",
+        "[tool]\nnlptasks.plugins = []",
+    ):
+        settings.write_text(spelled)
+        assert "long" not in tasks()
+    settings.write_text("# see [tool.nlptasks]\n[project]\ndescription = 'for [tool.nlptasks]'\n")
+    assert "long" in tasks()
+    settings.write_bytes("# caf\xe9\n".encode("latin-1"))
+    assert "long" in tasks()
+    settings.write_text("[tool.nlptasks]\nplugin = []\n")
+    with pytest.raises(UsageError, match=r"has plugin in tool.nlptasks; take plugins"):
+        tasks()
     settings.write_text("[tool.nlptasks]\nplugins = [\n")
     with pytest.raises(UsageError, match=r"pyproject.toml: cannot be read"):
         tasks()
@@ -320,6 +355,15 @@ AT_REGISTRATION = {
     "a contract that is no number": (
         changed("contract = 1", 'contract = "1"'),
         "has contract '1', which does not say for which contract it was written",
+    ),
+    "no sample at all": (changed('sample = "sample"', "sample = None"), "has no sample data in None"),
+    "no such backbones": (
+        changed('    sample = "sample"', '    backbones = ("encoders",)\n    sample = "sample"'),
+        "stands on the backbones encoders; take some of encoder, encoder-decoder, decoder",
+    ),
+    "a check that fails": (
+        changed("    contract = 1\n", "    contract = 1\n    def contract_problem(self): pass\n"),
+        "does not load (TypeError",
     ),
     "no comma": (
         changed('gold_fields = ("length",)', 'gold_fields = ("length")'),
@@ -368,7 +412,7 @@ IN_THE_TRIAL = {
     ),
     "a feature of another kind": (
         changed('np.array([int(example["length"])])', 'np.array(["a"])'),
-        "features gave 'an array [1] of <U1' as length, expected an array [S] of int64 or float32",
+        "features gave length as [1] of <U1, expected [S] of int64 or float32",
     ),
     "features of any length": (
         changed('np.array([int(example["length"])])', 'np.arange(2 * int(example["length"]))'),
@@ -381,6 +425,17 @@ IN_THE_TRIAL = {
     "a loss that is no number": (
         changed("return ((found", "return float('nan') * ((found"),
         "loss gave the sum nan, expected a finite number",
+    ),
+    "features of two kinds": (
+        changed(
+            'np.array([int(example["length"])])',
+            'np.array([example["length"]], dtype=np.float32 if example["length"] > 1 else np.int64)',
+        ),
+        "features gave length once as int64 and once as float32, expected one kind",
+    ),
+    "metrics that are no numbers": (
+        changed("/ len(results)}", "/ len(results) * float('nan')}"),
+        "metrics gave {'share': nan}, expected finite numbers",
     ),
     "results that are not declared": (
         HEAD.replace("Length", "Size").replace("    results = (Size,)\n", ""),
@@ -403,7 +458,7 @@ IN_THE_TRIAL = {
         "decode, of a text without tokens, failed at ",
     ),
     "not a number": (changed("self.layer(states[:, 0]).squeeze(-1)}", "self.layer(states[:, 0]).squeeze(-1) * float('nan')}"),
-                     "forward gave length that are not all finite numbers"),
+                     "forward gave length that are no numbers (nan)"),
     "changes the states": (changed("self.layer(states[:, 0])", "self.layer(states.mul_(2)[:, 0])"), "changes the states"),
     "changes the backbone": (
         changed("        found = self.forward(states, batch)",
@@ -473,6 +528,81 @@ def test_an_error_of_our_own_is_not_blamed_on_others(install: Install, monkeypat
     assert registry.blamed(caught.value) is None
 
 
+def test_of_two_packages_with_one_name_before_the_dot_the_right_one_is_blamed(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "def fail():\n    1 / 0\n"
+    install("acme-one", task="one", point="acme.one.heads:LongHead")
+    install("acme-two", task="two", point="acme.two.heads:LongHead")
+    for name in ("one", "two"):
+        (tmp_path / "site/acme" / name).mkdir(parents=True)
+        (tmp_path / "site/acme" / name / "heads.py").write_text(code)
+    install("alias-head", task="tagging", point="nlptasks.heads.ner:NerHead")
+    import importlib
+
+    for name in ("two", "one"):
+        with pytest.raises(ZeroDivisionError) as caught:
+            importlib.import_module(f"acme.{name}.heads").fail()
+        blamed = registry.blamed(caught.value)
+        assert blamed is not None
+        assert blamed.where == f"task {name} (acme.{name}.heads:LongHead of acme-{name} 1.2)"
+    for name in [name for name in sys.modules if name.partition(".")[0] == "acme"]:
+        del sys.modules[name]
+    with pytest.raises(UsageError) as ours:
+        pipeline("ner")
+    assert registry.blamed(ours.value) is None
+
+
+def test_results_may_be_declared_in_another_package(
+    install: Install, tiny_settings: TrainSettings, tmp_path: Path
+) -> None:
+    start, end = HEAD.index("@dataclass"), HEAD.index("@dataclass(frozen=True)\nclass Config")
+    install("long-results", f"from dataclasses import dataclass\n\n\n{HEAD[start:end]}", task="unused")
+    install("long-head", "from long_results import Length\n" + HEAD[:start] + HEAD[end:])
+    nlptasks.train("long", output=tmp_path / "model", settings=tiny_settings)
+    assert run("predict", tmp_path / "model", "a b").exit_code == 0
+
+
+@pytest.fixture
+def two_heads(install: Install, trained: Path, tiny_settings: TrainSettings, tmp_path: Path) -> Path:
+    """A model with a built-in head and a stranger's."""
+    install("long-head")
+    shutil.copytree(trained, tmp_path / "model")
+    nlptasks.train("long", add_to=tmp_path / "model", settings=replace(tiny_settings, backbone=None, tune="head"))
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("kind", ["gone", "broken"])
+def test_a_model_with_a_head_that_cannot_be_had_is_shown_and_edited(
+    kind: str, two_heads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "site"
+    if kind == "gone":
+        shutil.rmtree(place / "long_head-1.2.dist-info")
+    else:
+        (place / "long_head/__init__.py").write_text("import no_such_module")
+    del sys.modules["long_head"]
+    problem = "needs for 'long' the head 'long' of the package 'long-head 1.2'" if kind == "gone" else "no_such_module"
+    shown = run("show", two_heads)
+    assert shown.exit_code == 0, shown.output
+    assert "long: cannot be had here" in shown.stdout
+    assert problem in shown.stdout
+    assert run("predict", two_heads, "Ada saw London", "--heads", "ner").exit_code == 0
+    assert run("predict", two_heads, "Ada saw London").exit_code == (4 if kind == "gone" else 7)
+    assert run("rename", two_heads, "ner", "names").exit_code == 0
+    assert run("remove", two_heads, "long").exit_code == 0
+    assert run("predict", two_heads, "Ada saw London").exit_code == 0
+
+
+def test_a_head_of_another_package_than_it_was_made_by_is_told(
+    two_heads: Path, install: Install, tmp_path: Path
+) -> None:
+    shutil.rmtree(tmp_path / "site/long_head-1.2.dist-info")
+    install("other-long")
+    done = run("predict", two_heads, "a b", "--heads", "long")
+    assert "the head long was made by long-head 1.2, and is read by other-long 1.2" in done.stderr
+
+
 # P6: names
 
 NAMES = ["../x", "", "Ümlaut", "a" * 300, "A", "1a", "a b", "a.b", "-a", "a/b", "a\n"]
@@ -523,9 +653,32 @@ def test_public_names_are_there_and_plugins_use_no_others() -> None:
                 assert not {alias.name for alias in node.names if alias.name.partition(".")[0] == "nlptasks"} - allowed
 
 
-def test_a_built_in_and_a_foreign_head_are_found_in_the_same_way(install: Install) -> None:
-    """No list of built-in heads, and nothing that asks for a class: only metadata tell the two apart, and only in a clash."""
-    install("long-head")
-    found: dict[str, Any] = tasks()
-    assert type(found["ner"]) is type(found["long"])
-    assert found["ner"].head_class() is head_class("ner")
+# A stranger's head is a first-class head
+
+
+def test_a_copy_of_a_built_in_head_in_a_foreign_package_learns_and_answers_the_same(
+    install: Install, backbones: Path, conll_data: Path, tmp_path: Path
+) -> None:
+    source = Path(nlptasks.__file__).parent
+    package = install("foreign-ner", (source / "heads/ner.py").read_text(), task="foreign", point="foreign_ner:NerHead")
+    (package / "samples").symlink_to(source / "samples")
+    settings = TrainSettings(backbone=str(backbones / "bert"), epochs=3, lr=3e-3, precision="fp32", device="cpu")
+    found = {}
+    for task in ("ner", "foreign"):
+        nlptasks.train(f"{task}={conll_data}", output=tmp_path / task, settings=settings)
+        nlptasks.export(tmp_path / task)
+        for backend in ("torch", "onnx"):
+            entities = pipeline(task, model=tmp_path / task, backend=backend)("Ada Smith saw London and left Paris .")
+            found[task, backend] = [vars(entity) for entity in entities]
+    assert found["ner", "torch"] == found["foreign", "torch"] != []
+    assert found["ner", "onnx"] == found["foreign", "onnx"]
+    weights = [(tmp_path / task / "heads" / f"{task}.safetensors").read_bytes() for task in ("ner", "foreign")]
+    assert weights[0] == weights[1]
+
+
+def test_fifty_packages_are_listed_and_none_is_imported(install: Install, tmp_path: Path) -> None:
+    for number in range(50):
+        place = install(f"many-{number}", "raise AssertionError('it was imported')", task=f"many-{number}").parent
+    listed = audited(place, tmp_path, "tasks")
+    assert listed.count("installed") == 50 + 6
+    assert listed.rstrip().endswith("not imported 0")

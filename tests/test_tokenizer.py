@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny
 import tokenizers
 
-from nlptasks.errors import ModelError
+from nlptasks.errors import ModelError, UsageError
 from nlptasks.tokenizer import Tokenizer
 from nlptasks.types import FIRST, SECOND, SPECIAL, Source
 
@@ -106,3 +107,18 @@ def test_too_short_windows_are_refused() -> None:
     _, make = tiny.ARCHITECTURES["bert"]
     with pytest.raises(ModelError, match="reads only 16 tokens"):
         Tokenizer(make(), max_tokens=16)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"second": "b", "prefix": "c"},
+        {"second": "b", "continued": True},
+        {"second": "b", "markup": True},
+        {"markup": True, "prefix": "c"},
+    ],
+    ids=str,
+)
+def test_sources_that_contradict_themselves_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="leave one of the two out"):
+        Source("a", **given)

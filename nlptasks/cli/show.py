@@ -33,7 +33,8 @@ def command(model: str) -> None:
     from nlptasks.precisions import PRECISIONS
 
     stored = ModelFolder.open(model)
-    heads = stored.heads(device="meta")
+    known = [name for name in stored.records if not stored.problem_of(name)]
+    heads = stored.heads(known, device="meta")
     backbone = stored.manifest["backbone"]
     click.echo(f"{printable(str(stored.path))}: made with nlptasks {stored.manifest['nlptasks']}")
     Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else _WIDE).print(_drawn(stored, heads))
@@ -43,7 +44,9 @@ def command(model: str) -> None:
     )
     _tell_cost(stored)
     for precision in PRECISIONS:
-        click.echo(f"onnx {precision}: {export_problem(stored, precision, list(heads)) or _proof(stored, precision)}")
+        click.echo(
+            f"onnx {precision}: {export_problem(stored, precision, list(stored.records)) or _proof(stored, precision)}"
+        )
 
 
 def _drawn(stored: ModelFolder, heads: Mapping[str, Head]) -> Tree:
@@ -58,9 +61,11 @@ def _drawn(stored: ModelFolder, heads: Mapping[str, Head]) -> Tree:
         if count - depth > below:
             shared = shared.add(Text(f"{_numbers(below + 1, count - depth)} shared"))
             below = count - depth
-        for name in [name for name in heads if records[name].branch == depth]:
+        for name in [name for name, record in records.items() if record.branch == depth]:
             place = shared.add(Text(f"{_numbers(count - depth + 1, count)} of {name}")) if depth else shared
-            place.add(Text(_described(stored, name, heads[name])))
+            problem = stored.problem_of(name)
+            told = _described(stored, name, heads[name]) if name in heads else f"{name}: cannot be had here: {problem}"
+            place.add(Text(printable(told)))
     return root
 
 

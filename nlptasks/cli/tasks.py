@@ -6,7 +6,7 @@ import click
 
 from nlptasks.cli.common import Command, printable
 from nlptasks.config import default_of, limits_of, settings_of
-from nlptasks.errors import NlptasksError, UsageError
+from nlptasks.errors import NlptasksError, UsageError, quote
 from nlptasks.registry import Registration, head_class, registered
 
 
@@ -39,7 +39,11 @@ def _state(one: Registration, *, check: bool) -> str:
     if one.problem:
         return f"{'broken: ' if one.enabled else ''}{one.problem}; {one.fix}"
     if not check:
-        return "installed"
+        return (
+            "installed"
+            if one.is_there()
+            else f"broken: has no module {quote(one.path)}; install {one.distribution} again"
+        )
     try:
         one.head_class()
     except NlptasksError as error:

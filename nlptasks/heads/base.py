@@ -356,9 +356,11 @@ class Head(nn.Module, ABC):
             return f"does not say its {listing(missing)}", "write them into the class, or upgrade the package"
         if wrong := [name for name in _TUPLES if not isinstance(getattr(cls, name), tuple)]:
             return f"has {listing(wrong)} that are no tuples", "write a comma behind a single one: (NAME,)"
+        if not set(cls.backbones) <= set(_EXAMPLES) or not cls.backbones:
+            return f"stands on the backbones {listing(cls.backbones)}", f"take some of {listing(_EXAMPLES)}"
         if not is_dataclass(cls.Config):
             return "has a Config that is no dataclass", "write @dataclass(frozen=True) above it"
-        if not cls.sample_folder().is_dir():
+        if not isinstance(cls.sample, str) or not cls.sample_folder().is_dir():
             return f"has no sample data in {cls.sample}", "put them into the package (as package-data)"
         return None
 

@@ -43,6 +43,8 @@ class Conformance:
         """Run the tests on each backbone, those of whole processes on the first."""
         kinds = head_class(self.task).backbones
         names = self.backbones or tuple(name for name, tiny in TINY.items() if tiny.kind in kinds)
+        if not names:
+            raise ValueError(f"there is no tiny backbone of the kinds {', '.join(kinds)}")
         if "subject" in metafunc.fixturenames:
             metafunc.parametrize("subject", names, indirect=True)
         if "backbone" in metafunc.fixturenames:

@@ -26,10 +26,7 @@ def check_commands(task: str, backbone: Path, model: Path) -> None:
         backbone: folder of a small backbone.
         model: folder that the model is written to.
     """
-    told = run(
-        "train", task, "-o", model, "--backbone", backbone, "--epochs", 1, "--precision", "fp32", "--device", "cpu"
-    )
-    assert "error" not in told, told
+    run("train", task, "-o", model, "--backbone", backbone, "--epochs", 1, "--precision", "fp32", "--device", "cpu")
     assert task in run("show", model)
     assert task in run("tasks", task)
     sample, cls = head_class(task).sample_folder(), head_class(task)

@@ -9,6 +9,6 @@
 from __future__ import annotations
 
 from nlptasks_generation.dialogue import Chat, stream
-from nlptasks_generation.head import GenerationHead, Likelihood
+from nlptasks_generation.head import GenerationConfig, GenerationHead, Likelihood, Passage
 
-__all__ = ["Chat", "GenerationHead", "Likelihood", "stream"]
+__all__ = ["Chat", "GenerationConfig", "GenerationHead", "Likelihood", "Passage", "stream"]

@@ -25,13 +25,15 @@ def stream(pipe: Pipeline, prompt: str | Mapping[str, Any]) -> Iterator[str]:
         prompt: a text, or a row with ``prompt`` or ``messages``.
 
     Raises:
-        UsageError: there is no such head, or several answers or beams are asked for.
+        UsageError: there is no such head, or several, or several answers or beams are asked for.
     """
     _, head = _head_of(pipe)
     pieces: Queue[str | BaseException | None] = Queue()
     is_over = threading.Event()
 
     def hear(piece: str) -> None:
+        if threading.current_thread() is not writer:  # others may ask the same head meanwhile
+            return
         if is_over.is_set():
             raise _NobodyListens
         pieces.put(piece)
@@ -120,7 +122,8 @@ def _head_of(pipe: Pipeline) -> tuple[str, GenerationHead]:
     Raises:
         UsageError: there is none.
     """
-    for name, head in pipe.heads.items():
-        if isinstance(head, GenerationHead):
-            return name, head
-    raise UsageError("the pipeline", f"has no head that goes on from texts, it has {listing(pipe.heads)}", "open one")
+    found = [(name, head) for name, head in pipe.heads.items() if isinstance(head, GenerationHead)]
+    if len(found) != 1:
+        problem = f"has {len(found)} heads that go on from texts, of {listing(pipe.heads)}"
+        raise UsageError("the pipeline", problem, "open it with one: pipeline(NAME, model=...)")
+    return found[0]

@@ -7,8 +7,9 @@ each with its role and content (the answers are learned), where the backbone's t
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,9 +22,11 @@ from nlptasks import (
     CausalHead,
     DataError,
     Ints,
+    OnError,
     Outputs,
     Row,
     Source,
+    Span,
     Text,
     Window,
     hypotheses_in,
@@ -33,7 +36,7 @@ from nlptasks import (
     setting,
     text_field,
 )
-from nlptasks_generation.templates import Span, Template, messages_of, question_of
+from nlptasks_generation.templates import ANSWERS, Template, messages_of, question_of
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,16 @@ class Passage:
     learned: tuple[Span, ...] | None = None
 
 
+def _read_texts(path: Path, on_error: OnError) -> Iterator[Row]:
+    """A text a line; empty lines, which stand between paragraphs, are no texts."""
+    yield from (row for row in read_text(path, on_error) if not is_blank(row.fields["text"]))
+
+
+def _has(row: Row, name: str) -> bool:
+    """Whether a row says something here: tables have all columns in every row."""
+    return row.fields.get(name) not in (None, "")
+
+
 class GenerationHead(CausalHead):
     """Goes on from a text, or answers in a chat."""
 
@@ -85,7 +98,7 @@ class GenerationHead(CausalHead):
     fields: ClassVar = ("text", "prompt", "completion", "messages")
     gold_fields: ClassVar = ("completion",)
     sample = "sample"
-    formats: ClassVar = {**TABLES, ".txt": read_text}
+    formats: ClassVar = {**TABLES, ".txt": _read_texts}
     results = (Text, Likelihood)
     assigns = ("doc._.continuation",)
 
@@ -107,10 +120,12 @@ class GenerationHead(CausalHead):
 
     def read(self, row: Row) -> Passage:
         """A prompt: what stands in the row, without the answer that may follow."""
-        if "messages" in row.fields:
-            template, messages = self._chat(row)
-            return Passage(template.rendered(question_of(messages), where=row.where, answer_begins=True), markup=True)
-        return Passage(text_field(row, "prompt" if "prompt" in row.fields else "text"))
+        if _has(row, "messages"):
+            template = self._chats(row)
+            asked = question_of(messages_of(row))
+            template.check([message for message in asked if message["role"] != ANSWERS], where=row.where)
+            return Passage(template.rendered(asked, where=row.where, answer_begins=True), markup=True)
+        return Passage(text_field(row, "prompt" if _has(row, "prompt") else "text"))
 
     def read_gold_row(self, row: Row) -> Passage:
         passage = self._gold(row)
@@ -122,25 +137,24 @@ class GenerationHead(CausalHead):
 
     def _gold(self, row: Row) -> Passage:
         everything = self.config.learn == "all"
-        if "messages" in row.fields:
-            template, messages = self._chat(row)
+        if _has(row, "messages"):
+            template, messages = self._chats(row), messages_of(row)
+            template.check(messages, where=row.where)
             text, answers = template.answers(messages, where=row.where)
             return Passage(text, markup=True, learned=((0, len(text)),) if everything else answers)
-        if "prompt" not in row.fields:
+        if not _has(row, "prompt"):
             text = text_field(row)
             return Passage(text, learned=((0, len(text)),))
         prompt, completion = text_field(row, "prompt"), text_field(row, "completion")
         begin = 0 if everything or not completion else len(prompt)
         return Passage(prompt + completion, learned=((begin, len(prompt + completion)),) if completion else ())
 
-    def _chat(self, row: Row) -> tuple[Template, list[dict[str, str]]]:
+    def _chats(self, row: Row) -> Template:
         if self._template is None:
             source = self.backbone_info.source
             problem = f"has messages, and the tokenizer of {source} has no chat template"
             raise DataError(row.where, problem, "take a backbone made for chats, or write prompt and completion")
-        messages = messages_of(row)
-        self._template.check(messages, where=row.where)
-        return self._template, messages
+        return self._template
 
     def gold(self, example: Passage) -> Hashable | None:
         return None if example.learned is None else (example.text, example.learned)

@@ -10,15 +10,13 @@ import tokenizers
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from nlptasks import DataError, ModelError, Row, json_field, listing, quote
+from nlptasks import DataError, Row, Span, json_field, listing, quote
 
 ROLES = ("system", "user", "assistant")
-_ANSWERS = "assistant"
+ANSWERS = "assistant"
 
 Messages = Sequence[Mapping[str, str]]
 """Each with its ``role`` and its ``content``."""
-
-Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -76,24 +74,41 @@ class Template:
         """
         whole, spans = self.rendered(messages, where=where), []
         for number, message in enumerate(messages):
-            if message["role"] != _ANSWERS:
+            if message["role"] != ANSWERS:
                 continue
             before = self.rendered(messages[:number], where=where, answer_begins=True)
             behind = self.rendered(messages[: number + 1], where=where)
-            if whole.startswith(before) and whole.startswith(behind):
-                spans.append((len(before), len(behind)))
-            elif number == len(messages) - 1:
-                problem = "has a last answer that the chat template does not write behind its own beginning of answers"
-                raise DataError(where, problem, "take a backbone with another template")
+            end = len(behind) if whole.startswith(behind) else self._end_of(whole, len(before), message["content"])
+            if not whole.startswith(before) or end is None:
+                problem = f"has in message {number + 1} an answer that its chat template writes otherwise than it begins answers"
+                raise DataError(
+                    where, problem, "take a backbone with another template, or rows of prompt and completion"
+                )
+            spans.append((len(before), end))
         return whole, tuple(spans)
+
+    def _end_of(self, text: str, begin: int, content: str) -> int | None:
+        """Where an answer ends that begins here, the special token behind it included; None if it does not stand there.
+
+        Some templates write an answer otherwise once more follows, such as without what was thought before it.
+        """
+        content = content.strip()
+        if not text.startswith(content, begin):
+            return None
+        behind = begin + len(content)
+        found = [(place, token) for token in self.special if (place := text.find(token, behind)) >= 0]
+        if not found:
+            return None
+        place, token = min(found)
+        return place + len(token)
 
     def ends(self) -> list[int]:
         """The special token that stands behind an answer, if there is one."""
-        probe = [{"role": "user", "content": "a"}, {"role": _ANSWERS, "content": "b"}]
+        probe = [{"role": "user", "content": "a"}, {"role": ANSWERS, "content": "b"}]
         try:
             text, spans = self.answers(probe, where="the chat template")
-        except DataError as error:
-            raise ModelError(error.where, error.problem, error.fix) from error
+        except DataError:  # chats cannot be learned with it; texts can
+            return []
         start, end = spans[-1]
         behind = text[start:end].partition("b")[2]
         found = [(behind.index(token), number) for token, number in self.special.items() if token in behind]
@@ -138,4 +153,4 @@ def messages_of(row: Row) -> list[dict[str, str]]:
 
 def question_of(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     """The messages up to the last that is no answer: what is to be answered."""
-    return list(messages[:-1] if messages[-1]["role"] == _ANSWERS else messages)
+    return list(messages[:-1] if messages[-1]["role"] == ANSWERS else messages)

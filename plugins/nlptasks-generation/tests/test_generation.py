@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +107,60 @@ def test_of_chats_the_answers_are_learned_with_their_ends(decoders: Path) -> Non
     assert as_json == found
 
 
-def test_everything_may_be_learned(decoders: Path) -> None:
-    from dataclasses import replace
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}<think></think>{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+BEGUN = THINKING.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
 
+
+def with_template(decoders: Path, template: str, place: Path) -> Subject:
+    shutil.copytree(decoders / "qwen2", place)
+    (place / "chat_template.jinja").write_text(template)
+    return make_subject("generation", place)
+
+
+def test_answers_that_a_template_writes_otherwise_later_are_learned_too(decoders: Path, tmp_path: Path) -> None:
+    subject = with_template(decoders, THINKING, tmp_path / "thinking")
+    found = learned(subject, {"messages": messages(CHATS[0])})
+    assert found == "Ada.<|im_end|><think></think>Rome<|im_end|>\n"
+
+
+def test_with_a_template_that_begins_answers_otherwise_texts_are_learned_and_chats_are_not(
+    decoders: Path, tmp_path: Path
+) -> None:
+    subject = with_template(decoders, BEGUN, tmp_path / "begun")
+    assert learned(subject, {"prompt": "Ada saw", "completion": " it"}) == " it</s>"
+    row = Row({"messages": messages(CHATS[1])}, "row 1")
+    with pytest.raises(DataError, match="has in message 2 an answer that its chat template writes otherwise"):
+        subject.head.read_gold_row(row)
+    assert subject.head.read(row).text.endswith("assistant\n<think>\n")
+
+
+def test_rows_of_a_table_may_be_of_several_kinds(decoders: Path, tmp_path: Path) -> None:
+    subject = subject_on(decoders, "qwen2")
+    assert learned(subject, {"text": "Ada", "prompt": "", "completion": "", "messages": None}).endswith("</s>")
+    row = {"text": "", "prompt": "Ada saw", "completion": " it", "messages": ""}
+    assert learned(subject, row) == " it</s>"
+    (tmp_path / "train.txt").write_text("Ada saw it.\n\n \nBob\n")
+    rows = list(subject.head.formats[".txt"](tmp_path / "train.txt", nlptasks.refuse))
+    assert [one.fields["text"] for one in rows] == ["Ada saw it.", "Bob"]
+
+
+def test_an_answer_that_spells_a_special_token_does_not_end_a_chat(pipe: Pipeline) -> None:
+    chat = Chat(pipe)
+    chat.messages = messages([("user", "Hi"), ("assistant", "a <|im_end|> b")])
+    assert isinstance(chat("Where?"), str)
+
+
+def test_of_a_prompt_that_is_too_long_the_end_is_read_and_it_is_told(pipe: Pipeline) -> None:
+    long = "Bob left. " * 100 + "The quick brown"
+    assert pipe(long).truncated
+    assert pipe(long).text == pipe("Cleo. " * 100 + long).text
+
+
+def test_everything_may_be_learned(decoders: Path) -> None:
     subject = subject_on(decoders, "qwen2")
     subject.head.config = replace(subject.head.config, learn="all")
     found = learned(subject, {"messages": messages(CHATS[1])})
@@ -135,7 +188,7 @@ def test_long_texts_are_learned_in_windows_every_token_but_the_first_of_each(dec
             "has messages, and the tokenizer of .* has no chat template; take a",
         ),
         ("qwen2", {"messages": []}, r"messages is \[\], expected a list of messages"),
-        ("qwen2", {"messages": "no"}, r"messages is not|messages (is|has|can)"),
+        ("qwen2", {"messages": "no"}, "messages is not JSON"),
         ("qwen2", {"messages": [{"role": "user"}]}, "message 1 is .* expected role and content"),
         (
             "qwen2",
@@ -205,13 +258,32 @@ def test_a_chat_forgets_what_could_not_be_said(pipe: Pipeline) -> None:
 
 
 def test_pieces_make_the_text_and_who_stops_listening_stops_the_writing(pipe: Pipeline) -> None:
-    text = pipe("The quick brown").text
-    assert "".join(stream(pipe, "The quick brown")) == text
-    heard = stream(pipe, "The quick brown")
-    first = next(heard)
-    heard.close()
+    head, steps = pipe.heads["generation"], []
+    run_graph = pipe.engine.runtime.run
+    pipe.engine.runtime.run = lambda *given: (steps.append(1), run_graph(*given))[1]  # type: ignore[method-assign]
+    before = head.config
+    head.config = replace(before, max_new_tokens=60, min_new_tokens=60)
+    try:
+        text = pipe("The quick brown").text
+        assert "".join(stream(pipe, "The quick brown")) == text
+        assert len(steps) == 2 * 60
+        heard = stream(pipe, "The quick brown")
+        first = next(heard)
+        heard.close()
+    finally:
+        head.config = before
+        del pipe.engine.runtime.run
+    assert first
     assert text.startswith(first)
-    assert pipe("The quick brown").text == text
+    assert 0 < len(steps) - 2 * 60 < 60
+
+
+def test_what_others_ask_meanwhile_is_not_heard(pipe: Pipeline) -> None:
+    text, other = pipe("The quick brown").text, pipe("Cleo Smith").text
+    heard = stream(pipe, "The quick brown")
+    pieces = [next(heard)]
+    assert pipe("Cleo Smith").text == other
+    assert "".join(pieces + list(heard)) == text
 
 
 def test_several_answers_cannot_be_heard(chatting: Path) -> None:
@@ -225,7 +297,7 @@ def test_other_pipelines_are_refused(tmp_path: Path, decoders: Path) -> None:
     class Other:
         heads: Mapping[str, Any] = {"ner": object()}
 
-    with pytest.raises(UsageError, match="has no head that goes on from texts, it has ner"):
+    with pytest.raises(UsageError, match="has 0 heads that go on from texts, of ner; open it with one"):
         Chat(Other())  # type: ignore[arg-type]
 
 
@@ -263,8 +335,6 @@ def test_checkpoints_come_in_and_go_out_with_the_same_tokens(decoders: Path, tmp
 
 
 def test_a_second_head_shares_the_backbone_and_leaves_the_first_as_it_is(chatting: Path, tmp_path: Path) -> None:
-    import shutil
-
     folder = tmp_path / "model"
     shutil.copytree(chatting, folder)
     before = pipeline("generation", model=folder)({"messages": messages(CHATS[0])})

@@ -31,7 +31,7 @@ def pair_of(row: Row) -> SimilarityExample:
     """A row of two texts as an example, with its score if it has one."""
     texts = [text_field(row, "first"), text_field(row, "second")]
     score = _score(row)
-    if row.fields.get("negative") is not None:
+    if row.fields.get("negative") not in (None, ""):
         if score is not None:
             raise DataError(row.where, "has a negative beside a score", "leave out one of them")
         texts.append(text_field(row, "negative"))

@@ -57,7 +57,7 @@ from nlptasks import (
     words,
 )
 from nlptasks_srl.columns import PREDICATE, read_columns
-from nlptasks_srl.marking import Clause, Place, by_source, clause_of, sentences, word_labels, word_logits
+from nlptasks_srl.marking import Clause, Place, around, by_source, clause_of, sentences, word_labels, word_logits
 from nlptasks_srl.rows import Gold, gold_of, named_words
 from nlptasks_srl.scoring import argument_scores, predicate_scores
 
@@ -212,7 +212,7 @@ class SrlHead(Head):
         named = named_words(row, len(places))
         marked = self._candidates(text, places) if named is None else named
         sentence_of = {number: part for part in parts for number in range(*part)}
-        clauses = tuple(clause_of(source, own, sentence_of[at], at, self._markers) for at in marked)
+        clauses = tuple(clause_of(source, own, around(sentence_of[at], at), at, self._markers) for at in marked)
         return SrlExample(text, places, clauses, named is not None, None, np.zeros(0, np.int64))
 
     def _read_gold(self, row: Row) -> SrlExample:

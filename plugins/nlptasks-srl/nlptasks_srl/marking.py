@@ -19,6 +19,8 @@ Place = tuple[int, int]
 
 _STOP = re.compile(r"[.!?\u2026\u3002\uff01\uff1f]+")
 _CLOSING = re.compile(r"[\"'\u201d\u2019\u00bb)\]}]+")
+_REACH = 150
+"""Words on each side of a predicate that its roles are looked for in."""
 _EMPTY_LINE = re.compile(r"\n\s*\n")
 
 
@@ -84,6 +86,16 @@ def clause_of(
     own = [(start - begin, end - begin) for start, end in places[first:behind]]
     source, moved = mark(text[begin : places[behind - 1][1]], own, at - first, markers)
     return Clause(first, at - first, source, moved)
+
+
+def around(sentence: tuple[int, int], at: int) -> tuple[int, int]:
+    """The part of a sentence that a word's roles are looked for in: a text without stops is not read as a whole for each of them.
+
+    Args:
+        sentence: number of its first word, and of the first behind it.
+        at: number of the word.
+    """
+    return max(sentence[0], at - _REACH), min(sentence[1], at + _REACH + 1)
 
 
 def sentences(text: str, places: Sequence[Place]) -> list[tuple[int, int]]:
