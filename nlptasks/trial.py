@@ -212,13 +212,6 @@ class _Trial:
             readings = self._readings(self._examples)
         with attributed(self._task, "decode"):
             results = [result_of(self._head, reading) for reading in readings]
-        with attributed(self._task, "metrics"):
-            found = self._head.metrics(self._examples, results)
-            main = self._head.main_metric
-            if not isinstance(found, Mapping) or main not in found:
-                raise _WrongError(f"gave {quote(found)}, without {main}, the main metric")
-            wrong = {metric: value for metric, value in found.items() if not _is_finite(value)}
-            _expect(not wrong, f"gave {quote(wrong)}, expected finite numbers")
         with attributed(self._task, "read (of a row without its gold answer)"):
             asked = [
                 examples_of({name: self._head}, self._subject.rows["train"][unit.index])[0] for unit in self._units
@@ -230,6 +223,13 @@ class _Trial:
             )
         with attributed(self._task, "decode, of a text without tokens,"):
             self._check_plain([self._head.decode(asked[0][name], [], [])])
+        with attributed(self._task, "metrics"):
+            found = self._head.metrics(self._examples, results)
+            main = self._head.main_metric
+            if not isinstance(found, Mapping) or main not in found:
+                raise _WrongError(f"gave {quote(found)}, without {main}, the main metric")
+            wrong = {metric: value for metric, value in found.items() if not _is_finite(value)}
+            _expect(not wrong, f"gave {quote(wrong)}, expected finite numbers")
 
     def _readings(self, examples: Sequence[Any]) -> list[Reading]:
         """What the passes over examples give."""

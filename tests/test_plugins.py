@@ -455,7 +455,7 @@ IN_THE_TRIAL = {
                        "(ZeroDivisionError: division by zero)"),
     "decode raises": (
         changed("        return Length(", "        1 / 0\n        return Length("),
-        "decode, of a text without tokens, failed at ",
+        "decode failed at ",
     ),
     "not a number": (changed("self.layer(states[:, 0]).squeeze(-1)}", "self.layer(states[:, 0]).squeeze(-1) * float('nan')}"),
                      "forward gave length that are no numbers (nan)"),
