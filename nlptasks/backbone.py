@@ -317,7 +317,7 @@ def kind_of(config: Any) -> str:
 def longest_window(trunk: nn.Module, config: Any) -> int:
     """Tokens that a backbone can read at once, special ones included; at most `MAX_TOKENS` of its kind."""
     most = MAX_TOKENS[kind_of(config)]
-    positions = getattr(config, "max_position_embeddings", None) or most
+    positions = getattr(config, "max_position_embeddings", None) or MAX_TOKENS[ENCODER]  # T5 does not say
     for name, module in trunk.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             # RoBERTa counts positions from behind the padding's

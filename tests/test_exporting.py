@@ -226,6 +226,7 @@ from nlptasks.heads.base import Graph
 
 class Branching(ToyHead):
     """Looks at the numbers to know what to do."""
+    contract = 1
 
     def forward(self, states, batch):
         scores = self.net(states[:, 0])
@@ -234,6 +235,7 @@ class Branching(ToyHead):
 
 class Leaving(ToyHead):
     """Leaves PyTorch."""
+    contract = 1
 
     def forward(self, states, batch):
         return {"scores": torch.from_numpy(self.net(states[:, 0]).numpy())}
@@ -251,6 +253,7 @@ class Fork(Graph):
 
 class Further(ToyHead):
     """Has a further graph."""
+    contract = 1
 
     def graphs(self):
         return {"fork": Fork()}
@@ -268,7 +271,8 @@ def odd_heads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     place = tmp_path_factory.mktemp("site")
     info = place / "oddheads-1.0.dist-info"
     info.mkdir()
-    (place / "oddheads.py").write_text(TOY + ODD)
+    (place / "oddheads" / "sample").mkdir(parents=True)
+    (place / "oddheads" / "__init__.py").write_text(TOY + ODD)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: oddheads\nVersion: 1.0\n")
     points = "".join(f"{task} = oddheads:{task.capitalize()}\n" for task in REASONS)
     (info / "entry_points.txt").write_text(f"[nlptasks.heads]\n{points}")

@@ -656,6 +656,15 @@ def test_public_names_are_there_and_plugins_use_no_others() -> None:
 # A stranger's head is a first-class head
 
 
+def test_a_module_alone_has_no_place_for_a_sample(install: Install) -> None:
+    package = install("bad-head")
+    shutil.move(package / "__init__.py", package.parent / "alone.py")
+    shutil.rmtree(package)
+    shutil.move(package.parent / "alone.py", package.parent / "bad_head.py")
+    with pytest.raises(PluginError, match="has no sample data in sample; put them into the package"):
+        head_class("long")
+
+
 def test_a_copy_of_a_built_in_head_in_a_foreign_package_learns_and_answers_the_same(
     install: Install, backbones: Path, conll_data: Path, tmp_path: Path
 ) -> None:

@@ -360,9 +360,16 @@ class Head(nn.Module, ABC):
             return f"stands on the backbones {listing(cls.backbones)}", f"take some of {listing(_EXAMPLES)}"
         if not is_dataclass(cls.Config):
             return "has a Config that is no dataclass", "write @dataclass(frozen=True) above it"
-        if not isinstance(cls.sample, str) or not cls.sample_folder().is_dir():
+        if not cls._has_sample():
             return f"has no sample data in {cls.sample}", "put them into the package (as package-data)"
         return None
+
+    @classmethod
+    def _has_sample(cls) -> bool:
+        try:
+            return isinstance(cls.sample, str) and cls.sample_folder().is_dir()
+        except TypeError:  # a module alone, which can have no folder
+            return False
 
     @classmethod
     def sample_folder(cls) -> Path:
