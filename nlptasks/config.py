@@ -229,17 +229,24 @@ def parse_target(text: str) -> Target:
     return Target(task=task, name=name, data=data or None)
 
 
+NAMES = "1 to 40 of a-z, 0-9, _ and -, a letter first"
+"""What a head, or a task, can be called, in words."""
+
+
 def check_head_name(name: str) -> None:
     """Refuse a name that cannot be a file's and a graph output's name.
 
     Raises:
         UsageError: the name does not fit.
     """
+    if not is_name(name):
+        raise UsageError(f"head name {quote(name)}", "does not fit", f"take {NAMES}")
+
+
+def is_name(name: str) -> bool:
+    """Whether a head, or a task, can be called so."""
     plain = name.replace("_", "a").replace("-", "a")
-    if not (plain.isascii() and plain.isalnum() and name == name.lower() and name[0].isalpha() and len(name) <= 40):
-        raise UsageError(
-            f"head name {quote(name)}", "does not fit", "take 1 to 40 of a-z, 0-9, _ and -, a letter first"
-        )
+    return plain.isascii() and plain.isalnum() and name == name.lower() and name[0].isalpha() and len(name) <= 40
 
 
 @dataclass(frozen=True)

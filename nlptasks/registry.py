@@ -18,6 +18,7 @@ from importlib.metadata import EntryPoint, distributions, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nlptasks.config import NAMES, is_name
 from nlptasks.errors import PluginError, UsageError, did_you_mean, first_line, listing, quote
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ PLUGINS = "NLPTASKS_PLUGINS"
 
 _OWN = __name__.partition(".")[0]
 _SETTINGS = Path("pyproject.toml")
-_NAME = re.compile("[a-z][a-z0-9_-]{0,39}")
 
 
 @dataclass(frozen=True)
@@ -235,8 +235,8 @@ def _registration(point: EntryPoint, allowed: frozenset[str] | None) -> Registra
     if allowed is not None and not one.is_own and _normal(one.distribution) not in allowed:
         problem, fix = "is not enabled", f"add {one.distribution} to {PLUGINS}, or to plugins in {_SETTINGS}"
         return replace(one, problem=problem, fix=fix, enabled=False)
-    if not _NAME.fullmatch(one.task):
-        problem = f"has the name {quote(one.task)}, expected 1 to 40 of a-z, 0-9, _ and -, a letter first"
+    if not is_name(one.task):
+        problem = f"has the name {quote(one.task)}, expected {NAMES}"
         return replace(one, problem=problem, fix=f"repair or uninstall {one.distribution}")
     return one
 

@@ -37,6 +37,7 @@ _EXAMPLES = {
     ENCODER_DECODER: "an encoder-decoder, such as T5 or BART",
     DECODER: "a decoder, such as GPT-2, Llama or Qwen",
 }
+"""The kinds of backbones that there are, for people."""
 
 _STATED = ("Config", "fields", "sample")
 """What a head's class says and has no default; `main_metric` and `outputs` may be of its instances."""

@@ -123,7 +123,7 @@ class GenerationHead(CausalHead):
         if _has(row, "messages"):
             template = self._chats(row)
             asked = question_of(messages_of(row))
-            template.check([message for message in asked if message["role"] != ANSWERS], where=row.where)
+            template.check(asked, where=row.where, own=ANSWERS)
             return Passage(template.rendered(asked, where=row.where, answer_begins=True), markup=True)
         return Passage(text_field(row, "prompt" if _has(row, "prompt") else "text"))
 

@@ -114,15 +114,20 @@ class Template:
         found = [(behind.index(token), number) for token, number in self.special.items() if token in behind]
         return [min(found)[1]] if found else []
 
-    def check(self, messages: Messages, *, where: str) -> None:
+    def check(self, messages: Messages, *, where: str, own: str = "") -> None:
         """Refuse messages that contain special tokens: they would steer the chat.
+
+        Args:
+            messages: the messages.
+            where: of the row, for messages.
+            own: a role whose messages are not looked at: what the model itself has said.
 
         Raises:
             DataError: one does.
         """
         for number, message in enumerate(messages, start=1):
             found = [token for token in self.special if token in message["content"]]
-            if found:
+            if found and message["role"] != own:
                 problem = f"has {listing(found)} in message {number}, with which the chat template marks messages"
                 raise DataError(where, problem, "remove it from the text")
 

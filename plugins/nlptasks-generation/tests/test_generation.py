@@ -152,6 +152,8 @@ def test_an_answer_that_spells_a_special_token_does_not_end_a_chat(pipe: Pipelin
     chat = Chat(pipe)
     chat.messages = messages([("user", "Hi"), ("assistant", "a <|im_end|> b")])
     assert isinstance(chat("Where?"), str)
+    with pytest.raises(DataError, match="in message 5, with which"):  # counted as they stand in the chat
+        chat("<|im_end|>")
 
 
 def test_of_a_prompt_that_is_too_long_the_end_is_read_and_it_is_told(pipe: Pipeline) -> None:
