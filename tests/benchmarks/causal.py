@@ -29,6 +29,7 @@ from nlptasks.pipeline import pipeline
 
 _END = "<|endoftext|>"
 _SMALL = {"n_layer": 4, "n_embd": 256, "n_head": 4, "n_positions": 128}
+_VOCABULARY = 4000
 _NEW, _PROMPTS = 32, 8
 
 
@@ -54,7 +55,7 @@ def learning(place: Path, source: Path, *, column: str, rows: int, epochs: int) 
     (place / "data").mkdir()
     for part, own in parts.items():
         (place / "data" / f"{part}.txt").write_text("\n".join(own) + "\n", encoding="utf-8")
-    decoder(place / "decoder", parts["train"], vocabulary=4000, **_SMALL)
+    decoder(place / "decoder", parts["train"], vocabulary=_VOCABULARY, **_SMALL)
     settings = TrainSettings(backbone=str(place / "decoder"), epochs=epochs, lr=1e-3, precision="fp32", device="cpu")
     nlptasks.train(f"generation={place / 'data'}", output=place / "model", settings=settings)
     nlptasks.export(place / "model")
@@ -62,14 +63,13 @@ def learning(place: Path, source: Path, *, column: str, rows: int, epochs: int) 
     for backend in ("torch", "onnx"):
         target = f"generation={place / 'data'}"
         found[backend] = nlptasks.evaluate(place / "model", target, split="test", backend=backend).metrics["perplexity"]
-    untrained = transformers.AutoModelForCausalLM.from_pretrained(place / "decoder").config.vocab_size
     prompts = [" ".join(text.split()[:3]) for text in parts["test"][:4]]
     pipe = pipeline("generation", model=place / "model", options={"generation": {"max_new_tokens": 24}})
     return {
         "rows": {part: len(own) for part, own in parts.items()},
         "dev_likelihood_by_epoch": [entry["dev"]["generation"] for entry in log["history"]],
         "test_perplexity": found,
-        "perplexity_of_a_guess": untrained,
+        "perplexity_of_a_guess": _VOCABULARY,
         "rows_per_second": log["rows_per_second"],
         "written": {prompt: pipe(prompt).text for prompt in prompts},
     }
