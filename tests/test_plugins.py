@@ -139,7 +139,8 @@ def run(*arguments: object) -> Result:
 def state_of(task: str, *options: str) -> str:
     """What ``nlptasks tasks`` says of a task."""
     done = run("tasks", *options)
-    assert done.exit_code == 0, done.output
+    broken = options == ("--check",) and "broken: " in done.stdout
+    assert done.exit_code == (7 if broken else 0), done.output
     return "\n".join(line for line in done.stdout.splitlines() if line.split()[0] == task)
 
 
@@ -174,6 +175,9 @@ def test_a_package_that_does_not_load_is_named_and_harms_nobody(
     line = state_of("long", "--check")
     assert "broken: does not load" in line
     assert message in line
+    checked = run("tasks", "--check")
+    assert checked.exit_code == 7
+    assert checked.stderr == "error: --check: 1 of 7 tasks cannot be used (long); see the list for why\n"
     assert state_of("ner", "--check").endswith("works")
     done = run("train", "long")
     assert done.exit_code == 7

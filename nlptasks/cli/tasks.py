@@ -6,13 +6,14 @@ import click
 
 from nlptasks.cli.common import Command, printable
 from nlptasks.config import default_of, limits_of, settings_of
-from nlptasks.errors import NlptasksError, UsageError, quote
+from nlptasks.errors import NlptasksError, PluginError, UsageError, quote
 from nlptasks.registry import Registration, head_class, registered
 
+_BROKEN = "broken: "
 
 @click.command("tasks", cls=Command)
 @click.argument("task", required=False)
-@click.option("--check", is_flag=True, help="import the packages, and say which of them work")
+@click.option("--check", is_flag=True, help="import the packages, and say which work; exit code 7 if one does not")
 def command(task: str | None, check: bool) -> None:
     """List the registered tasks with their packages, or the options of one TASK.
 
@@ -28,26 +29,31 @@ def command(task: str | None, check: bool) -> None:
 
 def _list(*, check: bool) -> None:
     rows = [(one.task, one.package, one.point.value, _state(one, check=check)) for one in registered()]
+    broken = [row[0] for row in rows if row[-1].startswith(_BROKEN)]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         cells = [f"{printable(cell):{width}}" for cell, width in zip(row, widths, strict=False)]
         click.echo("  ".join([*cells, printable(row[-1])]))
+    if check and broken:
+        raise PluginError(
+            "--check", f"{len(broken)} of {len(rows)} tasks cannot be used ({', '.join(broken)})", "see the list for why"
+        )
 
 
 def _state(one: Registration, *, check: bool) -> str:
     """Whether a task works, and why not; without a check, as far as that is known from its package's metadata."""
     if one.problem:
-        return f"{'broken: ' if one.enabled else ''}{one.problem}; {one.fix}"
+        return f"{_BROKEN if one.enabled else ''}{one.problem}; {one.fix}"
     if not check:
         return (
             "installed"
             if one.is_there()
-            else f"broken: has no module {quote(one.path)}; install {one.distribution} again"
+            else f"{_BROKEN}has no module {quote(one.path)}; install {one.distribution} again"
         )
     try:
         one.head_class()
     except NlptasksError as error:
-        return f"broken: {error.problem}; {error.fix}"
+        return f"{_BROKEN}{error.problem}; {error.fix}"
     return "works"
 
 
