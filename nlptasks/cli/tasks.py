@@ -11,6 +11,7 @@ from nlptasks.registry import Registration, head_class, registered
 
 _BROKEN = "broken: "
 
+
 @click.command("tasks", cls=Command)
 @click.argument("task", required=False)
 @click.option("--check", is_flag=True, help="import the packages, and say which work; exit code 7 if one does not")
@@ -36,7 +37,9 @@ def _list(*, check: bool) -> None:
         click.echo("  ".join([*cells, printable(row[-1])]))
     if check and broken:
         raise PluginError(
-            "--check", f"{len(broken)} of {len(rows)} tasks cannot be used ({', '.join(broken)})", "see the list for why"
+            "--check",
+            f"{len(broken)} of {len(rows)} tasks cannot be used ({', '.join(broken)})",
+            "see the list for why",
         )
 
 
