@@ -4,8 +4,8 @@ Such a head has the layer behind Hugging Face's base model. `encode` tells how l
 `continued` is read by the graph `step` alone, which runs the backbone itself, token by token, from a cache passed along, and is
 the same on PyTorch and on ONNX Runtime.
 
-Letters for shapes beside the usual: G prompts, K hypotheses of each, T new tokens, t tokens in the cache, P rows of the cache,
-N attention heads, D width of one, V vocabulary.
+Letters for shapes beside the usual: G prompts, K hypotheses of each, R = G*K, T new tokens, t tokens in the cache, P rows of the
+cache, N attention heads, D width of one, V vocabulary.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from nlptasks.architecture import build, refusing
 from nlptasks.backbone import DECODER, Backbone, BackboneInfo
 from nlptasks.config import decided, parse_options
-from nlptasks.decoder import continued
+from nlptasks.decoder import Layout, continued
 from nlptasks.errors import ModelError, UsageError, listing
 from nlptasks.generationconfig import end_of, options_of
 from nlptasks.heads.base import Graph, Head
@@ -234,9 +234,9 @@ class _Stub(nn.Module):
 class BackboneStep(Graph):
     """The graph `step` of a head on a decoder; it runs on the backbone that it is given.
 
-    Inputs: ``tokens`` [G,K,T]; ``rows`` [G,K], the row of the cache that each hypothesis continues; ``mask`` [G,t] of the tokens
+    Inputs: ``tokens`` [G,K,T]; ``rows`` [R], the row of the cache that each hypothesis continues; ``mask`` [G,t] of the tokens
     in the cache and ``new`` [G,T] of those that are read now, 0 for padding; and the cache [P,N,t,D], where t may be 0.
-    Outputs: ``logits`` [G,K,V] behind the last token, and the cache [G*K,N,t+T,D].
+    Outputs: ``logits`` [R,V] behind the last token, and the cache [R,N,t+T,D].
 
     Args:
         output: the head's layer.
@@ -250,7 +250,7 @@ class BackboneStep(Graph):
         super().__init__()
         self.output, self._shapes = output, shapes
         self.limits = {"tokens": int(info.config.vocab_size), "mask": 2, "new": 2, "rows": sys.maxsize}
-        self.axes = {"tokens": (0, 1, 2), "rows": (0, 1), "mask": (0, 1), "new": (0, 1)} | dict.fromkeys(
+        self.axes = {"tokens": (0, 1, 2), "rows": (0,), "mask": (0, 1), "new": (0, 1)} | dict.fromkeys(
             _names("past", shapes), (0, 2)
         )
 
@@ -263,28 +263,29 @@ class BackboneStep(Graph):
     def run(self, given: Mapping[str, Tensor], backbone: Backbone, branch: Branch | None) -> dict[str, Tensor]:
         """The outputs on this backbone, with these layers in their places."""
         tokens = given["tokens"]
-        groups, beams, new = tokens.shape
-        own = continued([given[name] for name in _names("past", self._shapes)], given["rows"].reshape(groups * beams))
+        beams, new = tokens.shape[1:]
+        layout = Layout.of(tokens, given["rows"])
+        own = continued([given[name] for name in _names("past", self._shapes)], given["rows"])
         cache = DynamicCache()
         for layer in range(len(self._shapes)):
-            cache.update(own[2 * layer], own[2 * layer + 1], layer)  # each [G*K,N,t,D]
+            cache.update(own[2 * layer], own[2 * layer + 1], layer)  # each [R,N,t,D]
         mask = torch.cat([given["mask"], given["new"]], 1)  # [G,t+T]
         places = (mask.cumsum(1) - 1).clamp(min=0)[:, mask.shape[1] - new :]  # [G,T]
 
         def states() -> Tensor:
             found: Tensor = backbone.trunk(
-                input_ids=tokens.reshape(groups * beams, new),
-                attention_mask=mask.repeat_interleave(beams, 0),
-                position_ids=places.repeat_interleave(beams, 0),
+                input_ids=layout.flat(tokens),
+                attention_mask=layout.flat(mask[:, None].expand(-1, beams, -1)),
+                position_ids=layout.flat(places[:, None].expand(-1, beams, -1)),
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state
-            return found  # [G*K,T,H]
+            return found  # [R,T,H]
 
-        logits = self.output(SharedPass(states, [branch]).states(branch)[:, -1:])  # [G*K,1,V]
+        logits = self.output(SharedPass(states, [branch]).states(branch)[:, -1:])  # [R,1,V]
         grown = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
         return {
-            "logits": logits.reshape(groups, beams, logits.shape[-1]),
+            "logits": logits[:, 0],
             **dict(zip(_names("present", self._shapes), grown, strict=True)),
         }
 
@@ -298,7 +299,7 @@ class BackboneStep(Graph):
         past = dict(zip(_names("past", self._shapes), [shape for shape in self._shapes for _ in "kv"], strict=True))
         return {
             "tokens": torch.randint(self.output.vocabulary_size, (groups, beams, new), generator=draw),
-            "rows": torch.randint(rows, (groups, beams), generator=draw),
+            "rows": torch.randint(rows, (groups * beams,), generator=draw),
             "mask": mask[:, :cached],
             "new": mask[:, cached:],
             **{name: torch.randn(rows, n, cached, d, generator=draw) for name, (n, d) in past.items()},
@@ -359,12 +360,13 @@ class _Stepper:
         elif not self._told_apart:
             rows, self._told_apart = rows // beams, True
         new = self._new if is_first else np.ones((len(tokens), tokens.shape[2]), dtype=np.int64)
-        given = {"tokens": tokens, "rows": rows, "mask": self._mask, "new": new, **self._cache}
+        given = {"tokens": tokens, "rows": rows.reshape(-1), "mask": self._mask, "new": new, **self._cache}
         outputs = self._runtime.run(self._graph, given)
         self._mask = np.concatenate([self._mask, new], 1)
         names = zip(_names("past", self._shapes), _names("present", self._shapes), strict=True)
         self._cache = {past: outputs[present] for past, present in names}
-        return torch.from_numpy(checked(self._runtime.fetch(outputs["logits"]))).expand(-1, beams, -1)
+        logits = torch.from_numpy(checked(self._runtime.fetch(outputs["logits"])))  # [R,V]
+        return logits.reshape(*rows.shape, -1).expand(-1, beams, -1)
 
     def keep(self, groups: Ints) -> None:
         self._mask = self._mask[groups]

@@ -3,8 +3,8 @@
 The Hugging Face model of a sequence-to-sequence config is built, and its encoder taken out. What its attention remembers goes in
 and comes out as plain tensors, so that PyTorch and ONNX Runtime run the same graph and nothing is kept between two calls.
 
-Letters for shapes beside the usual: G sources, K hypotheses of each, T new tokens, t tokens in the cache, P rows of the cache,
-N attention heads, D width of one, V vocabulary.
+Letters for shapes beside the usual: G sources, K hypotheses of each, R = G*K, T new tokens, t tokens in the cache, P rows of the
+cache, N attention heads, D width of one, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import copy
 import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,8 +32,41 @@ from transformers.modeling_outputs import BaseModelOutput
 from nlptasks.architecture import freeze_computed
 
 _ATTENTION = "sdpa_by_source"
-_BEAMS: ContextVar[int] = ContextVar("beams", default=1)
-"""K of the step under way: where it is open, to find it out from shapes takes the tracer longer than everything else."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the hypotheses of a step stand: as rows [R,...], and by source [G,K,...].
+
+    One is made from the other by indexes, not by reshaping. So R is a number of its own to the tracer, not the product G*K,
+    which would stand in the shapes of all layers: to reckon with it takes the tracer as long as everything else.
+
+    Attributes:
+        places: of the rows [G,K].
+        every: all of them [R].
+    """
+
+    places: Tensor
+    every: Tensor
+
+    @classmethod
+    def of(cls, tokens: Tensor, rows: Tensor) -> Layout:
+        """That of tokens [G,K,T] which continue these rows [R] of a cache."""
+        groups, beams, _ = tokens.shape
+        places = torch.arange(groups * beams, device=rows.device).reshape(groups, beams)
+        return cls(places, torch.arange(rows.shape[0], device=rows.device))  # of `len`, a tracer would make a constant
+
+    def flat(self, grouped: Tensor) -> Tensor:
+        """As rows [R,...] what is there by source [G,K,...]."""
+        return grouped.flatten(0, 1).index_select(0, self.every)
+
+    def grouped(self, flat: Tensor) -> Tensor:
+        """By source [G,K,...] what is there as rows [R,...]."""
+        return flat[self.places]
+
+
+_LAYOUT: ContextVar[Layout | None] = ContextVar("layout", default=None)
+"""That of the step under way."""
 
 
 class Decoder(nn.Module):
@@ -107,33 +141,32 @@ class Decoder(nn.Module):
         """Read some tokens more.
 
         Args:
-            given: ``tokens`` [G,K,T]; ``rows`` [G,K], the row of the cache that each hypothesis continues; ``mask`` [G,S] of
+            given: ``tokens`` [G,K,T]; ``rows`` [R], the row of the cache that each hypothesis continues; ``mask`` [G,S] of
                 the sources; what `cross` gave [G,N,S,D]; and the cache [P,N,t,D], where t may be 0.
 
         Returns:
-            ``logits`` [G,K,V] behind the last token, and the cache [G*K,N,t+T,D].
+            ``logits`` [R,V] behind the last token, and the cache [R,N,t+T,D].
         """
         tokens, rows, mask = given["tokens"], given["rows"], given["mask"]
-        groups, beams, new = tokens.shape
-        rows = rows.reshape(groups * beams)
-        own = continued([given[name] for name in self.past], rows)  # each [G*K,N,t,D]
+        beams = tokens.shape[1]
+        layout = Layout.of(tokens, rows)
+        own = continued([given[name] for name in self.past], rows)  # each [R,N,t,D]
         cache = _cache(own, [given[name] for name in self.crosses])
-        unused = given[self.crosses[0]].new_zeros(groups * beams, mask.shape[1], 1)  # stands for states that are known
-        before = _BEAMS.set(beams)
+        unused = given[self.crosses[0]].new_zeros(rows.shape[0], mask.shape[1], 1)  # stands for states that are known
+        before = _LAYOUT.set(layout)
         try:
             outputs = self.model(
                 encoder_outputs=BaseModelOutput(last_hidden_state=unused),
-                attention_mask=mask.repeat_interleave(beams, 0),
-                decoder_input_ids=tokens.reshape(groups * beams, new),
+                attention_mask=layout.flat(mask[:, None].expand(-1, beams, -1)),
+                decoder_input_ids=layout.flat(tokens),
                 past_key_values=cache,
                 use_cache=True,
             )
         finally:
-            _BEAMS.reset(before)
+            _LAYOUT.reset(before)
         grown = [tensor for layer in cache.self_attention_cache.layers for tensor in (layer.keys, layer.values)]
-        logits = outputs.logits[:, -1]  # [G*K,V]
         return {
-            "logits": logits.reshape(groups, beams, logits.shape[-1]),
+            "logits": outputs.logits[:, -1],  # [R,V]
             **dict(zip(self.present, grown, strict=True)),
         }
 
@@ -218,26 +251,25 @@ def _by_source(
     position_bias: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of several hypotheses [G*K,N,T,D] to the keys of their one source [G,N,S,D], which are not copied for it.
+    """Attention of several hypotheses [R,N,T,D] to the keys of their one source [G,N,S,D], which are not copied for it.
 
     Where there are as many keys as queries, as in self-attention, K is 1.
     """
-    rows, heads, new, width = query.shape
-    groups = key.shape[0]
-    bias = _bias(attention_mask, position_bias)  # [G*K,1 or N,T,S]
-    if statically_known_true(rows == groups):  # not where K is open, as in a graph
+    new = query.shape[2]
+    bias = _bias(attention_mask, position_bias)  # [R,1 or N,T,S]
+    layout = _LAYOUT.get()
+    if layout is None or statically_known_true(query.shape[0] == key.shape[0]):  # not where K is open, as in a graph
         found = nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling
         )
         return found.transpose(1, 2), None
-    beams = _BEAMS.get()
-    query = query.reshape(groups, beams, heads, new, width).transpose(1, 2).reshape(groups, heads, beams * new, width)
-    bias = bias.reshape(groups, beams, *bias.shape[1:]).transpose(1, 2).flatten(2, 3)  # [G,1 or N,K*T,S]
+    query = layout.grouped(query).transpose(1, 2).flatten(2, 3)  # [G,N,K*T,D]
+    bias = layout.grouped(bias).transpose(1, 2).flatten(2, 3)  # [G,1 or N,K*T,S]
     found = nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling
     )  # [G,N,K*T,D]
-    found = found.reshape(groups, heads, beams, new, width).permute(0, 2, 3, 1, 4)  # [G,K,T,N,D]
-    return found.reshape(rows, new, heads, width), None
+    sizes = *found.shape[:2], layout.places.shape[1], new, found.shape[3]
+    return layout.flat(found.reshape(sizes).permute(0, 2, 3, 1, 4)), None  # of [G,K,T,N,D]
 
 
 def _bias(mask: Tensor, position_bias: Tensor | None) -> Tensor:

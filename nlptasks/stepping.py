@@ -21,7 +21,7 @@ from nlptasks.types import STEP, Ints, Outputs, Pass
 MOST_SCORES = 2**25
 """Scores of tokens that a step gives at most, if that leaves a source: 128 MiB, a few times over."""
 
-_SIZES = ((2, 3, 4, 5, 7, 6), (1, 1, 1, 0, 1, 2), (3, 1, 1, 0, 1, 9), (2, 4, 1, 3, 8, 7), (2, 1, 3, 10, 2, 5))
+_SIZES = ((2, 3, 4, 5, 7, 8), (1, 1, 1, 0, 1, 2), (3, 1, 1, 0, 1, 9), (2, 4, 1, 3, 8, 7), (2, 1, 3, 10, 2, 5))
 """Sizes G, K, T, t, P, S of the inputs by which two ways to run a step are compared."""
 
 
@@ -36,7 +36,7 @@ class StepGraph(Graph):
         self.limits = {"tokens": decoder.vocabulary_size, "mask": 2, "rows": sys.maxsize}  # none from the end
         self.axes = {
             "tokens": (0, 1, 2),
-            "rows": (0, 1),
+            "rows": (0,),
             "mask": (0, 1),
             **dict.fromkeys([*decoder.crosses, *decoder.past], (0, 2)),
         }
@@ -58,7 +58,7 @@ class StepGraph(Graph):
         }
         return {
             "tokens": torch.randint(self.decoder.vocabulary_size, (groups, beams, new), generator=draw),
-            "rows": torch.randint(rows, (groups, beams), generator=draw),
+            "rows": torch.randint(rows, (groups * beams,), generator=draw),
             "mask": mask,
             **{name: torch.randn(shape, generator=draw) for name, shape in floats.items()},
         }
@@ -75,11 +75,12 @@ class CachedStepper:
         self._cache: dict[str, Any] = {name: empty.numpy() for name, empty in decoder.empty_cache().items()}
 
     def advance(self, tokens: Ints, rows: Ints) -> Tensor:
-        outputs = self._runtime.run(self._graph, {"tokens": tokens, "rows": rows, **self._fixed, **self._cache})
+        given = {"tokens": tokens, "rows": rows.reshape(-1), **self._fixed, **self._cache}
+        outputs = self._runtime.run(self._graph, given)
         self._cache = {
             past: outputs[name] for past, name in zip(self._decoder.past, self._decoder.present, strict=True)
         }
-        return torch.from_numpy(checked(self._runtime.fetch(outputs["logits"])))
+        return torch.from_numpy(checked(self._runtime.fetch(outputs["logits"]))).reshape(*rows.shape, -1)
 
     def keep(self, groups: Ints) -> None:
         mask = self._fixed.pop("mask")

@@ -222,7 +222,7 @@ def test_what_one_graph_gives_another_is_not_copied(writer: Path, beams: int, pa
     texts = ["Ada saw Rome.", "Bob left Paris and Rome.", "Dan"]
     found = pipe(texts)
     assert len(fetched) > 2
-    assert {len(shape) for shape in fetched} == {3}  # logits [G,K,V]; states and caches have four axes
+    assert {len(shape) for shape in fetched} == {2}  # logits [R,V]; states and caches have four axes
     states = [array for array in given if array.ndim == 4]
     assert states
     assert all(array.size == 0 for array in states)  # what a cache begins with
@@ -251,5 +251,5 @@ def test_in_fp16_steps_hand_on_fp16(writer: Path, tmp_path: Path, passages: Any)
     assert kinds.pop("logits") == "tensor(float)"
     assert set(kinds.values()) == {"tensor(float16)"}
     assert {name.partition("_")[0] for name in kinds} == {"cross", "present"}
-    assert {len(shape) for shape in fetched} == {3}
+    assert {len(shape) for shape in fetched} == {2}
     assert not any(array.size for array in given if array.ndim == 4)

@@ -40,11 +40,11 @@ class Steps:
     def advance(self, tokens: np.ndarray, rows: np.ndarray) -> torch.Tensor:
         self.groups.append(len(tokens))
         self.lengths.append(tokens.shape[2])
-        given = {"tokens": torch.from_numpy(tokens), "rows": torch.from_numpy(rows), "mask": self.mask}
+        given = {"tokens": torch.from_numpy(tokens), "rows": torch.from_numpy(rows.reshape(-1)), "mask": self.mask}
         with torch.no_grad():
             found = self.decoder.step({**given, **self.cross, **self.past})
         self.past = {old: found[new] for old, new in zip(self.decoder.past, self.decoder.present, strict=True)}
-        return found["logits"]
+        return found["logits"].reshape(*rows.shape, -1)
 
     def keep(self, groups: np.ndarray) -> None:
         rows = torch.from_numpy(groups)
