@@ -263,20 +263,19 @@ class BackboneStep(Graph):
     def run(self, given: Mapping[str, Tensor], backbone: Backbone, branch: Branch | None) -> dict[str, Tensor]:
         """The outputs on this backbone, with these layers in their places."""
         tokens = given["tokens"]
-        beams, new = tokens.shape[1:]
         layout = Layout.of(tokens, given["rows"])
         own = continued([given[name] for name in _names("past", self._shapes)], given["rows"])
         cache = DynamicCache()
         for layer in range(len(self._shapes)):
             cache.update(own[2 * layer], own[2 * layer + 1], layer)  # each [R,N,t,D]
         mask = torch.cat([given["mask"], given["new"]], 1)  # [G,t+T]
-        places = (mask.cumsum(1) - 1).clamp(min=0)[:, mask.shape[1] - new :]  # [G,T]
+        places = (mask.cumsum(1) - 1).clamp(min=0)[:, given["mask"].shape[1] :]  # [G,T]
 
         def states() -> Tensor:
             found: Tensor = backbone.trunk(
                 input_ids=layout.flat(tokens),
-                attention_mask=layout.flat(mask[:, None].expand(-1, beams, -1)),
-                position_ids=layout.flat(places[:, None].expand(-1, beams, -1)),
+                attention_mask=layout.repeated(mask),
+                position_ids=layout.repeated(places),
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state
@@ -285,7 +284,7 @@ class BackboneStep(Graph):
         logits = self.output(SharedPass(states, [branch]).states(branch)[:, -1:])  # [R,1,V]
         grown = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
         return {
-            "logits": logits[:, 0],
+            "logits": logits[:, 0],  # [R,V]
             **dict(zip(_names("present", self._shapes), grown, strict=True)),
         }
 

@@ -60,6 +60,10 @@ class Layout:
         """As rows [R,...] what is there by source [G,K,...]."""
         return grouped.flatten(0, 1).index_select(0, self.every)
 
+    def repeated(self, of_sources: Tensor) -> Tensor:
+        """As rows [R,S] what each hypothesis' source has [G,S]."""
+        return self.flat(of_sources[:, None].expand(-1, self.places.shape[1], -1))
+
     def grouped(self, flat: Tensor) -> Tensor:
         """By source [G,K,...] what is there as rows [R,...]."""
         return flat[self.places]
@@ -148,7 +152,6 @@ class Decoder(nn.Module):
             ``logits`` [R,V] behind the last token, and the cache [R,N,t+T,D].
         """
         tokens, rows, mask = given["tokens"], given["rows"], given["mask"]
-        beams = tokens.shape[1]
         layout = Layout.of(tokens, rows)
         own = continued([given[name] for name in self.past], rows)  # each [R,N,t,D]
         cache = _cache(own, [given[name] for name in self.crosses])
@@ -157,7 +160,7 @@ class Decoder(nn.Module):
         try:
             outputs = self.model(
                 encoder_outputs=BaseModelOutput(last_hidden_state=unused),
-                attention_mask=layout.flat(mask[:, None].expand(-1, beams, -1)),
+                attention_mask=layout.repeated(mask),
                 decoder_input_ids=layout.flat(tokens),
                 past_key_values=cache,
                 use_cache=True,

@@ -17,7 +17,7 @@ from nlptasks.model import ModelFolder
 from nlptasks.pipeline import pipeline
 from nlptasks.registry import head_class, tasks
 
-_GIVEN = {"max_new_tokens": 12, "source_language": "en", "target_language": "de"}
+_GIVEN = {"max_new_tokens": 12, "decoder_layers": 2, "source_language": "en", "target_language": "de"}
 """Options of the heads that have them."""
 
 
@@ -26,25 +26,20 @@ def built_in() -> list[str]:
     return sorted(name for name, one in tasks().items() if one.point.value.startswith(f"{nlptasks.__name__}."))
 
 
-def options(task: str, *, layers: int) -> dict[str, Any]:
-    """Small options for a task; where it brings a decoder, one of so many layers: each takes long to export."""
-    given = {**_GIVEN, "decoder_layers": layers}
-    return {item.name: given[item.name] for item in settings_of(head_class(task).Config) if item.name in given}
-
-
-def targets(place: Path, *, rows: int, layers: int = 2) -> list[Target]:
+def targets(place: Path, *, rows: int) -> list[Target]:
     """Every task with some rows of its sample, written into a folder."""
-    return [_target(task, place / task, rows, options(task, layers=layers)) for task in built_in()]
+    return [_target(task, place / task, rows) for task in built_in()]
 
 
-def _target(task: str, place: Path, rows: int, given: Mapping[str, Any]) -> Target:
+def _target(task: str, place: Path, rows: int) -> Target:
     cls = head_class(task)
     place.mkdir(parents=True)
     for part in ("train", "dev"):
         [sample] = cls.sample_folder().glob(f"{part}.jsonl")
         lines = sample.read_text(encoding="utf-8").splitlines(keepends=True)
         (place / sample.name).write_text("".join(lines[:rows]), encoding="utf-8")
-    return Target(task, task, str(place), options=given)
+    options = {item.name: _GIVEN[item.name] for item in settings_of(cls.Config) if item.name in _GIVEN}
+    return Target(task, task, str(place), options=options)
 
 
 def train(given: Sequence[Target], backbone: Path, output: Path, *, epochs: int = 1) -> Path:

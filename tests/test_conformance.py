@@ -131,7 +131,7 @@ def _cases() -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize(("task", "architecture"), list(_cases()))
 def test_a_head_conforms(task: str, architecture: str, backbones: Path, tmp_path: Path) -> None:
-    check_all(task, backbones / architecture, tmp_path / "model", given=covering.options(task, layers=1))
+    check_all(task, backbones / architecture, tmp_path / "model")
 
 
 def test_a_strangers_head_conforms(toy_package: None, backbones: Path, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_strangers_head_conforms(toy_package: None, backbones: Path, tmp_path:
 def test_all_heads_in_one_graph_answer_on_onnx_runtime_as_on_pytorch(
     architecture: str, backbones: Path, tmp_path: Path
 ) -> None:
-    targets = covering.targets(tmp_path / "data", rows=48, layers=1)
+    targets = covering.targets(tmp_path / "data", rows=48)
     model = covering.train(targets, backbones / architecture, tmp_path / "model", epochs=4)
     assert nlptasks.export(model).max_difference <= 1e-4
     rows = covering.sample_rows(3)

@@ -213,7 +213,8 @@ def test_metadata_without_a_module_are_broken(install: Install) -> None:
 def test_metadata_that_are_nonsense_harm_nobody(point: str, install: Install) -> None:
     install("bad-head", point=point or " ")
     done = run("tasks", "--check")
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 7, done.output
+    assert done.stderr == "error: --check: 1 of 7 tasks cannot be used (long); see the list for why\n"
     assert "\x1b" not in done.stdout
     assert head_class("ner").main_metric == "f1"
 

@@ -9,8 +9,6 @@ from nlptasks.config import default_of, limits_of, settings_of
 from nlptasks.errors import NlptasksError, PluginError, UsageError, quote
 from nlptasks.registry import Registration, head_class, registered
 
-_BROKEN = "broken: "
-
 
 @click.command("tasks", cls=Command)
 @click.argument("task", required=False)
@@ -29,12 +27,13 @@ def command(task: str | None, check: bool) -> None:
 
 
 def _list(*, check: bool) -> None:
-    rows = [(one.task, one.package, one.point.value, _state(one, check=check)) for one in registered()]
-    broken = [row[0] for row in rows if row[-1].startswith(_BROKEN)]
+    found = [(one, _problem(one, check=check)) for one in registered()]
+    rows = [(one.task, one.package, one.point.value, _state(one, problem, check=check)) for one, problem in found]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         cells = [f"{printable(cell):{width}}" for cell, width in zip(row, widths, strict=False)]
         click.echo("  ".join([*cells, printable(row[-1])]))
+    broken = [one.task for one, problem in found if problem and one.enabled]
     if check and broken:
         raise PluginError(
             "--check",
@@ -43,21 +42,23 @@ def _list(*, check: bool) -> None:
         )
 
 
-def _state(one: Registration, *, check: bool) -> str:
-    """Whether a task works, and why not; without a check, as far as that is known from its package's metadata."""
+def _problem(one: Registration, *, check: bool) -> str:
+    """Why a task cannot be used, and what to do; without a check, as far as that is known from its package's metadata."""
     if one.problem:
-        return f"{_BROKEN if one.enabled else ''}{one.problem}; {one.fix}"
+        return f"{one.problem}; {one.fix}"
     if not check:
-        return (
-            "installed"
-            if one.is_there()
-            else f"{_BROKEN}has no module {quote(one.path)}; install {one.distribution} again"
-        )
+        return "" if one.is_there() else f"has no module {quote(one.path)}; install {one.distribution} again"
     try:
         one.head_class()
     except NlptasksError as error:
-        return f"{_BROKEN}{error.problem}; {error.fix}"
-    return "works"
+        return f"{error.problem}; {error.fix}"
+    return ""
+
+
+def _state(one: Registration, problem: str, *, check: bool) -> str:
+    if problem:
+        return f"broken: {problem}" if one.enabled else problem
+    return "works" if check else "installed"
 
 
 def _show(task: str) -> None:

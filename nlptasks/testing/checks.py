@@ -9,7 +9,6 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -71,11 +70,9 @@ class Subject:
         return Model(self.backbone, {_NAME: self.head}, {_NAME: record}).eval()
 
 
-def check_all(
-    task: str, backbone_folder: Path, model_folder: Path, *, given: Mapping[str, Any] = MappingProxyType({})
-) -> None:
-    """Everything but the command line, for one head with the options given on one backbone."""
-    subject = make_subject(task, backbone_folder, given=given)
+def check_all(task: str, backbone_folder: Path, model_folder: Path) -> None:
+    """Everything but the command line, for one head on one backbone."""
+    subject = make_subject(task, backbone_folder)
     check_reading(subject)
     check_outputs(subject)
     check_learning(subject)
@@ -83,14 +80,14 @@ def check_all(
     check_spacy(subject, model_folder)
 
 
-def make_subject(task: str, backbone_folder: Path, *, given: Mapping[str, Any] = MappingProxyType({})) -> Subject:
-    """A new head of the task with the options given on a backbone, the same every time."""
+def make_subject(task: str, backbone_folder: Path) -> Subject:
+    """A new head of the task on a backbone, the same every time."""
     cls = head_class(task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         backbone = load_backbone(str(backbone_folder))
         rows = load_data(cls.sample_folder(), cls.formats, {}).parts["train"]
-        config = cls.for_backbone(cls.configure(rows, given), rows, backbone.info)
+        config = cls.for_backbone(cls.configure(rows, {}), rows, backbone.info)
         head = cls(config, backbone=backbone.info)
     return Subject(task, backbone, head, rows[:_ROWS], backbone.tokenizer())
 
