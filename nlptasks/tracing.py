@@ -194,7 +194,7 @@ class Engine:
 
     def __call__(self, graph: Traceable, path: Path) -> None:
         """Write a graph to ``path``, and its weights to ``path`` with ``.data`` behind it."""
-        with _attention(graph.trunk, self.attention), _quiet():
+        with _attention(graph.trunk, self.attention), _quiet(), _without_places():
             self.write(graph, path)
 
 
@@ -247,6 +247,21 @@ def _attention(trunk: Any, name: str | None) -> Iterator[None]:
         yield
     finally:
         trunk.set_attn_implementation(before)
+
+
+@contextlib.contextmanager
+def _without_places() -> Iterator[None]:
+    """Without the lines of code that each operator comes from: the graph would name folders of whoever exported it.
+
+    Gathering them is a tenth of the work, too.
+    """
+    config: Any = torch.fx.config
+    before = getattr(config, "do_not_emit_stack_traces", False)  # PyTorch has not always had it
+    config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        config.do_not_emit_stack_traces = before
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from click.testing import Result
 from test_conformance import TOY
 from torch import Tensor, nn
 
+import nlptasks
 from nlptasks import exporting
 from nlptasks.backbone import Backbone
 from nlptasks.batching import random_batch
@@ -57,6 +58,12 @@ def test_every_shape_has_pytorchs_numbers_and_labels(both_exported: Path, shape:
         one, two = tensor.numpy()[real], after[name][real]
         np.testing.assert_allclose(one, two, atol=1e-4, rtol=0)
         assert (one.argmax(-1) == two.argmax(-1)).all()
+
+
+def test_a_graph_names_no_folder_of_whoever_exported_it(both_exported: Path) -> None:
+    folders = [str(Path(module.__file__).parents[1]).encode() for module in (nlptasks, torch)]
+    for path in sorted((both_exported / "onnx/fp32").iterdir()):
+        assert not [folder for folder in folders if folder in path.read_bytes()], path
 
 
 def wrong(graph: Traceable, path: Path) -> None:

@@ -6,7 +6,7 @@ They raise AssertionError; pytest, with which they are meant to be run, says wha
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -174,23 +174,28 @@ def _items(subject: Subject) -> list[dict[str, Any]]:
 def check_export(subject: Subject, folder: Path, expected: Sequence[Any]) -> None:
     """The exported graph gives PyTorch's numbers for one row and for several, with padding, and the same results."""
     assert export(folder).max_difference <= 1e-4
-    one = pipeline(_NAME, model=folder, backend="torch").engine
-    two = pipeline(_NAME, model=folder, backend="onnx").engine
-    for examples in (subject.examples[:1], subject.examples[:3], subject.examples[3:10]):
-        arrays = arrays_of(subject, examples)
-        inputs = {name: arrays[name] for name in one.info.inputs}
-        numbers = [{k: e.runtime.fetch(v) for k, v in e.runtime.run(ENCODE, inputs).items()} for e in (one, two)]
-        assert set(numbers[0]) == set(numbers[1])
-        for key in numbers[0]:
-            axes = subject.head.outputs[key.partition(".")[2]]
-            real = arrays["mask"] == 1 if "S" in axes else slice(None)
-            ours, theirs = (found[key].swapaxes(1, axes.index("S") if "S" in axes else 0) for found in numbers)
-            np.testing.assert_allclose(ours[real], theirs[real], atol=_TOLERANCE, rtol=0)
-    found = [results[_NAME] for results in two.stream(_items(subject))]
+    check_numbers(folder, batches_of(subject))
+    exported = pipeline(_NAME, model=folder, backend="onnx").engine
+    found = [results[_NAME] for results in exported.stream(_items(subject))]
     measured = [subject.head.metrics(subject.examples, results) for results in (found, expected)]
     assert set(measured[0]) == set(measured[1])
     for name, value in measured[1].items():  # counts are the same to the last, sums of rounded numbers nearly
         np.testing.assert_allclose(measured[0][name], value, atol=_TOLERANCE, rtol=_TOLERANCE)
+
+
+def check_numbers(folder: Path, batches: Iterable[Mapping[str, Any]]) -> None:
+    """All heads of an exported model give PyTorch's numbers for some batches, as `batches_of` gives them."""
+    one, two = (pipeline(model=folder, backend=backend).engine for backend in ("torch", "onnx"))
+    for arrays in batches:
+        inputs = {name: arrays[name] for name in one.info.inputs}
+        numbers = [{k: e.runtime.fetch(v) for k, v in e.runtime.run(ENCODE, inputs).items()} for e in (one, two)]
+        assert set(numbers[0]) == set(numbers[1])
+        for key in numbers[0]:
+            head, _, output = key.rpartition(".")
+            axes = one.heads[head].outputs[output]
+            real = arrays["mask"] == 1 if "S" in axes else slice(None)
+            ours, theirs = (found[key].swapaxes(1, axes.index("S") if "S" in axes else 0) for found in numbers)
+            np.testing.assert_allclose(ours[real], theirs[real], atol=_TOLERANCE, rtol=0)
 
 
 def check_spacy(subject: Subject, folder: Path) -> None:
@@ -218,6 +223,14 @@ def check_spacy(subject: Subject, folder: Path) -> None:
     assert (
         not read or {*subject.head.assigns} - {"doc.ents"} <= places
     )  # of an untrained head, a text may have no entity
+
+
+def batches_of(subject: Subject) -> list[dict[str, Any]]:
+    """Batches of one example and of several, with padding."""
+    return [
+        arrays_of(subject, examples)
+        for examples in (subject.examples[:1], subject.examples[:3], subject.examples[3:10])
+    ]
 
 
 def arrays_of(subject: Subject, examples: Sequence[Any]) -> dict[str, Any]:

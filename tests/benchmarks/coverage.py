@@ -149,7 +149,7 @@ def exported(model: Path, precision: str, expected: Mapping[int, Any]) -> dict[s
 
 def answered(model: Path, precision: str, beams: int, expected: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """How the answers of an export are those on PyTorch, by head; with beams, of those heads that have them."""
-    found = covering.answers(model, f"onnx:{precision}", covering.sample_rows(_ASKED), beams=beams)
+    found = covering.answers(model, f"onnx:{precision}", covering.sample_rows(covering.built_in(), _ASKED), beams=beams)
     return {
         name: asdict(one)
         for name, one in covering.likeness(expected, found).items()
@@ -166,7 +166,7 @@ def measured(name: str, place: Path) -> dict[str, Any]:
     targets = [one for one in covering.targets(place / "data", rows=_ROWS) if one.name in fit_names]
     model = covering.train(targets, place / "backbone", place / "model", epochs=_EPOCHS)
     loaded = Model.load(model)
-    rows = covering.sample_rows(_ASKED)
+    rows = covering.sample_rows(covering.built_in(), _ASKED)
     expected = {beams: covering.answers(model, "torch", rows, beams=beams) for beams in (1, _BEAMS)}
     return {
         "model_type": loaded.backbone.info.config.model_type,
