@@ -18,7 +18,7 @@ SENTENCES = ["My sister draws the white horse in summer.", "Does the baker like 
 def main(folder: Path) -> None:
     """Train, and translate with beams."""
     target = nlptasks.Target("translation", "translation", None, options={"target_language": "de", "decoder_layers": 2})
-    result = nlptasks.train(target, output=folder, settings=nlptasks.TrainSettings(epochs=6))
+    result = nlptasks.train(target, output=folder, settings=nlptasks.TrainSettings(epochs=4))
     print(f"test BLEU {result.heads['translation'].metrics['test']['bleu']:.1f}")
     pipe = nlptasks.pipeline.pipeline("translation", model=folder, options={"translation": {"num_beams": 4}})
     for sentence, found in zip(SENTENCES, pipe(SENTENCES), strict=True):
