@@ -1,0 +1,29 @@
+"""The examples run to their end. Here they learn on a tiny backbone in seconds; what they find on a real one is another matter."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from nlptasks import pretrained
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_runs_to_its_end(
+    example: Path,
+    backbones: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(pretrained, "embedded_folder", lambda: backbones / "bert")
+    monkeypatch.setattr(pretrained, "_check_embedded", lambda path, found: None)
+    monkeypatch.setattr(sys, "argv", [str(example), str(tmp_path / "made")])
+    runpy.run_path(str(example), run_name="__main__")
+    assert capsys.readouterr().out
+    assert any((tmp_path / "made").iterdir())
