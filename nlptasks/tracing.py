@@ -194,7 +194,7 @@ class Engine:
 
     def __call__(self, graph: Traceable, path: Path) -> None:
         """Write a graph to ``path``, and its weights to ``path`` with ``.data`` behind it."""
-        with _attention(graph.trunk, self.attention), _quiet(), _without_places():
+        with _attention(graph.trunk, self.attention), _quiet(), _without_stack_traces():
             self.write(graph, path)
 
 
@@ -250,7 +250,7 @@ def _attention(trunk: Any, name: str | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without_places() -> Iterator[None]:
+def _without_stack_traces() -> Iterator[None]:
     """Without the lines of code that each operator comes from: the graph would name folders of whoever exported it.
 
     Gathering them is a tenth of the work, too.

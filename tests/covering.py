@@ -50,10 +50,10 @@ def train(given: Sequence[Target], backbone: Path, output: Path, *, epochs: int 
     return nlptasks.train(given, output=output, settings=settings).folder
 
 
-def sample_rows(tasks: Sequence[str], count: int) -> list[Mapping[str, Any]]:
+def sample_rows(chosen: Sequence[str], count: int) -> list[Mapping[str, Any]]:
     """Some rows of each task's sample, on which nothing was trained."""
     found = []
-    for task in tasks:
+    for task in chosen:
         cls = head_class(task)
         found += [row.fields for row in load_data(cls.sample_folder(), cls.formats, {}).parts["test"][:count]]
     return found

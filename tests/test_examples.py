@@ -1,4 +1,4 @@
-"""The examples run to their end. Here they learn on a tiny backbone in seconds; what they find on a real one is another matter."""
+"""The examples run to their end: here on a tiny backbone, so nothing is said of what they find on a real one."""
 
 from __future__ import annotations
 
