@@ -213,7 +213,9 @@ def _by_transformers(fusions: str | None, graph: Traceable, path: Path) -> None:
 
     exporter = OnnxExporter()
     config = OnnxConfig(dynamic=True, dynamic_shapes=graph.free_axes, ort_fusions=fusions)
-    exporter.save_program(exporter.export(graph.traced, dict(graph.samples[0]), config=config).program, path)
+    program = exporter.export(graph.traced, dict(graph.samples[0]), config=config).program
+    _drop_stack_traces(program)
+    exporter.save_program(program, path)
 
 
 def _by_torch(graph: Traceable, path: Path) -> None:
@@ -225,7 +227,15 @@ def _by_torch(graph: Traceable, path: Path) -> None:
         names = list(graph.traced(**graph.samples[0]))
     for output, name in zip(program.model.graph.outputs, names, strict=True):
         output.name = name  # PyTorch's exporter names them as it likes
+    _drop_stack_traces(program.model)
     program.save(str(path), external_data=True)
+
+
+def _drop_stack_traces(program: Any) -> None:
+    """Take from each operator the lines of code that it comes from: they name folders of whoever exports it."""
+    for graph in (program.graph, *program.functions.values()):
+        for node in graph.all_nodes():
+            node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
 
 
 _PLAIN = (
@@ -251,10 +261,7 @@ def _attention(trunk: Any, name: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_stack_traces() -> Iterator[None]:
-    """Without the lines of code that each operator comes from: the graph would name folders of whoever exported it.
-
-    Gathering them is a tenth of the work, too.
-    """
+    """Without gathering the lines of code that each operator comes from, which is a tenth of the work."""
     config: Any = torch.fx.config
     before = getattr(config, "do_not_emit_stack_traces", False)  # PyTorch has not always had it
     config.do_not_emit_stack_traces = True

@@ -26,9 +26,9 @@ def built_in() -> list[str]:
     return sorted(name for name, one in tasks().items() if one.point.value.startswith(f"{nlptasks.__name__}."))
 
 
-def targets(place: Path, *, rows: int) -> list[Target]:
-    """Every task with some rows of its sample, written into a folder."""
-    return [_target(task, place / task, rows) for task in built_in()]
+def targets(chosen: Sequence[str], place: Path, *, rows: int) -> list[Target]:
+    """Tasks with some rows of their samples, written into a folder."""
+    return [_target(task, place / task, rows) for task in chosen]
 
 
 def _target(task: str, place: Path, rows: int) -> Target:

@@ -1,4 +1,4 @@
-"""Every registered head on every tiny backbone, and a stranger's head, through the same checks."""
+"""Every registered head on every tiny backbone, alone and all in one graph, and a stranger's head."""
 
 from __future__ import annotations
 
@@ -119,24 +119,20 @@ def toy_package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 BUILT_IN = covering.built_in()
-ONE_OF_EACH_KIND = ("bert", "t5", "bart")
+WITH_FURTHER_GRAPHS = ("bert", "modernbert", "t5", "bart")
+"""Architectures with heads that have further graphs, which take long to export."""
 
 
 def _tasks_on(architecture: str) -> list[str]:
-    """All that are tried on a backbone; those with further graphs, which take long to export, are on one of each kind."""
-    return [task for task in BUILT_IN if architecture in ONE_OF_EACH_KIND or head_class(task).graphs is Head.graphs]
+    """All that are tried on a backbone."""
+    return [task for task in BUILT_IN if architecture in WITH_FURTHER_GRAPHS or head_class(task).graphs is Head.graphs]
 
 
 @pytest.mark.parametrize(
     ("task", "architecture"), [(task, name) for name in tiny.ARCHITECTURES for task in _tasks_on(name)]
 )
 def test_a_head_conforms(task: str, architecture: str, backbones: Path, tmp_path: Path) -> None:
-    subject = checks.make_subject(task, backbones / architecture)
-    checks.check_reading(subject)
-    checks.check_outputs(subject)
-    checks.check_learning(subject)
-    checks.check_saving(subject, tmp_path / "model")
-    checks.check_spacy(subject, tmp_path / "model")
+    checks.check_without_export(checks.make_subject(task, backbones / architecture), tmp_path / "model")
 
 
 def test_a_strangers_head_conforms(toy_package: None, backbones: Path, tmp_path: Path) -> None:
@@ -149,13 +145,13 @@ def test_all_heads_in_one_graph_answer_on_onnx_runtime_as_on_pytorch(
     architecture: str, backbones: Path, tmp_path: Path
 ) -> None:
     tried = _tasks_on(architecture)
-    targets = [one for one in covering.targets(tmp_path / "data", rows=48) if one.name in tried]
+    targets = covering.targets(tried, tmp_path / "data", rows=48)
     model = covering.train(targets, backbones / architecture, tmp_path / "model", epochs=4)
     assert nlptasks.export(model).max_difference <= 1e-4
     subjects = [checks.make_subject(task, backbones / architecture) for task in tried]
     checks.check_numbers(model, [batch for subject in subjects for batch in checks.batches_of(subject)])
     rows = covering.sample_rows(tried, 3)
-    for beams in (1, 3):
+    for beams in (1, 3) if any(covering.has_beams(task) for task in tried) else (1,):
         expected, found = (covering.answers(model, backend, rows, beams=beams) for backend in ("torch", "onnx:fp32"))
         likeness = covering.likeness(expected, found)
         assert set(likeness) == set(tried)

@@ -68,7 +68,9 @@ def answering(component: Component, monkeypatch: pytest.MonkeyPatch, decode: Cal
 def six(backbones: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with a head of every task, which has hardly learned anything."""
     place = tmp_path_factory.mktemp("six")
-    return covering.train(covering.targets(place / "data", rows=12), backbones / "bert", place / "model")
+    return covering.train(
+        covering.targets(covering.built_in(), place / "data", rows=12), backbones / "bert", place / "model"
+    )
 
 
 # What is written

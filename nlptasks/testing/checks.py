@@ -73,11 +73,18 @@ class Subject:
 def check_all(task: str, backbone_folder: Path, model_folder: Path) -> None:
     """Everything but the command line, for one head on one backbone."""
     subject = make_subject(task, backbone_folder)
+    check_export(subject, model_folder, check_without_export(subject, model_folder))
+    check_spacy(subject, model_folder)
+
+
+def check_without_export(subject: Subject, model_folder: Path) -> list[Any]:
+    """Everything on PyTorch; the results are returned."""
     check_reading(subject)
     check_outputs(subject)
     check_learning(subject)
-    check_export(subject, model_folder, check_saving(subject, model_folder))
+    results = check_saving(subject, model_folder)
     check_spacy(subject, model_folder)
+    return results
 
 
 def make_subject(task: str, backbone_folder: Path) -> Subject:

@@ -160,10 +160,9 @@ def answered(model: Path, precision: str, beams: int, expected: Sequence[Mapping
 def measured(name: str, place: Path) -> dict[str, Any]:
     """One architecture."""
     tiny.make(name, place / "backbone")
-    few = covering.targets(place / "few", rows=12)
+    few = covering.targets(covering.built_in(), place / "few", rows=12)
     fit, refused = fitting(few, place / "backbone", place / "alone")
-    fit_names = {target.name for target in fit}
-    targets = [one for one in covering.targets(place / "data", rows=_ROWS) if one.name in fit_names]
+    targets = covering.targets([target.name for target in fit], place / "data", rows=_ROWS)
     model = covering.train(targets, place / "backbone", place / "model", epochs=_EPOCHS)
     loaded = Model.load(model)
     rows = covering.sample_rows(covering.built_in(), _ASKED)
