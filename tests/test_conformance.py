@@ -10,12 +10,15 @@ from pathlib import Path
 
 import covering
 import pytest
+import spacy
 import tiny
+from answering import TEXTS
 from click.testing import CliRunner
 
 import nlptasks
 from nlptasks.cli.main import main
 from nlptasks.heads.base import Head
+from nlptasks.pipeline import pipeline
 from nlptasks.registry import head_class, tasks
 from nlptasks.testing import checks
 
@@ -158,6 +161,9 @@ def test_all_heads_in_one_graph_answer_on_onnx_runtime_as_on_pytorch(
         for one in likeness.values():
             assert one.same == 1
             assert one.score <= 1e-4
+    nlp = spacy.blank("en")
+    nlp.add_pipe("nlptasks", config={"model": str(model), "backend": "onnx"})
+    assert [doc._.nlptasks for doc in nlp.pipe(TEXTS)] == pipeline(model=model, backend="onnx")(TEXTS)
 
 
 def train_by_command_line(task: str, backbone: Path, model: Path) -> None:
