@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nlptasks
 import nlptasks.pipeline
-from nlptasks.importing import to_hugging_face
+from nlptasks.models.huggingface import to_hugging_face
 
 TEXTS = ["The parcel has been in the same depot for a week.", "Can I get my money back for the lamp?"]
 

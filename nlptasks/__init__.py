@@ -9,16 +9,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from nlptasks.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from nlptasks.backbone import DECODER as DECODER
-    from nlptasks.backbone import ENCODER as ENCODER
-    from nlptasks.backbone import ENCODER_DECODER as ENCODER_DECODER
-    from nlptasks.backbone import Backbone as Backbone
-    from nlptasks.backbone import BackboneInfo as BackboneInfo
-    from nlptasks.causal import CausalConfig as CausalConfig
-    from nlptasks.causal import CausalHead as CausalHead
+    from nlptasks.backbones.backbone import DECODER as DECODER
+    from nlptasks.backbones.backbone import ENCODER as ENCODER
+    from nlptasks.backbones.backbone import ENCODER_DECODER as ENCODER_DECODER
+    from nlptasks.backbones.backbone import Backbone as Backbone
+    from nlptasks.backbones.backbone import BackboneInfo as BackboneInfo
+    from nlptasks.backbones.graph import Graph as Graph
     from nlptasks.config import Range as Range
     from nlptasks.config import Target as Target
     from nlptasks.config import TrainSettings as TrainSettings
@@ -26,6 +25,18 @@ if TYPE_CHECKING:
     from nlptasks.config import decided as decided
     from nlptasks.config import parse_options as parse_options
     from nlptasks.config import setting as setting
+    from nlptasks.data.encoding import read_lines as read_lines
+    from nlptasks.data.fields import json_field as json_field
+    from nlptasks.data.fields import label_field as label_field
+    from nlptasks.data.fields import list_field as list_field
+    from nlptasks.data.fields import spans_field as spans_field
+    from nlptasks.data.fields import text_field as text_field
+    from nlptasks.data.fields import texts_field as texts_field
+    from nlptasks.data.readers import TABLES as TABLES
+    from nlptasks.data.readers import pairs_of as pairs_of
+    from nlptasks.data.readers import read_conll as read_conll
+    from nlptasks.data.readers import read_jsonl as read_jsonl
+    from nlptasks.data.readers import read_text as read_text
     from nlptasks.errors import BackendError as BackendError
     from nlptasks.errors import DataError as DataError
     from nlptasks.errors import ModelError as ModelError
@@ -38,74 +49,63 @@ if TYPE_CHECKING:
     from nlptasks.errors import listing as listing
     from nlptasks.errors import quote as quote
     from nlptasks.evaluation import evaluate as evaluate
-    from nlptasks.exporting import export as export
-    from nlptasks.fields import json_field as json_field
-    from nlptasks.fields import label_field as label_field
-    from nlptasks.fields import list_field as list_field
-    from nlptasks.fields import spans_field as spans_field
-    from nlptasks.fields import text_field as text_field
-    from nlptasks.fields import texts_field as texts_field
-    from nlptasks.files import TABLES as TABLES
-    from nlptasks.files import pairs_of as pairs_of
-    from nlptasks.files import read_conll as read_conll
-    from nlptasks.files import read_jsonl as read_jsonl
-    from nlptasks.files import read_text as read_text
-    from nlptasks.generative import GenerativeConfig as GenerativeConfig
-    from nlptasks.generative import GenerativeHead as GenerativeHead
-    from nlptasks.generative import Text as Text
-    from nlptasks.generative import Writing as Writing
-    from nlptasks.heads.base import IGNORED as IGNORED
-    from nlptasks.heads.base import Graph as Graph
+    from nlptasks.exporting.exporter import export as export
+    from nlptasks.generation.step_graph import hypotheses_in as hypotheses_in
     from nlptasks.heads.base import Head as Head
-    from nlptasks.layers import HuggingFaceLayers as HuggingFaceLayers
-    from nlptasks.layers import checkpoint_labels as checkpoint_labels
-    from nlptasks.lines import read_lines as read_lines
-    from nlptasks.losses import NO_WEIGHTS as NO_WEIGHTS
-    from nlptasks.losses import SMOOTHING_DOC as SMOOTHING_DOC
-    from nlptasks.losses import WEIGHTS_DOC as WEIGHTS_DOC
-    from nlptasks.losses import binary_cross_entropy as binary_cross_entropy
-    from nlptasks.losses import class_weights as class_weights
-    from nlptasks.losses import cross_entropy as cross_entropy
-    from nlptasks.losses import example_means as example_means
-    from nlptasks.losses import of_first_windows as of_first_windows
-    from nlptasks.model import Model as Model
-    from nlptasks.probabilities import TEMPERATURE_DOC as TEMPERATURE_DOC
-    from nlptasks.probabilities import checked as checked
-    from nlptasks.probabilities import fit_temperature as fit_temperature
-    from nlptasks.probabilities import log_sigmoid as log_sigmoid
-    from nlptasks.probabilities import log_softmax as log_softmax
-    from nlptasks.scores import label_scores as label_scores
-    from nlptasks.scores import label_set_scores as label_set_scores
-    from nlptasks.scores import span_scores as span_scores
-    from nlptasks.stepping import hypotheses_in as hypotheses_in
-    from nlptasks.tags import SCHEMES as SCHEMES
-    from nlptasks.tags import LabelledSpan as LabelledSpan
-    from nlptasks.tags import TagDecoder as TagDecoder
-    from nlptasks.tags import TagError as TagError
-    from nlptasks.tags import detect_scheme as detect_scheme
-    from nlptasks.tags import in_words as in_words
-    from nlptasks.tags import labels_of as labels_of
-    from nlptasks.tags import spans_of as spans_of
-    from nlptasks.tags import tag_set as tag_set
-    from nlptasks.tags import tags_of as tags_of
-    from nlptasks.text import Span as Span
-    from nlptasks.text import close_unspaced as close_unspaced
-    from nlptasks.text import is_blank as is_blank
-    from nlptasks.text import join_words as join_words
-    from nlptasks.text import readable as readable
-    from nlptasks.text import split_at as split_at
-    from nlptasks.text import words as words
-    from nlptasks.text import words_in as words_in
-    from nlptasks.textscores import rouge_scores as rouge_scores
-    from nlptasks.training import train as train
+    from nlptasks.heads.causal import CausalConfig as CausalConfig
+    from nlptasks.heads.causal import CausalHead as CausalHead
+    from nlptasks.heads.losses import NO_WEIGHTS as NO_WEIGHTS
+    from nlptasks.heads.losses import SMOOTHING_DOC as SMOOTHING_DOC
+    from nlptasks.heads.losses import WEIGHTS_DOC as WEIGHTS_DOC
+    from nlptasks.heads.losses import binary_cross_entropy as binary_cross_entropy
+    from nlptasks.heads.losses import class_weights as class_weights
+    from nlptasks.heads.losses import cross_entropy as cross_entropy
+    from nlptasks.heads.losses import example_means as example_means
+    from nlptasks.heads.losses import of_first_windows as of_first_windows
+    from nlptasks.heads.seq2seq import GenerativeConfig as GenerativeConfig
+    from nlptasks.heads.seq2seq import GenerativeHead as GenerativeHead
+    from nlptasks.heads.seq2seq import Text as Text
+    from nlptasks.heads.seq2seq import Writing as Writing
+    from nlptasks.heads.transformers_layers import HuggingFaceLayers as HuggingFaceLayers
+    from nlptasks.heads.transformers_layers import checkpoint_labels as checkpoint_labels
+    from nlptasks.metrics.calibration import TEMPERATURE_DOC as TEMPERATURE_DOC
+    from nlptasks.metrics.calibration import checked as checked
+    from nlptasks.metrics.calibration import fit_temperature as fit_temperature
+    from nlptasks.metrics.calibration import log_sigmoid as log_sigmoid
+    from nlptasks.metrics.calibration import log_softmax as log_softmax
+    from nlptasks.metrics.generation import rouge_scores as rouge_scores
+    from nlptasks.metrics.labelling import label_scores as label_scores
+    from nlptasks.metrics.labelling import label_set_scores as label_set_scores
+    from nlptasks.metrics.labelling import span_scores as span_scores
+    from nlptasks.models.model import Model as Model
+    from nlptasks.runtimes.base import Pass as Pass
+    from nlptasks.text.tags import SCHEMES as SCHEMES
+    from nlptasks.text.tags import LabelledSpan as LabelledSpan
+    from nlptasks.text.tags import TagDecoder as TagDecoder
+    from nlptasks.text.tags import TagError as TagError
+    from nlptasks.text.tags import detect_scheme as detect_scheme
+    from nlptasks.text.tags import in_words as in_words
+    from nlptasks.text.tags import labels_of as labels_of
+    from nlptasks.text.tags import spans_of as spans_of
+    from nlptasks.text.tags import tag_set as tag_set
+    from nlptasks.text.tags import tags_of as tags_of
+    from nlptasks.text.words import Span as Span
+    from nlptasks.text.words import close_unspaced as close_unspaced
+    from nlptasks.text.words import is_blank as is_blank
+    from nlptasks.text.words import join_words as join_words
+    from nlptasks.text.words import readable as readable
+    from nlptasks.text.words import split_at as split_at
+    from nlptasks.text.words import words as words
+    from nlptasks.text.words import words_in as words_in
+    from nlptasks.training.run import train as train
     from nlptasks.types import FIRST as FIRST
+    from nlptasks.types import IGNORED as IGNORED
     from nlptasks.types import SECOND as SECOND
     from nlptasks.types import SPECIAL as SPECIAL
     from nlptasks.types import Floats as Floats
     from nlptasks.types import Ints as Ints
     from nlptasks.types import OnError as OnError
     from nlptasks.types import Outputs as Outputs
-    from nlptasks.types import Pass as Pass
     from nlptasks.types import Reader as Reader
     from nlptasks.types import Reading as Reading
     from nlptasks.types import Row as Row
@@ -114,8 +114,8 @@ if TYPE_CHECKING:
     from nlptasks.types import refuse as refuse
 
 _MODULES = {
-    "nlptasks.backbone": ("Backbone", "BackboneInfo", "DECODER", "ENCODER", "ENCODER_DECODER"),
-    "nlptasks.causal": ("CausalConfig", "CausalHead"),
+    "nlptasks.backbones.backbone": ("Backbone", "BackboneInfo", "DECODER", "ENCODER", "ENCODER_DECODER"),
+    "nlptasks.heads.causal": ("CausalConfig", "CausalHead"),
     "nlptasks.config": ("Range", "Target", "TrainSettings", "check_values", "decided", "parse_options", "setting"),
     "nlptasks.errors": (
         "BackendError",
@@ -131,14 +131,16 @@ _MODULES = {
         "quote",
     ),
     "nlptasks.evaluation": ("evaluate",),
-    "nlptasks.exporting": ("export",),
-    "nlptasks.fields": ("json_field", "label_field", "list_field", "spans_field", "text_field", "texts_field"),
-    "nlptasks.files": ("TABLES", "pairs_of", "read_conll", "read_jsonl", "read_text"),
-    "nlptasks.generative": ("GenerativeConfig", "GenerativeHead", "Text", "Writing"),
-    "nlptasks.heads.base": ("Graph", "Head", "IGNORED"),
-    "nlptasks.layers": ("HuggingFaceLayers", "checkpoint_labels"),
-    "nlptasks.lines": ("read_lines",),
-    "nlptasks.losses": (
+    "nlptasks.exporting.exporter": ("export",),
+    "nlptasks.data.fields": ("json_field", "label_field", "list_field", "spans_field", "text_field", "texts_field"),
+    "nlptasks.data.readers": ("TABLES", "pairs_of", "read_conll", "read_jsonl", "read_text"),
+    "nlptasks.heads.seq2seq": ("GenerativeConfig", "GenerativeHead", "Text", "Writing"),
+    "nlptasks.heads.base": ("Head",),
+    "nlptasks.backbones.graph": ("Graph",),
+    "nlptasks.runtimes.base": ("Pass",),
+    "nlptasks.heads.transformers_layers": ("HuggingFaceLayers", "checkpoint_labels"),
+    "nlptasks.data.encoding": ("read_lines",),
+    "nlptasks.heads.losses": (
         "NO_WEIGHTS",
         "SMOOTHING_DOC",
         "WEIGHTS_DOC",
@@ -148,11 +150,11 @@ _MODULES = {
         "example_means",
         "of_first_windows",
     ),
-    "nlptasks.model": ("Model",),
-    "nlptasks.probabilities": ("TEMPERATURE_DOC", "checked", "fit_temperature", "log_sigmoid", "log_softmax"),
-    "nlptasks.scores": ("label_scores", "label_set_scores", "span_scores"),
-    "nlptasks.stepping": ("hypotheses_in",),
-    "nlptasks.tags": (
+    "nlptasks.models.model": ("Model",),
+    "nlptasks.metrics.calibration": ("TEMPERATURE_DOC", "checked", "fit_temperature", "log_sigmoid", "log_softmax"),
+    "nlptasks.metrics.labelling": ("label_scores", "label_set_scores", "span_scores"),
+    "nlptasks.generation.step_graph": ("hypotheses_in",),
+    "nlptasks.text.tags": (
         "LabelledSpan",
         "SCHEMES",
         "TagDecoder",
@@ -164,16 +166,25 @@ _MODULES = {
         "tag_set",
         "tags_of",
     ),
-    "nlptasks.text": ("Span", "close_unspaced", "is_blank", "join_words", "readable", "split_at", "words", "words_in"),
-    "nlptasks.textscores": ("rouge_scores",),
-    "nlptasks.training": ("train",),
+    "nlptasks.text.words": (
+        "Span",
+        "close_unspaced",
+        "is_blank",
+        "join_words",
+        "readable",
+        "split_at",
+        "words",
+        "words_in",
+    ),
+    "nlptasks.metrics.generation": ("rouge_scores",),
+    "nlptasks.training.run": ("train",),
     "nlptasks.types": (
         "FIRST",
         "Floats",
         "Ints",
+        "IGNORED",
         "OnError",
         "Outputs",
-        "Pass",
         "Reader",
         "Reading",
         "Row",

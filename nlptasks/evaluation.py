@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nlptasks.config import Target, parse_target
-from nlptasks.measuring import Evaluation, read_gold
+from nlptasks.inference.scoring import Evaluation, read_gold
 from nlptasks.pipeline import pipeline
 
 

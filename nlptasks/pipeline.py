@@ -13,23 +13,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nlptasks import hub
-from nlptasks.backbone import CONFIG
+from nlptasks.backbones import hub
+from nlptasks.backbones.backbone import CONFIG
 from nlptasks.config import DEVICES, RUNS, changed
-from nlptasks.disk import restored
-from nlptasks.engine import CHUNK_ITEMS, Engine, Item
 from nlptasks.errors import DataError, UsageError, did_you_mean, listing
-from nlptasks.exporting import doubt, export_problem, open_export, untaken
+from nlptasks.exporting.opening import doubt, export_problem, open_export, untaken
+from nlptasks.exporting.precisions import PRECISIONS
 from nlptasks.heads.base import Head
-from nlptasks.importing import read_checkpoint
-from nlptasks.manifest import MANIFEST
-from nlptasks.model import ModelFolder
-from nlptasks.precisions import PRECISIONS
+from nlptasks.inference.engine import CHUNK_ITEMS, Engine, Item
+from nlptasks.models.huggingface import read_checkpoint
+from nlptasks.models.manifest import MANIFEST
+from nlptasks.models.model import ModelFolder
 from nlptasks.registry import tasks
-from nlptasks.runtime import pytorch
-from nlptasks.runtime.providers import wanted_providers
-from nlptasks.runtime.pytorch import open_torch
-from nlptasks.types import Row, Runtime
+from nlptasks.runtimes import pytorch
+from nlptasks.runtimes.base import Runtime
+from nlptasks.runtimes.providers import wanted_providers
+from nlptasks.runtimes.pytorch import open_torch
+from nlptasks.storage.atomic import restored
+from nlptasks.types import Row
 
 _log = logging.getLogger("nlptasks")
 

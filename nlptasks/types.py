@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,18 +19,6 @@ from nlptasks.errors import DataError, UsageError
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
-
-Tensors = Mapping[str, Any]
-"""Named tensors of one runtime; opaque to everybody but that runtime."""
-
-ENCODE = "encode"
-"""The graph of the backbone and the `forward` of every head. Inputs: ids, mask, types [B,S]; outputs: ``HEAD.output``."""
-
-ENCODE_INPUTS = ("ids", "mask", "types")
-"""The names of its inputs; a backbone may have no use for the last."""
-
-STEP = "step"
-"""The graph ``HEAD.step`` of a head that writes: one step of its decoder."""
 
 
 @dataclass(frozen=True)
@@ -156,72 +144,5 @@ class Reading:
     outputs: Sequence[Outputs]
 
 
-class Runtime(Protocol):
-    """A way to run the graphs of a model, PyTorch or ONNX Runtime: the one seam between heads and runtimes."""
-
-    name: str
-    """For messages: ``ONNX Runtime fp32 on the CPU``."""
-    device: str
-    """``cpu`` or ``cuda``."""
-
-    def run(self, graph: str, inputs: Tensors, heads: Sequence[str] | None = None) -> Tensors:
-        """Run one graph on integer arrays.
-
-        Args:
-            graph: its name.
-            inputs: by name.
-            heads: of `encode`, those whose outputs are wanted; what the others alone need may be left out.
-        """
-
-    def fetch(self, tensor: Any) -> Floats:
-        """One output as a numpy array."""
-
-    def take(self, tensor: Any, rows: Ints) -> Any:
-        """Some rows of one output."""
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What one run of `encode` gave for one head; the tensors are the runtime's own.
-
-    Attributes:
-        head: the head's name, by which its further graphs are run.
-        windows: the windows that are the head's, by their row [B].
-        mask: 1 for real tokens, 0 for padding [B,S].
-        outputs: by the names that the head gives them; none for windows that are continued.
-        runtime: what ran it.
-    """
-
-    head: str
-    windows: Mapping[int, Window]
-    mask: Ints
-    outputs: Tensors
-    runtime: Runtime
-
-
-class Reporter(Protocol):
-    """Hears how a long run goes; the command line draws it."""
-
-    def note(self, message: str) -> None:
-        """A remark for the user, one line."""
-
-    def step(self, done: int, total: int, head: str, loss: float) -> None:
-        """After each optimizer step: steps done, steps in all, the head that learned, the mean loss of the step."""
-
-    def evaluated(self, epoch: int, metrics: Mapping[str, float], best: bool) -> None:
-        """After each evaluation on dev: the epoch, from 1, the main metrics (``f1``; of several heads ``ner f1``), and whether
-        the weights are the best so far.
-        """
-
-
-class Silent:
-    """The reporter that says nothing."""
-
-    def note(self, message: str) -> None:
-        """Nothing."""
-
-    def step(self, done: int, total: int, head: str, loss: float) -> None:
-        """Nothing."""
-
-    def evaluated(self, epoch: int, metrics: Mapping[str, float], best: bool) -> None:
-        """Nothing."""
+IGNORED = -100
+"""The label of a token that the loss leaves out."""

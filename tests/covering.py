@@ -12,8 +12,8 @@ from typing import Any
 
 import nlptasks
 from nlptasks.config import Target, TrainSettings, settings_of
-from nlptasks.data import load_data
-from nlptasks.model import ModelFolder
+from nlptasks.data.datasets import load_data
+from nlptasks.models.model import ModelFolder
 from nlptasks.pipeline import pipeline
 from nlptasks.registry import head_class, tasks
 

@@ -171,8 +171,8 @@ def mutated(draw: random.Random, content: bytes, *, is_json: bool) -> bytes:
 
 def read_rows(draw: random.Random, name: str, model: Path, scratch: Path) -> None:
     """Read a data file as training does."""
-    from nlptasks.data import load_data
-    from nlptasks.model import ModelFolder
+    from nlptasks.data.datasets import load_data
+    from nlptasks.models.model import ModelFolder
     from nlptasks.registry import head_class
 
     path = scratch / name
@@ -187,7 +187,7 @@ def read_documents(draw: random.Random, name: str, model: Path, scratch: Path) -
     import spacy
     from spacy.tokens import DocBin
 
-    from nlptasks.docbin import read_docbin
+    from nlptasks.data.docbin import read_docbin
 
     doc = spacy.blank("en").make_doc("Ada saw Bob in Rome")
     doc.ents, doc.cats = [doc.char_span(0, 3, label="PER")], {"x": 1.0, "y": 0.0}
@@ -202,7 +202,7 @@ def read_documents(draw: random.Random, name: str, model: Path, scratch: Path) -
 
 def read_results(draw: random.Random, name: str, model: Path, scratch: Path) -> None:
     """Take results out of a document that was changed."""
-    from nlptasks.plain import from_plain
+    from nlptasks.inference.serialization import from_plain
 
     try:
         content = json.loads(mutated(draw, _RESULTS, is_json=True))
@@ -213,7 +213,7 @@ def read_results(draw: random.Random, name: str, model: Path, scratch: Path) -> 
 
 def read_checkpoint(draw: random.Random, name: str, model: Path, scratch: Path) -> None:
     """Run a changed Hugging Face checkpoint."""
-    from nlptasks.importing import to_hugging_face
+    from nlptasks.models.huggingface import to_hugging_face
     from nlptasks.pipeline import pipeline
 
     folder = scratch / "checkpoint"
@@ -225,8 +225,8 @@ def read_checkpoint(draw: random.Random, name: str, model: Path, scratch: Path) 
 
 def predict(draw: random.Random, name: str, model: Path, scratch: Path) -> None:
     """Load a model with a file that was changed by somebody who knows how it is sealed, and run it."""
-    from nlptasks.disk import sealed, sha256, unsealed
     from nlptasks.pipeline import pipeline
+    from nlptasks.storage.atomic import sealed, sha256, unsealed
 
     folder = scratch / "model"
     shutil.copytree(model, folder, ignore=shutil.ignore_patterns("onnx"))

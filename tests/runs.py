@@ -33,9 +33,11 @@ import torch
 from safetensors.torch import load_file
 
 import nlptasks
-from nlptasks import checkpoint, loop, weights
 from nlptasks.config import TrainSettings
-from nlptasks.types import Silent
+from nlptasks.storage import checkpoints as checkpoint
+from nlptasks.storage import safetensors as weights
+from nlptasks.training import trainer as loop
+from nlptasks.training.callbacks import Silent
 
 ROWS = "\n".join(
     f"{name}\tB-PER\n{verb}\tO\n{place}\tB-LOC\n"

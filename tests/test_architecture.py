@@ -12,64 +12,12 @@ import nlptasks
 from nlptasks.registry import GROUP, tasks
 
 PACKAGE = Path(nlptasks.__file__).parent
-ROWS = [
-    {f"nlptasks{name}" for name in ("", ".errors", ".types")},
-    {
-        f"nlptasks.{name}"
-        for name in (
-            "registry",
-            "config",
-            "text",
-            "tags",
-            "scores",
-            "probabilities",
-            "related",
-            "tokenizer",
-            "textscores",
-        )
-    }
-    | {f"nlptasks.{name}" for name in ("lines", "jsontext", "docbin", "files", "fields", "plain")}
-    | {f"nlptasks.{name}" for name in ("disk", "folders", "weights", "hub", "architecture", "signals")},
-    {f"nlptasks.{name}" for name in ("sharing", "backbone", "pretrained", "layers", "heads", "heads.base", "losses")}
-    | {
-        f"nlptasks.{name}"
-        for name in (
-            "decoder",
-            "search",
-            "stepping",
-            "vocabulary",
-            "origins",
-            "generationconfig",
-            "generative",
-            "causal",
-        )
-    },
-    set(),  # the heads, which nobody imports by name
-    {f"nlptasks.{name}" for name in ("data", "checks", "batching", "manifest", "model", "engine", "measuring")}
-    | {
-        f"nlptasks.{name}"
-        for name in ("defaults", "dropout", "schedule", "optimization", "checkpoint", "lesson", "loop")
-    }
-    | {
-        f"nlptasks.{name}"
-        for name in (
-            "runtime",
-            "runtime.cutting",
-            "runtime.guarding",
-            "runtime.pytorch",
-            "runtime.providers",
-            "runtime.onnx",
-        )
-    },
-    {f"nlptasks.{name}" for name in ("card", "editing", "exporting", "importing", "pipeline", "evaluation")}
-    | {
-        f"nlptasks.{name}"
-        for name in ("destinations", "identity", "trial", "training", "benchmarking", "ways", "scaffold")
-    }
-    | {f"nlptasks.{name}" for name in ("precisions", "tracing", "parity", "proof", "packing")},
-    {f"nlptasks.{name}" for name in ("spacy_component", "spacy_settings", "documents", "attributes")},
-]
-HEADS, TOP = 3, 7
+LADDER = (
+    "errors, version < config, types, storage < text, runtimes < data, metrics, backbones < generation < networks < heads < "
+    "registry < inference < models < exporting < pipeline < evaluation < reporting < training < tuning, integrations, "
+    "benchmarking, serving, scaling, scaffolding < cli < testing"
+)
+RUNGS = {name: rung for rung, names in enumerate(LADDER.split(" < ")) for name in names.split(", ")}
 
 
 def module_of(path: Path) -> str:
@@ -77,12 +25,12 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def row_of(module: str) -> int:
-    if module.startswith(("nlptasks.cli", "nlptasks.testing")) or module == "nlptasks.__main__":
-        return TOP
-    if module.startswith("nlptasks.heads.") and module != "nlptasks.heads.base":
-        return HEADS
-    return next(number for number, row in enumerate(ROWS) if module in row)
+def part_of(module: str) -> str:
+    return {"nlptasks": "version", "nlptasks.__main__": "testing"}.get(module) or module.split(".")[1]
+
+
+def is_head(module: str) -> bool:
+    return module in {one.point.value.partition(":")[0] for one in tasks().values()}
 
 
 FILES = {module_of(path): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
@@ -109,11 +57,12 @@ def imports(tree: ast.Module) -> set[str]:
 
 
 @pytest.mark.parametrize("module", FILES)
-def test_arrows_point_down(module: str) -> None:
-    own = row_of(module)
+def test_packages_import_only_from_the_left(module: str) -> None:
+    own = part_of(module)
     for imported in imports(FILES[module]):
-        assert row_of(imported) <= own, f"{module} imports {imported}, which stands above it"
-        assert row_of(imported) != HEADS or own == HEADS, f"{module} imports the head {imported} by name"
+        other = part_of(imported)
+        assert other == own or RUNGS[other] < RUNGS[own], f"{module} imports {imported}"
+        assert not is_head(imported) or is_head(module), f"{module} imports the head {imported} by name"
 
 
 def test_there_is_no_circle() -> None:
@@ -150,9 +99,9 @@ def test_only_a_heads_own_file_knows_its_tasks_name(module: str) -> None:
 
 def test_every_head_is_registered_by_metadata_and_has_its_sample() -> None:
     registered = {point.value.partition(":")[0] for point in entry_points(group=GROUP)}
-    heads = {module for module in FILES if row_of(module) == HEADS}
-    assert heads == {module for module in registered if module.startswith("nlptasks.")}
-    assert {path.name for path in (PACKAGE / "samples").iterdir()} == {module.rpartition(".")[2] for module in heads}
+    own = {module.rpartition(".")[2] for module in registered if module.startswith("nlptasks.heads.")}
+    assert {path.name for path in (PACKAGE / "samples").iterdir()} == own
+    assert own <= {path.stem for path in (PACKAGE / "heads").glob("*.py")}
 
 
 @pytest.mark.parametrize("module", FILES)

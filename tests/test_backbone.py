@@ -12,10 +12,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-import nlptasks.pretrained
-from nlptasks.backbone import Backbone
+import nlptasks.backbones.pretrained
+from nlptasks.backbones.backbone import Backbone
+from nlptasks.backbones.pretrained import embedded_folder, load_backbone
 from nlptasks.errors import ModelError
-from nlptasks.pretrained import embedded_folder, load_backbone
 from nlptasks.types import Source
 
 
@@ -85,7 +85,7 @@ def test_the_embedded_backbone_is_checked(tmp_path: Path, monkeypatch: pytest.Mo
     content = bytearray((copy / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (copy / "model.safetensors").write_bytes(content)
-    monkeypatch.setattr(nlptasks.pretrained, "embedded_folder", lambda: copy)
+    monkeypatch.setattr(nlptasks.backbones.pretrained, "embedded_folder", lambda: copy)
     with pytest.raises(ModelError, match=r"has sha256 .*, expected 53aa51"):
         load_backbone("minilm")
 
@@ -115,7 +115,7 @@ def test_a_tokenizer_without_offsets_is_refused(backbones: Path, monkeypatch: py
     class Slow:
         model_max_length = 64
 
-    monkeypatch.setattr(nlptasks.pretrained.AutoTokenizer, "from_pretrained", lambda *_, **__: Slow())
+    monkeypatch.setattr(nlptasks.backbones.pretrained.AutoTokenizer, "from_pretrained", lambda *_, **__: Slow())
     with pytest.raises(ModelError, match="has the tokenizer Slow, which gives no offsets"):
         load_backbone(str(backbones / "bert"))
 
@@ -325,7 +325,7 @@ def test_a_hub_model_without_safetensors_says_convert(hub: FakeHub) -> None:
 def test_the_embedded_backbone_is_fetched_where_its_package_is_missing(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nlptasks.pretrained, "embedded_folder", lambda: None)
+    monkeypatch.setattr(nlptasks.backbones.pretrained, "embedded_folder", lambda: None)
     assert load_backbone("minilm").info.revision == COMMIT
     assert hub.asked["name"] == "sentence-transformers/all-MiniLM-L6-v2"
 

@@ -17,12 +17,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nlptasks import data as data_module
-from nlptasks.data import load_data
+from nlptasks.data import datasets as data_module
+from nlptasks.data.datasets import load_data
+from nlptasks.data.encoding import MAX_LINE_BYTES
+from nlptasks.data.readers import TABLES, TEXTS, read_conll, read_csv, read_file, read_jsonl, read_text, read_tsv
 from nlptasks.errors import DataError, DataErrors, each
-from nlptasks.files import TABLES, TEXTS, read_conll, read_csv, read_file, read_jsonl, read_text, read_tsv
 from nlptasks.heads.ner import NerHead
-from nlptasks.lines import MAX_LINE_BYTES
 from nlptasks.types import Row
 
 MARK = b"\xef\xbb\xbf"
@@ -427,7 +427,7 @@ def test_tags_that_break_their_scheme_have_their_line(
 
 @pytest.fixture
 def make_head(backbones: Path) -> Callable[[Any], NerHead]:
-    from nlptasks.backbone import BackboneInfo, read_config
+    from nlptasks.backbones.backbone import BackboneInfo, read_config
 
     config = read_config((backbones / "bert" / "config.json").read_bytes(), where="bert")
     return lambda own: NerHead(own, backbone=BackboneInfo("bert", None, config, 64, 0, True))

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nlptasks.backbone import BackboneInfo
-from nlptasks.batching import collate, epoch_batches, length_batches, pad
+from nlptasks.backbones.backbone import BackboneInfo
+from nlptasks.inference.batching import collate, epoch_batches, length_batches, pad
 from nlptasks.types import Window
 
 

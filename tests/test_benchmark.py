@@ -20,16 +20,17 @@ import pytest
 from answering import contents, copied, run
 
 import nlptasks
-from nlptasks import benchmarking, ways
-from nlptasks.benchmarking import Benchmark, Measured, _best, _Worker, benchmark
+from nlptasks.benchmarking import runner as benchmarking
+from nlptasks.benchmarking import worker as ways
+from nlptasks.benchmarking.runner import Benchmark, Measured, _best, _Worker, benchmark
+from nlptasks.benchmarking.worker import TRANSFORMERS, Plan, count, serve
 from nlptasks.cli.benchmark import _table
 from nlptasks.config import Target
 from nlptasks.errors import BackendError, DataError, UsageError
-from nlptasks.model import ModelFolder
-from nlptasks.runtime.onnx import OnnxRuntime
-from nlptasks.runtime.pytorch import TorchRuntime
+from nlptasks.models.model import ModelFolder
+from nlptasks.runtimes.onnx import OnnxRuntime
+from nlptasks.runtimes.pytorch import TorchRuntime
 from nlptasks.testing import checks
-from nlptasks.ways import TRANSFORMERS, Plan, count, serve
 
 ONNX = ("onnx:fp32", "onnx:fp16", "onnx:int8")
 NOT_MEASURED = "the device does not multiply bf16 itself"

@@ -13,15 +13,15 @@ import torch
 import transformers
 
 from nlptasks import CausalConfig, CausalHead, Model, Source, hypotheses_in
-from nlptasks.engine import Engine
+from nlptasks.backbones.pretrained import load_backbone
 from nlptasks.errors import ModelError
-from nlptasks.exporting import export_graph
-from nlptasks.precisions import PRECISIONS
-from nlptasks.pretrained import load_backbone
-from nlptasks.runtime.onnx import OnnxRuntime
-from nlptasks.runtime.pytorch import TorchRuntime, open_torch
+from nlptasks.exporting.exporter import export_graph
+from nlptasks.exporting.precisions import PRECISIONS
+from nlptasks.exporting.tracing import traceables
+from nlptasks.inference.engine import Engine
+from nlptasks.runtimes.onnx import OnnxRuntime
+from nlptasks.runtimes.pytorch import TorchRuntime, open_torch
 from nlptasks.testing.backbones import END, PAD, POSITIONS, START, VOCABULARY, byte_pairs, save_tokenizer
-from nlptasks.tracing import traceables
 
 CPU = torch.device("cpu")
 PROMPTS = ["Ada Smith saw London and left", "Bob", "The quick brown fox", "Cleo Smith and Dan Smith saw the", "1 2 3 4"]

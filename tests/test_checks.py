@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from nlptasks.backbone import BackboneInfo, read_config
-from nlptasks.checks import warnings_of
+from nlptasks.backbones.backbone import BackboneInfo, read_config
 from nlptasks.heads.ner import NerHead
+from nlptasks.training.data_warnings import warnings_of
 from nlptasks.types import Row
 
 Texts = list[tuple[str, str]]

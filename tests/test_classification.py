@@ -14,16 +14,16 @@ import tiny
 import torch
 
 import nlptasks
-from nlptasks.backbone import BackboneInfo, read_config
+from nlptasks.backbones.backbone import BackboneInfo, read_config
 from nlptasks.config import TrainSettings
+from nlptasks.data.readers import read_csv
 from nlptasks.errors import DataError, DataErrors, ModelError, UsageError
-from nlptasks.files import read_csv
 from nlptasks.heads.classification import ClassificationConfig, ClassificationHead, Label, Labels
-from nlptasks.losses import binary_cross_entropy, example_means, of_first_windows
+from nlptasks.heads.losses import binary_cross_entropy, example_means, of_first_windows
+from nlptasks.metrics.labelling import best_thresholds, label_scores, label_set_scores
 from nlptasks.pipeline import pipeline
-from nlptasks.scores import best_thresholds, label_scores, label_set_scores
 from nlptasks.testing import checks
-from nlptasks.tokenizer import Tokenizer
+from nlptasks.text.windowing import Tokenizer
 from nlptasks.types import Reading, Row, Window
 
 

@@ -10,7 +10,7 @@ import covering
 import pytest
 import tiny
 
-from nlptasks.precisions import PRECISIONS
+from nlptasks.exporting.precisions import PRECISIONS
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from nlptasks.data import CALIBRATION, check_trainable, load_data, load_part, with_calibration, with_dev
+from nlptasks.data.datasets import CALIBRATION, check_trainable, load_data, load_part, with_calibration, with_dev
+from nlptasks.data.readers import TABLES
 from nlptasks.errors import DataError
-from nlptasks.files import TABLES
 from nlptasks.types import Row
 
 ROWS = "".join(f'{{"text": "{i}"}}\n' for i in range(40))

@@ -10,7 +10,7 @@ import tiny
 import torch
 import transformers
 
-from nlptasks.decoder import Decoder
+from nlptasks.generation.decoder import Decoder
 
 TOLERANCE = 1e-5
 NEW = 11
@@ -79,7 +79,7 @@ def test_rows_of_the_cache_are_taken_in_any_order() -> None:
 
 
 def test_tied_weights_stay_tied_and_are_kept_once() -> None:
-    from nlptasks.weights import own_tensors
+    from nlptasks.storage.safetensors import own_tensors
 
     decoder = Decoder(tiny.WRITERS["bart"]())
     assert decoder.model.lm_head.weight is decoder.model.model.decoder.embed_tokens.weight

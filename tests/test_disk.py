@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 import nlptasks
-from nlptasks.disk import restored, sealed, unsealed, written_beside
 from nlptasks.errors import ModelError
-from nlptasks.model import Model, ModelFolder
+from nlptasks.models.model import Model, ModelFolder
+from nlptasks.storage.atomic import restored, sealed, unsealed, written_beside
 
 
 def write(target: Path, content: bytes = b"new") -> None:
@@ -67,9 +67,9 @@ def test_everything_is_on_the_disk_before_the_folder_has_its_name(
         rename(one, two)
         done.append(f"rename {'NEW' if '.tmp-' in one.name else one.name}")
 
-    monkeypatch.setattr("nlptasks.disk.os.open", opening)
-    monkeypatch.setattr("nlptasks.disk.os.fsync", syncing)
-    monkeypatch.setattr("nlptasks.disk.os.rename", renaming)
+    monkeypatch.setattr("nlptasks.storage.atomic.os.open", opening)
+    monkeypatch.setattr("nlptasks.storage.atomic.os.fsync", syncing)
+    monkeypatch.setattr("nlptasks.storage.atomic.os.rename", renaming)
     write(target)
     assert done == ["sync b", "sync a", "sync deep", "sync NEW", "rename m", "rename NEW", f"sync {tmp_path.name}"]
 

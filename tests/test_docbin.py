@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from spacy.tokens import Doc, DocBin
 
 from nlptasks.cli.main import main
-from nlptasks.docbin import read_docbin
+from nlptasks.data.docbin import read_docbin
+from nlptasks.data.readers import read_conll
 from nlptasks.errors import DataError
-from nlptasks.files import read_conll
 
 NLP = spacy.blank("en")
 

@@ -9,8 +9,8 @@ import tiny
 import torch
 from torch import nn
 
-from nlptasks.dropout import _CheapDropout, _share, cheap_dropout
-from nlptasks.pretrained import load_backbone
+from nlptasks.backbones.pretrained import load_backbone
+from nlptasks.training.fast_dropout import _CheapDropout, _share, cheap_dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.9])

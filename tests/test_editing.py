@@ -16,11 +16,11 @@ import tiny
 from click.testing import CliRunner
 
 import nlptasks
-from nlptasks import editing
 from nlptasks.cli.main import main
 from nlptasks.config import TrainSettings
 from nlptasks.errors import ModelError, UsageError
-from nlptasks.model import Model, ModelFolder
+from nlptasks.models import editing
+from nlptasks.models.model import Model, ModelFolder
 from nlptasks.pipeline import pipeline
 from nlptasks.testing.backbones import save_tokenizer, unigram
 

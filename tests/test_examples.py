@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nlptasks import pretrained
+from nlptasks.backbones import pretrained
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 

@@ -19,14 +19,16 @@ import pytest
 from answering import TEXTS, contents, copied
 from runs import code_of, forked
 
-from nlptasks import disk, editing, exporting
 from nlptasks.errors import ModelError
-from nlptasks.exporting import export
-from nlptasks.model import Model
-from nlptasks.parity import Parity
+from nlptasks.exporting import exporter as exporting
+from nlptasks.exporting.exporter import export
+from nlptasks.exporting.parity import Parity
+from nlptasks.exporting.tracing import _PLAIN, Engine, Traceable
+from nlptasks.models import editing
+from nlptasks.models.model import Model
 from nlptasks.pipeline import pipeline
-from nlptasks.signals import terminable
-from nlptasks.tracing import _PLAIN, Engine, Traceable
+from nlptasks.storage import atomic as disk
+from nlptasks.training.interrupts import terminable
 
 
 @pytest.fixture

@@ -19,23 +19,23 @@ from test_conformance import TOY
 from torch import Tensor, nn
 
 import nlptasks
-from nlptasks import exporting
-from nlptasks.backbone import Backbone
-from nlptasks.batching import random_batch
+from nlptasks.backbones.backbone import Backbone
 from nlptasks.config import recorded
-from nlptasks.disk import sealed, unsealed
 from nlptasks.errors import BackendError, ModelError
-from nlptasks.exporting import export, export_graph
-from nlptasks.manifest import HeadRecord
-from nlptasks.model import Model, ModelFolder
-from nlptasks.parity import Parity, compare, worst
+from nlptasks.exporting import exporter as exporting
+from nlptasks.exporting.exporter import export, export_graph
+from nlptasks.exporting.parity import Parity, compare, worst
+from nlptasks.exporting.precisions import PRECISIONS
+from nlptasks.exporting.tracing import _PLAIN, Engine, Traceable, engines
+from nlptasks.inference.batching import random_batch
+from nlptasks.models.manifest import HeadRecord
+from nlptasks.models.model import Model, ModelFolder
 from nlptasks.pipeline import pipeline
-from nlptasks.precisions import PRECISIONS
 from nlptasks.registry import head_class
-from nlptasks.runtime.onnx import OnnxRuntime
-from nlptasks.runtime.pytorch import TorchRuntime
-from nlptasks.tracing import _PLAIN, Engine, Traceable, engines
-from nlptasks.types import ENCODE
+from nlptasks.runtimes.base import ENCODE
+from nlptasks.runtimes.onnx import OnnxRuntime
+from nlptasks.runtimes.pytorch import TorchRuntime
+from nlptasks.storage.atomic import sealed, unsealed
 
 CPU = torch.device("cpu")
 
@@ -187,7 +187,7 @@ def test_parity_is_the_largest_difference_and_the_share_of_equal_labels() -> Non
 def test_a_runtime_that_is_too_old_is_told_before_anything_is_written(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nlptasks.runtime.guarding.newest_opset", lambda: 10)
+    monkeypatch.setattr("nlptasks.runtimes.onnx_validation.newest_opset", lambda: 10)
     model = copied(exported, tmp_path / "model")
     told = rf"has ONNX opset \d+, and ONNX Runtime {re.escape(onnxruntime.__version__)} reads up to 10; upgrade ONNX Runtime"
     with pytest.raises(BackendError, match=told) as caught:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nlptasks.errors import DataError, UsageError
-from nlptasks.files import (
+from nlptasks.data.readers import (
     TABLES,
     TEXTS,
     check_columns,
@@ -20,6 +19,7 @@ from nlptasks.files import (
     read_tsv,
     suffix_of,
 )
+from nlptasks.errors import DataError, UsageError
 from nlptasks.types import Row
 
 CONLL = "EU\tB-ORG\nrejects\tO\n\nPeter\tB-PER\nBlackburn\tI-PER\n"

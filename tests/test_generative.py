@@ -18,21 +18,21 @@ from rouge_score import rouge_scorer
 from tokenizers import processors
 
 import nlptasks
-from nlptasks.batching import make_units
+from nlptasks.backbones.pretrained import load_backbone
 from nlptasks.config import TrainSettings
-from nlptasks.data import load_data
+from nlptasks.data.datasets import load_data
 from nlptasks.errors import DataError, ModelError, UsageError
-from nlptasks.generative import Text
+from nlptasks.generation.target_vocabulary import own_config, own_decoder
+from nlptasks.heads.seq2seq import Text
 from nlptasks.heads.summarization import SummarizationHead
 from nlptasks.heads.translation import TranslationHead
-from nlptasks.importing import TOLERANCE, import_checkpoint, to_hugging_face
-from nlptasks.model import Model
+from nlptasks.inference.batching import make_units
+from nlptasks.metrics.generation import rouge_scores
+from nlptasks.models.huggingface import TOLERANCE, import_checkpoint, to_hugging_face
+from nlptasks.models.model import Model
 from nlptasks.pipeline import pipeline
-from nlptasks.pretrained import load_backbone
 from nlptasks.testing.backbones import save_tokenizer
-from nlptasks.textscores import rouge_scores
 from nlptasks.types import FIRST, Row
-from nlptasks.vocabulary import own_config, own_decoder
 
 TEXT = "Ada Smith saw London and left Paris, Rome or Berlin."
 LANGUAGES = {"source_language": "en", "target_language": "de"}
@@ -159,7 +159,7 @@ def test_a_step_has_no_more_scores_than_fit(translator: Path, monkeypatch: pytes
     pipe = pipeline("translation", model=translator, options={"translation": {"num_beams": 2}})
     sources = ["ada saw london", "bob left paris", "cleo saw rome"]
     whole = pipe(sources)
-    monkeypatch.setattr("nlptasks.generative.MOST_SCORES", 1)
+    monkeypatch.setattr("nlptasks.heads.seq2seq.MOST_SCORES", 1)
     assert [one.text for one in pipe(sources)] == [one.text for one in whole]
 
 

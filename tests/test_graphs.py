@@ -19,10 +19,10 @@ from onnxruntime import OrtValue
 import nlptasks
 from nlptasks.config import TrainSettings
 from nlptasks.errors import BackendError
+from nlptasks.exporting.precisions import PRECISIONS
 from nlptasks.pipeline import Pipeline
-from nlptasks.precisions import PRECISIONS
-from nlptasks.runtime.onnx import OnnxRuntime
-from nlptasks.types import ENCODE, Tensors
+from nlptasks.runtimes.base import ENCODE, Tensors
+from nlptasks.runtimes.onnx import OnnxRuntime
 
 STEP = "translation.step"
 

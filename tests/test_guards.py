@@ -19,15 +19,15 @@ import tiny
 import torch
 
 import nlptasks
-import nlptasks.weights
-from nlptasks.backbone import Backbone
-from nlptasks.disk import NoSealError, parsed, sealed, sha256, unsealed
+import nlptasks.storage.safetensors
+from nlptasks.backbones.backbone import Backbone
+from nlptasks.backbones.pretrained import load_backbone
 from nlptasks.errors import ModelError
-from nlptasks.folders import check_shape, read_json
-from nlptasks.model import ModelFolder
+from nlptasks.models.model import ModelFolder
 from nlptasks.pipeline import pipeline
-from nlptasks.pretrained import load_backbone
-from nlptasks.weights import read_header
+from nlptasks.storage.atomic import NoSealError, parsed, sealed, sha256, unsealed
+from nlptasks.storage.integrity import check_shape, read_json
+from nlptasks.storage.safetensors import read_header
 
 EXPORTED = [
     "README.md",
@@ -157,7 +157,7 @@ def test_hidden_files_and_a_training_in_progress_are_left_alone(model: Path) -> 
 
 
 def test_a_folder_of_too_many_files_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nlptasks.folders.MAX_FILES", len(EXPORTED) - 1)
+    monkeypatch.setattr("nlptasks.storage.integrity.MAX_FILES", len(EXPORTED) - 1)
     refused(model, "model: holds more than 10 files; restore the folder")
 
 
@@ -177,7 +177,7 @@ def test_every_file_is_hashed_once(model: Path, monkeypatch: pytest.MonkeyPatch)
         hashed.append(path.relative_to(model).as_posix())
         return sha256(path)
 
-    monkeypatch.setattr("nlptasks.folders.sha256_beside", counted)
+    monkeypatch.setattr("nlptasks.storage.integrity.sha256_beside", counted)
     for backend in ("torch", "onnx"):
         pipeline("ner", model=model, backend=backend)
         assert sorted(hashed) == [name for name in EXPORTED if name not in ("nlptasks.json", "onnx/fp32/report.json")]
@@ -206,7 +206,7 @@ def test_every_file_is_hashed_once(model: Path, monkeypatch: pytest.MonkeyPatch)
 )
 def test_a_list_names_plain_files_only(model: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     edit(model, lambda manifest: manifest["files"].update({name: "0" * 64}))
-    monkeypatch.setattr("nlptasks.folders.sha256_beside", lambda path: pytest.fail(f"opened {path}"))
+    monkeypatch.setattr("nlptasks.storage.integrity.sha256_beside", lambda path: pytest.fail(f"opened {path}"))
     refused(model, "lists the file .*, expected a plain path inside the folder")
 
 
@@ -303,9 +303,9 @@ def test_a_folder_that_cannot_be_read_is_refused(model: Path, monkeypatch: pytes
     def failing(*_: object) -> str:
         raise PermissionError("Permission denied")
 
-    monkeypatch.setattr("nlptasks.folders.sha256_beside", failing)
+    monkeypatch.setattr("nlptasks.storage.integrity.sha256_beside", failing)
     refused(model, "cannot be read .Permission denied")
-    monkeypatch.setattr("nlptasks.folders.os.scandir", failing)
+    monkeypatch.setattr("nlptasks.storage.integrity.os.scandir", failing)
     refused(model, "cannot be read .Permission denied")
     monkeypatch.setattr("pathlib.Path.read_bytes", failing)
     refused(model, "nlptasks.json: cannot be read .Permission denied")
@@ -440,9 +440,9 @@ def test_what_the_header_does_not_show_the_reader_refuses(tmp_path: Path, name: 
     path.write_bytes(MALFORMED[name])
     assert read_header(path)["a"].size == 1
     with pytest.raises(ModelError, match="cannot be read"):
-        nlptasks.weights.read_into(path, {"a": torch.zeros(1)})
+        nlptasks.storage.safetensors.read_into(path, {"a": torch.zeros(1)})
     with pytest.raises(ModelError, match="cannot be read"):
-        nlptasks.weights.read_without(path, ())
+        nlptasks.storage.safetensors.read_without(path, ())
 
 
 NAMES = {WEIGHTS: "encoder.layer.1.output.dense.weight", "heads/ner.safetensors": "layers.model.classifier.weight"}
@@ -695,7 +695,7 @@ def test_heads_record_the_package_that_they_come_from(model: Path) -> None:
 
 
 def test_what_we_write_names_no_code(backbones: Path, tmp_path: Path) -> None:
-    from nlptasks.architecture import refuse_code
+    from nlptasks.backbones.architecture import refuse_code
 
     written = {folder.name: load_backbone(str(folder)).assets for folder in backbones.iterdir()}
     for name, assets in written.items():

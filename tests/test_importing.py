@@ -16,13 +16,13 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 import nlptasks
-import nlptasks.importing
-from nlptasks.batching import random_batch
+import nlptasks.models.huggingface
 from nlptasks.cli.main import main
 from nlptasks.config import TrainSettings
 from nlptasks.errors import ModelError, UsageError
-from nlptasks.importing import TOLERANCE, import_checkpoint, read_checkpoint, to_hugging_face
-from nlptasks.model import Model
+from nlptasks.inference.batching import random_batch
+from nlptasks.models.huggingface import TOLERANCE, import_checkpoint, read_checkpoint, to_hugging_face
+from nlptasks.models.model import Model
 from nlptasks.pipeline import pipeline
 from nlptasks.testing.backbones import save_tokenizer
 
@@ -150,8 +150,8 @@ def test_the_temperature_is_folded_in_and_what_is_lost_is_said(backbones: Path, 
 
 
 def test_a_fresh_head_begins_with_the_pretrained_pooler(backbones: Path) -> None:
+    from nlptasks.backbones.pretrained import load_backbone
     from nlptasks.heads.classification import ClassificationConfig, ClassificationHead
-    from nlptasks.pretrained import load_backbone
 
     backbone = load_backbone(str(backbones / "bert"))
     head = ClassificationHead(ClassificationConfig(labels=("a", "b")), backbone=backbone.info)
@@ -175,7 +175,7 @@ def test_tags_of_any_scheme_are_read(tmp_path: Path, tags: tuple[str, ...], sche
     assert head.config.tags_scheme == scheme
     wanted = {"lenient": ["I-PER", "I-PER", "B-PER"], "io": ["I-PER"] * 3}.get(scheme)
     if wanted:
-        from nlptasks.tags import spans_of
+        from nlptasks.text.tags import spans_of
 
         words = ["a", "b", "c"]
         found = [(" ".join(words[start:end]), label) for start, end, label in spans_of(wanted, scheme)]
@@ -281,13 +281,13 @@ def test_architectures_that_answer_by_more_than_states_are_refused_by_name(
 
 def test_logits_that_differ_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_checkpoint("classification", "bert", tmp_path / "theirs")
-    take_over = nlptasks.importing._take_over
+    take_over = nlptasks.models.huggingface._take_over
 
     def wrongly(borrowed: Any, original: Any, where: str) -> None:
         take_over(borrowed, original, where)
         borrowed.classifier.bias.data += 2e-5
 
-    monkeypatch.setattr(nlptasks.importing, "_take_over", wrongly)
+    monkeypatch.setattr(nlptasks.models.huggingface, "_take_over", wrongly)
     with pytest.raises(ModelError, match=r"has the architecture bert, whose logits differ from the original's by 2"):
         import_checkpoint(tmp_path / "theirs", task="classification", output=tmp_path / "ours")
     assert not (tmp_path / "ours").exists()

@@ -15,14 +15,14 @@ import pytest
 from click.testing import CliRunner
 
 import nlptasks
-from nlptasks import checkpoint
 from nlptasks.cli.main import main
 from nlptasks.config import TrainSettings
 from nlptasks.errors import DataError, TrainingError, UsageError
-from nlptasks.lesson import Progress
 from nlptasks.pipeline import pipeline
-from nlptasks.schedule import Schedule
-from nlptasks.types import Silent
+from nlptasks.storage import checkpoints as checkpoint
+from nlptasks.training.callbacks import Silent
+from nlptasks.training.multitask_sampler import Schedule
+from nlptasks.training.run_state import Progress
 
 
 def settings(backbones: Path, **more: Any) -> TrainSettings:

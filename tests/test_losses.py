@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from nlptasks.backbone import BackboneInfo, read_config
+from nlptasks.backbones.backbone import BackboneInfo, read_config
 from nlptasks.errors import UsageError
+from nlptasks.heads.losses import class_weights, cross_entropy
 from nlptasks.heads.ner import NerConfig, NerHead
-from nlptasks.losses import class_weights, cross_entropy
 from nlptasks.types import Row
 
 TOLERANCE = 1e-6

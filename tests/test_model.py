@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import nlptasks
-import nlptasks.model
-from nlptasks.disk import written_beside
+import nlptasks.models.model
 from nlptasks.errors import ModelError, UsageError
-from nlptasks.model import ModelFolder
+from nlptasks.models.model import ModelFolder
+from nlptasks.storage.atomic import written_beside
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_an_output_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr("pathlib.Path.iterdir", failing)
     with pytest.raises(UsageError, match=r"cannot be read \(Permission denied\); give another -o"):
-        nlptasks.model.check_output(tmp_path, overwrite=True)
+        nlptasks.models.model.check_output(tmp_path, overwrite=True)
 
 
 def test_overwriting_replaces_all_of_it(model_folder: Path) -> None:
@@ -114,7 +114,7 @@ def test_what_stood_there_comes_back_if_the_last_step_fails(
             raise OSError("Device or resource busy")
         rename(one, two)
 
-    monkeypatch.setattr("nlptasks.disk.os.rename", failing)
+    monkeypatch.setattr("nlptasks.storage.atomic.os.rename", failing)
     with pytest.raises(ModelError, match="cannot be written"):
         model.save(model_folder, overwrite=True)
     monkeypatch.undo()
@@ -131,6 +131,6 @@ def test_the_folder_one_stands_in_is_refused(trained: Path, tmp_path: Path, monk
 @pytest.mark.parametrize("name", ["type", "values", "train", "float"])
 def test_heads_may_have_any_name(trained: Path, tmp_path: Path, name: str) -> None:
     model = nlptasks.Model.load(trained)
-    other = nlptasks.model.Model(model.backbone, {name: model.heads["ner"]}, {name: model.records["ner"]})
+    other = nlptasks.models.model.Model(model.backbone, {name: model.heads["ner"]}, {name: model.records["ner"]})
     other.save(tmp_path / "m")
     assert list(nlptasks.Model.load(tmp_path / "m").heads) == [name]

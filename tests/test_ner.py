@@ -13,11 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nlptasks.backbone import BackboneInfo, read_config
+from nlptasks.backbones.backbone import BackboneInfo, read_config
 from nlptasks.errors import BackendError, DataError
 from nlptasks.heads.ner import Entity, NerConfig, NerHead
-from nlptasks.tags import tag_set
-from nlptasks.tokenizer import Tokenizer
+from nlptasks.text.tags import tag_set
+from nlptasks.text.windowing import Tokenizer
 from nlptasks.types import Row, Window
 
 CONFIG = NerConfig(scheme="iob2", tags=tag_set(["LOC", "PER"], "iob2"))

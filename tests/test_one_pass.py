@@ -17,10 +17,10 @@ import nlptasks
 from nlptasks.config import TrainSettings
 from nlptasks.errors import UsageError
 from nlptasks.pipeline import Pipeline, pipeline
-from nlptasks.runtime.cutting import cut
-from nlptasks.runtime.onnx import open_session
-from nlptasks.runtime.pytorch import TorchRuntime
-from nlptasks.tokenizer import Tokenizer
+from nlptasks.runtimes.onnx import open_session
+from nlptasks.runtimes.onnx_pruning import cut
+from nlptasks.runtimes.pytorch import TorchRuntime
+from nlptasks.text.windowing import Tokenizer
 
 TEXTS = ["Ada Smith saw London.", "Bob left Paris and Rome, and saw Berlin.", "", "Cleo saw Rome. " * 40, "Dan"]
 

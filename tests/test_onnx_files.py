@@ -15,9 +15,9 @@ import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from nlptasks.errors import BackendError
-from nlptasks.runtime import guarding
-from nlptasks.runtime.cutting import cut
-from nlptasks.runtime.onnx import open_session
+from nlptasks.runtimes import onnx_validation as guarding
+from nlptasks.runtimes.onnx import open_session
+from nlptasks.runtimes.onnx_pruning import cut
 
 WEIGHTS = np.array([3.0, 4.0], dtype=np.float32).tobytes()
 DATA = "model.onnx.data"

@@ -18,7 +18,7 @@ import nlptasks.pipeline
 from nlptasks.errors import BackendError, DataError, ModelError, UsageError
 from nlptasks.heads.ner import Entity
 from nlptasks.pipeline import Pipeline, pipeline
-from nlptasks.runtime import pytorch as runtime
+from nlptasks.runtimes import pytorch as runtime
 
 TEXTS = [
     "Ada Smith saw London .",

@@ -20,22 +20,24 @@ from answering import TEXTS, contents, copied, rewritten, run
 from click.testing import Result
 
 import nlptasks
-from nlptasks import exporting, precisions, proof
 from nlptasks import pipeline as pipelines
-from nlptasks.data import load_part
-from nlptasks.disk import unsealed
+from nlptasks.data.datasets import load_part
 from nlptasks.errors import BackendError, DataError, ModelError, UsageError
-from nlptasks.exporting import ExportReport, export
-from nlptasks.generative import Text
+from nlptasks.exporting import drift as proof
+from nlptasks.exporting import exporter as exporting
+from nlptasks.exporting import precisions
+from nlptasks.exporting.drift import Check, check_all, refuse_drift
+from nlptasks.exporting.exporter import ExportReport, export
+from nlptasks.exporting.precisions import PRECISIONS
+from nlptasks.exporting.tracing import _PLAIN
 from nlptasks.heads.ner import NerHead
-from nlptasks.measuring import Evaluation, read_gold
-from nlptasks.model import ModelFolder
+from nlptasks.heads.seq2seq import Text
+from nlptasks.inference.scoring import Evaluation, read_gold
+from nlptasks.models.model import ModelFolder
 from nlptasks.pipeline import pipeline
-from nlptasks.precisions import PRECISIONS
-from nlptasks.proof import Check, check_all, refuse_drift
-from nlptasks.runtime.pytorch import TorchRuntime
+from nlptasks.runtimes.pytorch import TorchRuntime
+from nlptasks.storage.atomic import unsealed
 from nlptasks.testing import checks
-from nlptasks.tracing import _PLAIN
 
 CPU = torch.device("cpu")
 
@@ -73,7 +75,7 @@ def fp16(trained: Path, gold: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """The model in fp16, checked where there is no CUDA."""
     model = copied(trained, tmp_path_factory.mktemp("fp16") / "model")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nlptasks.runtime.providers.loads_cuda", lambda: False)
+        patch.setattr("nlptasks.runtimes.providers.loads_cuda", lambda: False)
         return Made(model, run("export", model, "--precision", "fp16", "--check", f"ner={gold}"))
 
 

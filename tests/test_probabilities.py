@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from nlptasks.errors import BackendError
-from nlptasks.probabilities import calibration_error, checked, fit_temperature, log_sigmoid, log_softmax
+from nlptasks.metrics.calibration import calibration_error, checked, fit_temperature, log_sigmoid, log_softmax
 
 LOGITS = hnp.arrays(np.float32, (3, 4), elements=st.floats(-50, 50, width=32))
 

@@ -16,9 +16,9 @@ from click.testing import CliRunner
 
 from nlptasks.cli.main import main
 from nlptasks.errors import BackendError
-from nlptasks.runtime import providers
-from nlptasks.runtime.onnx import open_session
-from nlptasks.runtime.providers import CPU, CUDA, cuda_problem, wanted_providers, wheels
+from nlptasks.runtimes import providers
+from nlptasks.runtimes.onnx import open_session
+from nlptasks.runtimes.providers import CPU, CUDA, cuda_problem, wanted_providers, wheels
 
 LIBRARIES = ["libcublasLt.so.13", "libcudart.so.13", "libcudnn.so.9"]
 INSTALL = "pip install 'onnxruntime-gpu[cuda,cudnn]'"

@@ -14,15 +14,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nlptasks.backbone import BackboneInfo, read_config
-from nlptasks.batching import collate_units, make_units
-from nlptasks.data import load_data
+from nlptasks.backbones.backbone import BackboneInfo, read_config
+from nlptasks.data.datasets import load_data
+from nlptasks.data.readers import read_csv
 from nlptasks.errors import BackendError, DataError, DataErrors, ModelError
-from nlptasks.files import read_csv
 from nlptasks.heads.qa import Answer, QaConfig, QaHead, read_squad
-from nlptasks.probabilities import calibration_error
-from nlptasks.scores import answer_scores
-from nlptasks.tokenizer import Tokenizer
+from nlptasks.inference.batching import collate_units, make_units
+from nlptasks.metrics.calibration import calibration_error
+from nlptasks.metrics.labelling import answer_scores
+from nlptasks.text.windowing import Tokenizer
 from nlptasks.types import FIRST, SPECIAL, Reading, Row, Window
 
 CONTEXT = "Ada Smith saw London and left Paris, Rome or Berlin."

@@ -18,12 +18,12 @@ import torch
 from filelock import FileLock
 
 import nlptasks
-from nlptasks import checkpoint
-from nlptasks.checkpoint import Checkpoint, Checkpoints, newest
 from nlptasks.config import TrainSettings
 from nlptasks.errors import ModelError, TrainingError, UsageError
 from nlptasks.heads.ner import NerHead
-from nlptasks.types import Silent
+from nlptasks.storage import checkpoints as checkpoint
+from nlptasks.storage.checkpoints import Checkpoint, Checkpoints, newest
+from nlptasks.training.callbacks import Silent
 
 
 class Stopping(Silent):
@@ -41,7 +41,9 @@ class Stopping(Silent):
 
 
 @pytest.fixture
-def train(backbones: Path, conll_data: Path, monkeypatch: pytest.MonkeyPatch) -> partial[nlptasks.training.TrainResult]:
+def train(
+    backbones: Path, conll_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> partial[nlptasks.training.run.TrainResult]:
     """Train with a checkpoint after each step."""
     monkeypatch.setattr(checkpoint, "_LARGEST_SHARE", float("inf"))
     return partial(nlptasks.train, f"ner={conll_data}")
@@ -247,7 +249,7 @@ def test_what_differs_is_listed(
         again(f"ner={other}", settings=settings(backbones))
     with pytest.raises(TrainingError, match=r"backbone was '\w{64}'"):
         train(output=tmp_path / "m", settings=settings(backbones, backbone=str(backbones / "roberta")), resume=True)
-    monkeypatch.setattr("nlptasks.identity.version", lambda name: "99")
+    monkeypatch.setattr("nlptasks.training.fingerprint.version", lambda name: "99")
     with pytest.raises(TrainingError, match=r"versions\.accelerate was '.*', is '99'"):
         train(output=tmp_path / "m", settings=settings(backbones), resume=True)
     monkeypatch.undo()

@@ -24,11 +24,11 @@ from torch import nn
 
 import nlptasks
 from nlptasks.errors import OutOfMemoryError, UsageError
-from nlptasks.runtime import pytorch
-from nlptasks.runtime.onnx import OnnxRuntime
-from nlptasks.runtime.providers import CUDA
-from nlptasks.runtime.pytorch import has_bf16, open_torch, pack_linears
-from nlptasks.types import ENCODE, Tensors
+from nlptasks.runtimes import pytorch
+from nlptasks.runtimes.base import ENCODE, Tensors
+from nlptasks.runtimes.onnx import OnnxRuntime
+from nlptasks.runtimes.providers import CUDA
+from nlptasks.runtimes.pytorch import has_bf16, open_torch, pack_linears
 
 BACKENDS = ["torch", "onnx:fp32"]
 CPU = torch.device("cpu")
@@ -273,7 +273,7 @@ def test_the_share_of_nodes_on_each_provider_is_told(
     runtime: Any = opened(exported, "onnx:fp32").engine.runtime
     assert runtime.shares == {"CPUExecutionProvider": 1}  # as the runtime itself says
     assert runtime.name == "ONNX Runtime fp32 on the CPU"
-    monkeypatch.setattr("nlptasks.runtime.onnx.open_session", lambda *_: _OnCuda())
+    monkeypatch.setattr("nlptasks.runtimes.onnx.open_session", lambda *_: _OnCuda())
     with caplog.at_level("INFO", "nlptasks"):
         runtime = opened(exported, "onnx:fp32").engine.runtime
     assert runtime.shares == {CUDA: 29 / 30, "CPUExecutionProvider": 1 / 30}
@@ -321,7 +321,7 @@ def test_sessions_on_different_devices_go_to_the_cpu_together(tmp_path: Path, mo
         asked.append((path.name, device))
         return _OnCuda() if device == "auto" and path.name == "one" else OnCpu()
 
-    monkeypatch.setattr("nlptasks.runtime.onnx.open_session", opens)
+    monkeypatch.setattr("nlptasks.runtimes.onnx.open_session", opens)
     files = {name: tmp_path / name for name in ("one", "two")}
     runtime = OnnxRuntime(files, device="auto", precision="fp32")
     assert runtime.device == "cpu"

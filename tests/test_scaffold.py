@@ -19,7 +19,7 @@ import nlptasks
 from nlptasks.cli.main import main
 from nlptasks.errors import UsageError
 from nlptasks.registry import head_class, tasks
-from nlptasks.scaffold import Plugin
+from nlptasks.scaffolding.plugin import Plugin
 from nlptasks.testing.checks import check_all
 from nlptasks.testing.commands import check_commands
 
@@ -230,7 +230,7 @@ def test_help_is_quick() -> None:
         "for words in (['plugin', '--help'], ['plugin', 'new', '--help'], ['plugin', 'new', 'ner']):\n"
         "    CliRunner().invoke(main, words)\n"
         "heavy = {'torch', 'numpy', 'transformers', 'spacy'} & set(sys.modules)\n"
-        "assert 'nlptasks.scaffold' in sys.modules and not heavy, heavy\n"
+        "assert 'nlptasks.scaffolding.plugin' in sys.modules and not heavy, heavy\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -11,16 +11,16 @@ import tiny
 import torch
 from onnxruntime import OrtValue
 
-from nlptasks.decoder import Decoder
 from nlptasks.errors import BackendError, UsageError
-from nlptasks.exporting import export_graph
-from nlptasks.precisions import PRECISIONS
-from nlptasks.runtime.onnx import OnnxRuntime
-from nlptasks.runtime.pytorch import TorchRuntime
-from nlptasks.search import Hypothesis, Marks, SearchOptions, search
-from nlptasks.stepping import CachedStepper, StepGraph
-from nlptasks.tracing import Engine, further
-from nlptasks.types import Pass, Runtime
+from nlptasks.exporting.exporter import export_graph
+from nlptasks.exporting.precisions import PRECISIONS
+from nlptasks.exporting.tracing import Engine, further
+from nlptasks.generation.decoder import Decoder
+from nlptasks.generation.search import Hypothesis, Marks, SearchOptions, search
+from nlptasks.generation.step_graph import CachedStepper, StepGraph
+from nlptasks.runtimes.base import Pass, Runtime
+from nlptasks.runtimes.onnx import OnnxRuntime
+from nlptasks.runtimes.pytorch import TorchRuntime
 
 ENDS = (2, 5, 17, 33, 60, 80, 101, 140, 203)
 """Many tokens end a text, so that texts of random models do end."""
@@ -168,7 +168,7 @@ def test_every_exporter_is_tried(bart: Writer, tmp_path: Path, monkeypatch: pyte
         return write
 
     tried = (Engine("one", refuse("no")), Engine("two", refuse("never"), "eager"))
-    monkeypatch.setattr("nlptasks.exporting.engines", lambda fusions: tried)
+    monkeypatch.setattr("nlptasks.exporting.exporter.engines", lambda fusions: tried)
     graph = further("head.step", StepGraph(bart.decoder))
     with pytest.raises(
         BackendError,

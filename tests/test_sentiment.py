@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nlptasks.backbone import BackboneInfo, read_config
+from nlptasks.backbones.backbone import BackboneInfo, read_config
 from nlptasks.errors import DataError, UsageError
 from nlptasks.heads.sentiment import Sentiment, SentimentHead
 from nlptasks.types import Row, Window

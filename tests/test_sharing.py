@@ -14,12 +14,12 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from nlptasks.backbone import Backbone
-from nlptasks.batching import random_batch
+from nlptasks.backbones.backbone import Backbone
+from nlptasks.backbones.layer_sharing import Branch
+from nlptasks.backbones.pretrained import load_backbone
 from nlptasks.errors import UsageError
-from nlptasks.model import Model
-from nlptasks.pretrained import load_backbone
-from nlptasks.sharing import Branch
+from nlptasks.inference.batching import random_batch
+from nlptasks.models.model import Model
 from nlptasks.testing.backbones import save_tokenizer, unigram, wordpiece
 from nlptasks.types import Source
 

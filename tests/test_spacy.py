@@ -24,12 +24,12 @@ from spacy.training import Example
 from spacy.util import load_model_from_config
 
 import nlptasks
-from nlptasks.documents import Component
 from nlptasks.errors import ModelError, UsageError
-from nlptasks.generative import Text
 from nlptasks.heads.ner import Entity
 from nlptasks.heads.qa import Answer
-from nlptasks.model import ModelFolder
+from nlptasks.heads.seq2seq import Text
+from nlptasks.integrations.spacy.component import Component
+from nlptasks.models.model import ModelFolder
 from nlptasks.pipeline import pipeline
 
 TEXT = "Ada Smith saw London ."
@@ -398,7 +398,7 @@ def test_spacy_starts_without_importing_what_is_heavy() -> None:
     heavy, own = script(code).stdout.splitlines()
     assert "transformers" not in heavy
     assert "onnx" not in heavy
-    assert own == "['nlptasks', 'nlptasks.spacy_component']"
+    assert own == "['nlptasks', 'nlptasks.integrations.spacy.factory']"
 
 
 def test_all_but_the_component_works_without_spacy(trained: Path) -> None:

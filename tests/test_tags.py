@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nlptasks.tags import (
+from nlptasks.text.tags import (
     SCHEMES,
     TagDecoder,
     TagError,

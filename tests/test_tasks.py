@@ -14,7 +14,7 @@ import nlptasks
 from nlptasks.cli.main import main
 from nlptasks.config import TrainSettings
 from nlptasks.errors import DataError, UsageError
-from nlptasks.model import ModelFolder
+from nlptasks.models.model import ModelFolder
 from nlptasks.pipeline import pipeline
 from nlptasks.registry import head_class
 

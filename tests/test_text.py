@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nlptasks.text import close_unspaced, first_tokens, join_words, readable, split_at, widened, words
+from nlptasks.text.words import close_unspaced, first_tokens, join_words, readable, split_at, widened, words
 
 GOLDEN = [
     ("Ada Lovelace lived in London.", "Ada|Lovelace|lived|in|London|."),

@@ -11,7 +11,7 @@ import tiny
 import tokenizers
 
 from nlptasks.errors import ModelError, UsageError
-from nlptasks.tokenizer import Tokenizer
+from nlptasks.text.windowing import Tokenizer
 from nlptasks.types import FIRST, SECOND, SPECIAL, Source
 
 KINDS = {"wordpiece": "bert", "bytes": "roberta", "unigram": "xlm-roberta"}

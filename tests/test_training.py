@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 import nlptasks
-from nlptasks import batching, optimization
 from nlptasks.config import TrainSettings
-from nlptasks.defaults import chosen
 from nlptasks.errors import DataError, TrainingError, UsageError
-from nlptasks.model import Model
-from nlptasks.types import Silent
+from nlptasks.inference import batching
+from nlptasks.models.model import Model
+from nlptasks.training import optimizer as optimization
+from nlptasks.training.auto_settings import chosen
+from nlptasks.training.callbacks import Silent
 
 
 def fast(backbones: Path, **more: object) -> TrainSettings:
@@ -210,7 +211,7 @@ def test_accumulated_batches_are_one_large_batch(still: Path, tmp_path: Path) ->
 
 
 def test_layers_near_the_head_learn_faster(backbones: Path) -> None:
-    from nlptasks.pretrained import load_backbone
+    from nlptasks.backbones.pretrained import load_backbone
 
     for name in ("bert", "t5", "modernbert"):
         backbone = load_backbone(str(backbones / name))
@@ -241,7 +242,7 @@ def test_labels_that_no_token_shows_are_nothing_to_learn_from(
         arrays = batching.collate_units(units, info)
         return {**arrays, "labels": np.full_like(arrays["labels"], -100)}
 
-    monkeypatch.setattr("nlptasks.loop.collate_units", without_labels)
+    monkeypatch.setattr("nlptasks.training.trainer.collate_units", without_labels)
     with pytest.raises(TrainingError, match="epoch 1, ner: no row has anything to learn from"):
         nlptasks.train(f"ner={conll_data}", output=tmp_path / "m", settings=fast(backbones))
 

@@ -12,7 +12,7 @@ import click
 from nlptasks.cli.common import Command, columns_option, device_option, make_targets, printable
 
 if TYPE_CHECKING:
-    from nlptasks.benchmarking import Benchmark, Measured
+    from nlptasks.benchmarking.runner import Benchmark, Measured
 
 
 @click.command("benchmark", cls=Command)
@@ -43,7 +43,7 @@ def command(
         raise click.UsageError("give HEAD=DATA or --input, not both")
     wanted = make_targets(targets, columns=columns)
 
-    from nlptasks.benchmarking import benchmark
+    from nlptasks.benchmarking.runner import benchmark
 
     found = benchmark(
         model,

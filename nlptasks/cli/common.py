@@ -17,9 +17,9 @@ import click
 from nlptasks.cli.configfile import added
 from nlptasks.config import DEVICES, Target, default_of, parse_target, settings_of, value_type
 from nlptasks.errors import DataErrors, NlptasksError, UsageError, did_you_mean
-from nlptasks.precisions import PRECISIONS
+from nlptasks.exporting.precisions import PRECISIONS
 from nlptasks.registry import blamed
-from nlptasks.signals import terminable
+from nlptasks.training.interrupts import terminable
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

@@ -54,9 +54,9 @@ def _packages() -> Iterator[str]:
 def _torch() -> Iterator[str]:
     import torch
 
-    from nlptasks.defaults import chosen_precision
     from nlptasks.errors import BackendError
-    from nlptasks.runtime.pytorch import torch_device
+    from nlptasks.runtimes.pytorch import torch_device
+    from nlptasks.training.auto_settings import chosen_precision
 
     yield f"PyTorch: {torch.get_num_threads()} threads, training precision {chosen_precision('auto', torch_device('auto'))}"
     try:
@@ -66,7 +66,7 @@ def _torch() -> Iterator[str]:
 
 
 def _onnxruntime() -> Iterator[str]:
-    from nlptasks.runtime.providers import wheel_conflict, wheels
+    from nlptasks.runtimes.providers import wheel_conflict, wheels
 
     installed = _named(wheels())
     yield f"ONNX Runtime: {installed or 'no wheel is installed: pip install onnxruntime'}"
@@ -80,7 +80,7 @@ def _providers() -> Iterator[str]:
     """What ONNX Runtime is built with, and what of it really runs; this imports it, which may fail."""
     import onnxruntime
 
-    from nlptasks.runtime.providers import CPU, CUDA, cuda_problem, loads
+    from nlptasks.runtimes.providers import CPU, CUDA, cuda_problem, loads
 
     yield f"  built with {', '.join(onnxruntime.get_available_providers())}"
     yield f"  provider CPU {'works' if loads(CPU) else 'does not work'}"
@@ -93,7 +93,7 @@ def _providers() -> Iterator[str]:
 
 
 def _cuda_parts() -> Iterator[str]:
-    from nlptasks.runtime.providers import libraries_fix, missing_libraries, nvidia_packages, parts
+    from nlptasks.runtimes.providers import libraries_fix, missing_libraries, nvidia_packages, parts
 
     for part in parts():
         yield f"  {part.name}: required {part.wanted}, found {part.found or 'none'}"
@@ -108,7 +108,7 @@ def _named(versions: dict[str, str]) -> str:
 
 
 def _backbone() -> Iterator[str]:
-    from nlptasks.pretrained import embedded_folder
+    from nlptasks.backbones.pretrained import embedded_folder
 
     folder = embedded_folder()
     yield (

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import click
 
 from nlptasks.cli.common import Command, columns_option, make_targets, printable
-from nlptasks.precisions import PRECISIONS
+from nlptasks.exporting.precisions import PRECISIONS
 
 if TYPE_CHECKING:
-    from nlptasks.exporting import ExportReport
+    from nlptasks.exporting.exporter import ExportReport
 
 
 @click.command("export", cls=Command)
@@ -39,7 +39,7 @@ def command(
     """Export MODEL to ONNX, checked against PyTorch, into its folder onnx/PRECISION/."""
     targets = make_targets(checks, columns=columns)
 
-    from nlptasks.exporting import export
+    from nlptasks.exporting.exporter import export
 
     report = export(model, precision=precision, checks=targets, split=split, accept_drift=accept_drift)
     for line in _told(model, report):

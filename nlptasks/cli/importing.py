@@ -22,7 +22,7 @@ def command(source: str, task: str, output: Path, name: str | None, options: tup
     given = options_of(options, [head])[head]
 
     from nlptasks.errors import listing
-    from nlptasks.importing import TOLERANCE, import_checkpoint
+    from nlptasks.models.huggingface import TOLERANCE, import_checkpoint
 
     model = import_checkpoint(source, task=task, output=output, name=head, options=given, overwrite=overwrite)
     labels = model.heads[head].labels

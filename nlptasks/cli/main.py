@@ -6,7 +6,7 @@ import importlib
 
 import click
 
-from nlptasks import __version__
+from nlptasks.version import __version__
 
 _COMMANDS = {
     "train": "train",

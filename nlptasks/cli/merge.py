@@ -15,7 +15,7 @@ from nlptasks.cli.common import Command
 @click.option("--overwrite", is_flag=True, help="replace what is in the output folder")
 def command(models: tuple[str, ...], output: Path, overwrite: bool) -> None:
     """Write a model with the heads of several, whose backbones are the same, byte by byte."""
-    from nlptasks.editing import merge
+    from nlptasks.models.editing import merge
 
     merge(models, output, overwrite=overwrite)
     click.echo(f"model: {output}")

@@ -28,7 +28,7 @@ def new(name: str, output: Path | None) -> None:
 
     Then change the head to what you need: comments in it say how.
     """
-    from nlptasks.scaffold import Plugin
+    from nlptasks.scaffolding.plugin import Plugin
 
     plugin = Plugin(name)
     plugin.check()

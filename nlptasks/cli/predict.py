@@ -29,7 +29,7 @@ from nlptasks.cli.common import (
 from nlptasks.errors import DataError
 
 if TYPE_CHECKING:
-    from nlptasks.engine import Item
+    from nlptasks.inference.engine import Item
     from nlptasks.pipeline import Pipeline
     from nlptasks.types import OnError, Reader, Row
 
@@ -69,8 +69,8 @@ def command(
     if texts and source:
         raise click.UsageError("give TEXT or --input, not both")
 
-    from nlptasks.engine import CHUNK_ITEMS
-    from nlptasks.files import check_columns
+    from nlptasks.data.readers import check_columns
+    from nlptasks.inference.engine import CHUNK_ITEMS
     from nlptasks.pipeline import pipeline
     from nlptasks.types import refuse
 
@@ -101,8 +101,8 @@ def _rows(
     on_error: OnError,
 ) -> Iterator[Row]:
     """The rows of a command line. A file whose kind is known to all is read as texts or rows, others as the heads read them."""
-    from nlptasks.files import TEXTS, read_file, renamed
-    from nlptasks.lines import decoded_lines, without_end
+    from nlptasks.data.encoding import decoded_lines, without_end
+    from nlptasks.data.readers import TEXTS, read_file, renamed
     from nlptasks.types import Row
 
     if source:

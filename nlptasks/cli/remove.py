@@ -12,7 +12,7 @@ from nlptasks.cli.common import Command
 @click.argument("head")
 def command(model: str, head: str) -> None:
     """Remove HEAD from MODEL, in place."""
-    from nlptasks.editing import remove
+    from nlptasks.models.editing import remove
 
     remove(model, head)
     click.echo(f"{model}: {head} is removed")

@@ -13,7 +13,7 @@ from nlptasks.cli.common import Command
 @click.argument("new")
 def command(model: str, old: str, new: str) -> None:
     """Give the head OLD of MODEL the name NEW, in place."""
-    from nlptasks.editing import rename
+    from nlptasks.models.editing import rename
 
     rename(model, old, new)
     click.echo(f"{model}: {old} is now {new}")

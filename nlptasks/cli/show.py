@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.tree import Tree
 
     from nlptasks.heads.base import Head
-    from nlptasks.model import ModelFolder
+    from nlptasks.models.model import ModelFolder
 
 
 _WIDE = 1000
@@ -28,9 +28,9 @@ def command(model: str) -> None:
     """Show what MODEL is made of: the layers that its heads share and own, what they answer and how well."""
     from rich.console import Console
 
-    from nlptasks.exporting import export_problem
-    from nlptasks.model import ModelFolder
-    from nlptasks.precisions import PRECISIONS
+    from nlptasks.exporting.opening import export_problem
+    from nlptasks.exporting.precisions import PRECISIONS
+    from nlptasks.models.model import ModelFolder
 
     stored = ModelFolder.open(model)
     known = [name for name in stored.records if not stored.problem_of(name)]
@@ -71,7 +71,7 @@ def _drawn(stored: ModelFolder, heads: Mapping[str, Head]) -> Tree:
 
 def _proof(stored: ModelFolder, precision: str) -> str:
     """What is known of a fresh export."""
-    from nlptasks.exporting import untaken
+    from nlptasks.exporting.opening import untaken
 
     report = stored.exports[precision]
     checks = ", ".join(

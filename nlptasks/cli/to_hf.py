@@ -16,7 +16,7 @@ from nlptasks.cli.common import Command, printable
 @click.option("--overwrite", is_flag=True, help="replace what is in the output folder")
 def command(model: str, head: str, output: Path, overwrite: bool) -> None:
     """Write one HEAD of MODEL as a Hugging Face checkpoint, its temperature folded into the last layer."""
-    from nlptasks.importing import to_hugging_face
+    from nlptasks.models.huggingface import to_hugging_face
 
     loaded_by, lost = to_hugging_face(model, head, output=output, overwrite=overwrite)
     click.echo(f"checkpoint: {output}   (load it with transformers.{loaded_by}.from_pretrained)")

@@ -75,7 +75,7 @@ def command(
     chosen = given_settings(TrainSettings, settings)
 
     from nlptasks.cli.progress import ProgressBar
-    from nlptasks.training import train
+    from nlptasks.training.run import train
 
     with ProgressBar() as progress:
         result = train(

@@ -13,23 +13,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from nlptasks import __version__
-from nlptasks.backbone import DECODER, ENCODER, ENCODER_DECODER, Backbone, BackboneInfo
+from nlptasks.backbones.backbone import DECODER, ENCODER, ENCODER_DECODER, BackboneInfo
+from nlptasks.backbones.graph import Graph
+from nlptasks.data.readers import TABLES
 from nlptasks.errors import DataError, ModelError, UsageError, each, listing, quote
-from nlptasks.files import TABLES
-from nlptasks.sharing import Branch
-from nlptasks.types import Floats, Ints, Outputs, Pass, Reader, Reading, Row, Source, Window
+from nlptasks.runtimes.base import Pass
+from nlptasks.types import Floats, Ints, Outputs, Reader, Reading, Row, Source, Window
+from nlptasks.version import __version__
 
 CONTRACT = 1
 """The version of the contract that this library follows."""
-
-IGNORED = -100
-"""The label of a token that the loss leaves out."""
 
 
 _EXAMPLES = {
@@ -45,39 +42,6 @@ _STATED = ("Config", "fields", "sample")
 
 _TUPLES = ("fields", "gold_fields", "results", "assigns", "backbones", "target_features")
 """What a class says of several things."""
-
-
-class Graph(nn.Module, ABC):
-    """A further graph of a head, from named tensors to named tensors; traced for export."""
-
-    axes: Mapping[str, tuple[int, ...]]
-    """For each input, the axes whose length may change."""
-    limits: Mapping[str, int] = MappingProxyType({})
-    """For inputs that are integers, one more than the largest number that each may hold."""
-    labels: ClassVar[tuple[str, ...]] = ()
-    """The outputs whose last axis has a score for each label or token, of which the best one is taken."""
-
-    @property
-    def trunk(self) -> Any:
-        """The part of it whose attention can be another one, if it runs a backbone."""
-        return None
-
-    def on(self, backbone: Backbone, branch: Branch | None) -> Graph:
-        """The graph as it runs: one that reads tokens by the backbone gives itself with it; others are complete.
-
-        Args:
-            backbone: the model's.
-            branch: the layers that the head owns, if it does.
-        """
-        return self
-
-    @abstractmethod
-    def forward(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The named outputs."""
-
-    @abstractmethod
-    def samples(self) -> list[dict[str, Tensor]]:
-        """Inputs to compare two ways to run it. It is traced on the first: there, the axes are 2 or more long."""
 
 
 class Head(nn.Module, ABC):

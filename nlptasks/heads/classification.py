@@ -14,13 +14,12 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from nlptasks.backbone import BackboneInfo
+from nlptasks.backbones.backbone import BackboneInfo
 from nlptasks.config import SHARE_BELOW_1, check_values, decided, parse_options, setting
+from nlptasks.data.fields import LabelField, label_field, same_kind, text_field
 from nlptasks.errors import DataError, ModelError, UsageError, did_you_mean, each, quote
-from nlptasks.fields import LabelField, label_field, same_kind, text_field
-from nlptasks.heads.base import IGNORED, Head
-from nlptasks.layers import HuggingFaceLayers, checkpoint_labels
-from nlptasks.losses import (
+from nlptasks.heads.base import Head
+from nlptasks.heads.losses import (
     NO_WEIGHTS,
     SMOOTHING_DOC,
     WEIGHTS_DOC,
@@ -30,10 +29,11 @@ from nlptasks.losses import (
     example_means,
     of_first_windows,
 )
-from nlptasks.probabilities import TEMPERATURE_DOC, checked, fit_temperature, log_sigmoid, log_softmax
-from nlptasks.scores import best_thresholds, label_scores, label_set_scores
-from nlptasks.text import is_blank
-from nlptasks.types import Floats, Ints, Outputs, Reading, Row, Source, Window
+from nlptasks.heads.transformers_layers import HuggingFaceLayers, checkpoint_labels
+from nlptasks.metrics.calibration import TEMPERATURE_DOC, checked, fit_temperature, log_sigmoid, log_softmax
+from nlptasks.metrics.labelling import best_thresholds, label_scores, label_set_scores
+from nlptasks.text.words import is_blank
+from nlptasks.types import IGNORED, Floats, Ints, Outputs, Reading, Row, Source, Window
 
 
 @dataclass(frozen=True)

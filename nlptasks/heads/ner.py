@@ -16,17 +16,17 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from nlptasks.backbone import BackboneInfo
+from nlptasks.backbones.backbone import BackboneInfo
 from nlptasks.config import SHARE_BELOW_1, check_values, decided, parse_options, setting
+from nlptasks.data.fields import list_field, spans_field, text_field
+from nlptasks.data.readers import TABLES, read_conll
 from nlptasks.errors import DataError, ModelError, did_you_mean, each, listing, quote
-from nlptasks.fields import list_field, spans_field, text_field
-from nlptasks.files import TABLES, read_conll
-from nlptasks.heads.base import IGNORED, Head
-from nlptasks.layers import HuggingFaceLayers, checkpoint_labels
-from nlptasks.losses import NO_WEIGHTS, SMOOTHING_DOC, WEIGHTS_DOC, class_weights, cross_entropy
-from nlptasks.probabilities import TEMPERATURE_DOC, checked, fit_temperature, log_softmax
-from nlptasks.scores import span_scores
-from nlptasks.tags import (
+from nlptasks.heads.base import Head
+from nlptasks.heads.losses import NO_WEIGHTS, SMOOTHING_DOC, WEIGHTS_DOC, class_weights, cross_entropy
+from nlptasks.heads.transformers_layers import HuggingFaceLayers, checkpoint_labels
+from nlptasks.metrics.calibration import TEMPERATURE_DOC, checked, fit_temperature, log_softmax
+from nlptasks.metrics.labelling import span_scores
+from nlptasks.text.tags import (
     OUTSIDE,
     SCHEMES,
     LabelledSpan,
@@ -41,8 +41,8 @@ from nlptasks.tags import (
     tag_set,
     tags_of,
 )
-from nlptasks.text import Span, close_unspaced, join_words, split_at, words, words_in
-from nlptasks.types import Floats, Ints, Outputs, Reading, Row, Source, Window
+from nlptasks.text.words import Span, close_unspaced, join_words, split_at, words, words_in
+from nlptasks.types import IGNORED, Floats, Ints, Outputs, Reading, Row, Source, Window
 
 _log = logging.getLogger("nlptasks")
 

@@ -18,17 +18,30 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor, nn
 
-from nlptasks.backbone import BackboneInfo
+from nlptasks.backbones.backbone import BackboneInfo
 from nlptasks.config import AT_LEAST_1, check_values, decided, parse_options, setting
+from nlptasks.data.fields import answers_field, text_field
+from nlptasks.data.readers import TABLES, read_json_file
 from nlptasks.errors import DataError, ModelError, each, quote
-from nlptasks.fields import answers_field, text_field
-from nlptasks.files import TABLES, read_json_file
-from nlptasks.heads.base import IGNORED, Head
-from nlptasks.layers import HuggingFaceLayers
-from nlptasks.probabilities import TEMPERATURE_DOC, checked, fit_temperature
-from nlptasks.scores import answer_scores, exact_match
-from nlptasks.text import Span, is_blank, widened
-from nlptasks.types import SECOND, SPECIAL, Floats, Ints, OnError, Outputs, Reading, Row, Source, Window, refuse
+from nlptasks.heads.base import Head
+from nlptasks.heads.transformers_layers import HuggingFaceLayers
+from nlptasks.metrics.calibration import TEMPERATURE_DOC, checked, fit_temperature
+from nlptasks.metrics.labelling import answer_scores, exact_match
+from nlptasks.text.words import Span, is_blank, widened
+from nlptasks.types import (
+    IGNORED,
+    SECOND,
+    SPECIAL,
+    Floats,
+    Ints,
+    OnError,
+    Outputs,
+    Reading,
+    Row,
+    Source,
+    Window,
+    refuse,
+)
 
 _START, _END = "start_logits", "end_logits"
 _POSSIBLE, _GOLD = 0, 1

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from nlptasks.backbone import BackboneInfo
+from nlptasks.backbones.backbone import BackboneInfo
 from nlptasks.config import decided, setting
 from nlptasks.errors import DataError, UsageError, listing
 from nlptasks.heads.classification import ClassificationConfig, ClassificationExample, ClassificationHead

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from nlptasks.files import TABLES, pairs_of
-from nlptasks.generative import GenerativeHead, Writing, best
-from nlptasks.textscores import rouge_scores
+from nlptasks.data.readers import TABLES, pairs_of
+from nlptasks.heads.seq2seq import GenerativeHead, Writing, best
+from nlptasks.metrics.generation import rouge_scores
 from nlptasks.types import Reader
 
 

@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 
 import tokenizers
 
-from nlptasks.backbone import BackboneInfo
+from nlptasks.backbones.backbone import BackboneInfo
 from nlptasks.config import setting
+from nlptasks.data.readers import TABLES, pairs_of
 from nlptasks.errors import UsageError, listing, quote
-from nlptasks.files import TABLES, pairs_of
-from nlptasks.generative import GenerativeConfig, GenerativeHead, Writing, best
-from nlptasks.textscores import translation_scores
-from nlptasks.tokenizer import tokens_around
+from nlptasks.heads.seq2seq import GenerativeConfig, GenerativeHead, Writing, best
+from nlptasks.metrics.generation import translation_scores
+from nlptasks.text.windowing import tokens_around
 from nlptasks.types import Reader
 
 _PAIR = re.compile("translation_(.+)_to_(.+)")

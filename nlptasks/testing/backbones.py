@@ -12,7 +12,7 @@ import torch
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from nlptasks.backbone import DECODER, ENCODER, ENCODER_DECODER, kind_of
+from nlptasks.backbones.backbone import DECODER, ENCODER, ENCODER_DECODER, kind_of
 
 TEXT = [
     "Ada Smith saw London and left Paris, Rome or Berlin.",

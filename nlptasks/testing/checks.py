@@ -17,21 +17,22 @@ import torch
 from spacy.tokens import Doc
 from torch import Tensor
 
-from nlptasks.backbone import Backbone
-from nlptasks.batching import collate, collate_units, make_units
-from nlptasks.checks import warnings_of
+from nlptasks.backbones.backbone import Backbone
+from nlptasks.backbones.pretrained import load_backbone
 from nlptasks.config import recorded
-from nlptasks.data import load_data
-from nlptasks.exporting import export
+from nlptasks.data.datasets import load_data
+from nlptasks.exporting.exporter import export
 from nlptasks.heads.base import Head
-from nlptasks.manifest import HeadRecord
-from nlptasks.model import Model
+from nlptasks.inference.batching import collate, collate_units, make_units
+from nlptasks.models.manifest import HeadRecord
+from nlptasks.models.model import Model
 from nlptasks.pipeline import pipeline
-from nlptasks.pretrained import load_backbone
 from nlptasks.registry import head_class
-from nlptasks.runtime.pytorch import open_torch
-from nlptasks.tokenizer import Tokenizer
-from nlptasks.types import ENCODE, FIRST, SPECIAL, Row
+from nlptasks.runtimes.base import ENCODE
+from nlptasks.runtimes.pytorch import open_torch
+from nlptasks.text.windowing import Tokenizer
+from nlptasks.training.data_warnings import warnings_of
+from nlptasks.types import FIRST, SPECIAL, Row
 
 _NAME = "probe"
 _ROWS = 12

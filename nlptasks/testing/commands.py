@@ -12,7 +12,7 @@ from typing import Any
 from click.testing import CliRunner
 
 from nlptasks.cli.main import main
-from nlptasks.data import load_data
+from nlptasks.data.datasets import load_data
 from nlptasks.registry import head_class
 
 _ROWS = 3

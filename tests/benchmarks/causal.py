@@ -23,8 +23,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 import nlptasks
 from nlptasks.config import TrainSettings
-from nlptasks.data import load_data
-from nlptasks.files import TABLES
+from nlptasks.data.datasets import load_data
+from nlptasks.data.readers import TABLES
 from nlptasks.pipeline import pipeline
 
 _END = "<|endoftext|>"
@@ -104,7 +104,7 @@ def writing(place: Path, *, runs: int) -> dict[str, Any]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(place / "decoder", padding_side="left")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(place / "decoder").eval()
     (place / "row.jsonl").write_text(json.dumps({"text": prompts[0]}) + "\n")
-    from nlptasks.importing import import_checkpoint
+    from nlptasks.models.huggingface import import_checkpoint
 
     import_checkpoint(place / "decoder", task="generation", output=place / "model")
     nlptasks.export(place / "model")

@@ -14,7 +14,7 @@ import conll
 from common import keep, summary
 
 from nlptasks import TrainSettings, train
-from nlptasks.checkpoint import Checkpoint, Checkpoints
+from nlptasks.storage.checkpoints import Checkpoint, Checkpoints
 
 
 def main() -> None:

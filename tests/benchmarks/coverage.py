@@ -37,8 +37,8 @@ from onnx import GraphProto
 import nlptasks
 from nlptasks.config import Target
 from nlptasks.errors import NlptasksError
-from nlptasks.model import Model
-from nlptasks.precisions import PRECISIONS
+from nlptasks.exporting.precisions import PRECISIONS
+from nlptasks.models.model import Model
 
 README = Path(__file__).parents[2] / "README.md"
 NAMES = {

@@ -28,15 +28,16 @@ import transformers
 from common import keep, summary
 from onnxruntime import OrtValue
 
-from nlptasks.decoder import Decoder
-from nlptasks.exporting import export_graph
-from nlptasks.precisions import PRECISIONS
-from nlptasks.runtime.onnx import OnnxRuntime
-from nlptasks.runtime.pytorch import has_bf16, open_torch
-from nlptasks.search import Marks, SearchOptions, search
-from nlptasks.stepping import CachedStepper, StepGraph
-from nlptasks.tracing import further
-from nlptasks.types import STEP, Pass, Runtime, Window
+from nlptasks.exporting.exporter import export_graph
+from nlptasks.exporting.precisions import PRECISIONS
+from nlptasks.exporting.tracing import further
+from nlptasks.generation.decoder import Decoder
+from nlptasks.generation.search import Marks, SearchOptions, search
+from nlptasks.generation.step_graph import CachedStepper, StepGraph
+from nlptasks.runtimes.base import STEP, Pass, Runtime
+from nlptasks.runtimes.onnx import OnnxRuntime
+from nlptasks.runtimes.pytorch import has_bf16, open_torch
+from nlptasks.types import Window
 
 _BATCH, _SOURCE, _NEW = 8, 64, 64
 _HEAD = "head"

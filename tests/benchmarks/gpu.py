@@ -23,13 +23,13 @@ import transformers
 from common import keep, summary
 
 import nlptasks
-from nlptasks.backbone import Backbone
+from nlptasks.backbones.backbone import Backbone
+from nlptasks.backbones.pretrained import embedded_folder, load_backbone
 from nlptasks.config import recorded
-from nlptasks.data import load_data
-from nlptasks.importing import to_hugging_face
-from nlptasks.model import HeadRecord, Model
+from nlptasks.data.datasets import load_data
+from nlptasks.models.huggingface import to_hugging_face
+from nlptasks.models.model import HeadRecord, Model
 from nlptasks.pipeline import Pipeline, pipeline
-from nlptasks.pretrained import embedded_folder, load_backbone
 from nlptasks.registry import head_class
 from nlptasks.types import Source
 

@@ -30,9 +30,9 @@ from common import keep, summary
 from fuzz import make_model
 
 import nlptasks
+from nlptasks.backbones.pretrained import load_backbone
 from nlptasks.errors import ModelError
-from nlptasks.model import Model, ModelFolder
-from nlptasks.pretrained import load_backbone
+from nlptasks.models.model import Model, ModelFolder
 
 _LARGE_BYTES = 4096
 _PLACES = 200
@@ -99,19 +99,19 @@ def unchecked() -> list[Any]:
     """The checks, taken out."""
     nothing: dict[str, Any] = {"return_value": None}
     return [
-        mock.patch("nlptasks.model.check_files", **nothing),
-        mock.patch("nlptasks.model.check_header", **nothing),
-        mock.patch("nlptasks.model.check_list", **nothing),
-        mock.patch("nlptasks.model.plain_files", return_value=[]),
-        mock.patch("nlptasks.weights.check_finite", **nothing),
-        mock.patch("nlptasks.backbone._check_weights", **nothing),
-        mock.patch("nlptasks.backbone.Backbone._check", **nothing),
-        mock.patch("nlptasks.backbone.check_vocabulary", **nothing),
-        mock.patch("nlptasks.pretrained.check_finite", **nothing),
-        mock.patch("nlptasks.pretrained.check_vocabulary", **nothing),
-        mock.patch("nlptasks.pretrained._header", **nothing),
-        mock.patch("nlptasks.pretrained.plan", **nothing),
-        mock.patch("nlptasks.pretrained._checked", return_value=contextlib.nullcontext()),
+        mock.patch("nlptasks.models.model.check_files", **nothing),
+        mock.patch("nlptasks.models.model.check_header", **nothing),
+        mock.patch("nlptasks.models.model.check_list", **nothing),
+        mock.patch("nlptasks.models.model.plain_files", return_value=[]),
+        mock.patch("nlptasks.storage.safetensors.check_finite", **nothing),
+        mock.patch("nlptasks.backbones.backbone._check_weights", **nothing),
+        mock.patch("nlptasks.backbones.backbone.Backbone._check", **nothing),
+        mock.patch("nlptasks.backbones.backbone.check_vocabulary", **nothing),
+        mock.patch("nlptasks.backbones.pretrained.check_finite", **nothing),
+        mock.patch("nlptasks.backbones.pretrained.check_vocabulary", **nothing),
+        mock.patch("nlptasks.backbones.pretrained._header", **nothing),
+        mock.patch("nlptasks.backbones.pretrained.plan", **nothing),
+        mock.patch("nlptasks.backbones.pretrained._checked", return_value=contextlib.nullcontext()),
     ]
 
 

@@ -22,9 +22,10 @@ from common import keep, summary
 from safetensors.torch import load_file
 
 from nlptasks.heads.ner import Entity
-from nlptasks.model import ModelFolder
+from nlptasks.models.model import ModelFolder
 from nlptasks.pipeline import Pipeline, pipeline
-from nlptasks.types import ENCODE, Row, Source
+from nlptasks.runtimes.base import ENCODE
+from nlptasks.types import Row, Source
 
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 

@@ -21,7 +21,7 @@ from common import keep, summary
 
 import nlptasks
 from nlptasks.config import TrainSettings
-from nlptasks.data import load_data
+from nlptasks.data.datasets import load_data
 from nlptasks.pipeline import Pipeline, pipeline
 from nlptasks.registry import head_class
 

@@ -20,7 +20,7 @@ import json, sys
 from pathlib import Path
 import onnxruntime
 import nlptasks.pipeline
-from nlptasks.model import ModelFolder
+from nlptasks.models.model import ModelFolder
 from nlptasks.registry import head_class, tasks
 
 def resident():

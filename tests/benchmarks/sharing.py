@@ -27,7 +27,7 @@ from common import keep, summary
 from quality import read, write
 
 import nlptasks
-from nlptasks.importing import to_hugging_face
+from nlptasks.models.huggingface import to_hugging_face
 from nlptasks.pipeline import pipeline
 
 HEADS = {"names": "ner", "mood": "sentiment", "question": "classification", "news": "classification"}

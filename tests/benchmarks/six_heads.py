@@ -23,8 +23,8 @@ from quality import read, write
 
 import nlptasks
 from nlptasks.config import Target
-from nlptasks.engine import CHUNK_ITEMS
-from nlptasks.measuring import read_gold
+from nlptasks.inference.engine import CHUNK_ITEMS
+from nlptasks.inference.scoring import read_gold
 from nlptasks.pipeline import pipeline
 
 SETS = {

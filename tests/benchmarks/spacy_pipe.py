@@ -23,7 +23,7 @@ from memory import resident_megabytes
 from spacy.language import Language
 from spacy.tokens import Doc
 
-from nlptasks.importing import to_hugging_face
+from nlptasks.models.huggingface import to_hugging_face
 
 _TEXTS = 2000
 _MARKS = (10_000, 20_000, 40_000)

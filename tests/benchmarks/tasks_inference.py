@@ -23,8 +23,8 @@ from quality import read
 from tasks_training import best_span
 
 import nlptasks
-from nlptasks.importing import to_hugging_face
-from nlptasks.model import ModelFolder
+from nlptasks.models.huggingface import to_hugging_face
+from nlptasks.models.model import ModelFolder
 from nlptasks.pipeline import pipeline
 
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)

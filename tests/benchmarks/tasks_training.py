@@ -76,7 +76,7 @@ def _labels(rows: Rows, dev: Rows, seed: int, *, padding: Any) -> dict[str, floa
 def _answers(rows: Rows, dev: Rows, seed: int, *, padding: Any) -> dict[str, float]:
     from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
-    from nlptasks.scores import answer_scores
+    from nlptasks.metrics.labelling import answer_scores
 
     tokenizer = AutoTokenizer.from_pretrained(_folder())
 
@@ -141,7 +141,7 @@ def _trained(model: Any, tokenizer: Any, rows: Rows, dev: Rows, seed: int) -> tu
 
 
 def _folder() -> str:
-    from nlptasks.pretrained import embedded_folder
+    from nlptasks.backbones.pretrained import embedded_folder
 
     return str(embedded_folder())
 

@@ -47,7 +47,7 @@ def run_trainer(sentences: list[conll.Sentence], dev: list[conll.Sentence], seed
         TrainingArguments,
     )
 
-    from nlptasks.pretrained import embedded_folder
+    from nlptasks.backbones.pretrained import embedded_folder
 
     folder = str(embedded_folder())
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -24,7 +24,7 @@ from common import RESULTS, keep, log_of, summary
 from quality import read, write
 
 from nlptasks import TrainSettings, train
-from nlptasks.weights import read_header
+from nlptasks.storage.safetensors import read_header
 
 TUNES = ("all", "top:4", "top:3", "top:2", "top:1", "head")
 ROWS = {"conll2003": 5000, "sst2": 10000, "trec": 6000}

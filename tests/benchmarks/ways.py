@@ -14,9 +14,9 @@ from typing import Any
 
 from common import keep, summary
 
-from nlptasks.benchmarking import Benchmark, benchmark
+from nlptasks.benchmarking.runner import Benchmark, benchmark
+from nlptasks.benchmarking.worker import TRANSFORMERS
 from nlptasks.config import parse_target
-from nlptasks.ways import TRANSFORMERS
 
 
 def ratios(runs: list[Benchmark], base: str) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from quality import overall, read, write
 
 import nlptasks
 from nlptasks import TrainSettings, train
-from nlptasks.generative import GenerativeHead
+from nlptasks.heads.seq2seq import GenerativeHead
+from nlptasks.metrics.generation import rouge_scores
 from nlptasks.pipeline import pipeline
-from nlptasks.textscores import rouge_scores
 from nlptasks.types import Row
 
 _BEAMS = 4

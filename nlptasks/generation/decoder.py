@@ -1,0 +1,293 @@
+"""Decoders: the part of an encoder-decoder that writes, without its encoder, run token by token from a cache passed along.
+
+The Hugging Face model of a sequence-to-sequence config is built, and its encoder taken out. What its attention remembers goes in
+and comes out as plain tensors, so that PyTorch and ONNX Runtime run the same graph and nothing is kept between two calls.
+
+Letters for shapes beside the usual: G sources, K hypotheses of each, R = G*K, T new tokens, t tokens in the cache, P rows of the
+cache, N attention heads, D width of one, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForSeq2SeqLM,
+    DynamicCache,
+    EncoderDecoderCache,
+)
+from transformers.masking_utils import sdpa_mask
+from transformers.modeling_outputs import BaseModelOutput
+
+from nlptasks.backbones.architecture import freeze_computed
+
+_ATTENTION = "sdpa_by_source"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the hypotheses of a step stand: as rows [R,...], and by source [G,K,...].
+
+    One is made from the other by indexes, not by reshaping. So R is a number of its own to the tracer, not the product G*K,
+    which would stand in the shapes of all layers: to reckon with it takes the tracer as long as everything else.
+
+    Attributes:
+        places: of the rows [G,K].
+        every: all of them [R].
+    """
+
+    places: Tensor
+    every: Tensor
+
+    @classmethod
+    def of(cls, tokens: Tensor, rows: Tensor) -> Layout:
+        """That of tokens [G,K,T] which continue these rows [R] of a cache."""
+        groups, beams, _ = tokens.shape
+        places = torch.arange(groups * beams, device=rows.device).reshape(groups, beams)
+        return cls(places, torch.arange(rows.shape[0], device=rows.device))  # of `len`, a tracer would make a constant
+
+    def flat(self, grouped: Tensor) -> Tensor:
+        """As rows [R,...] what is there by source [G,K,...]."""
+        return grouped.flatten(0, 1).index_select(0, self.every)
+
+    def repeated(self, of_sources: Tensor) -> Tensor:
+        """As rows [R,S] what each hypothesis' source has [G,S]."""
+        return self.flat(of_sources[:, None].expand(-1, self.places.shape[1], -1))
+
+    def grouped(self, flat: Tensor) -> Tensor:
+        """By source [G,K,...] what is there as rows [R,...]."""
+        return flat[self.places]
+
+
+_LAYOUT: ContextVar[Layout | None] = ContextVar("layout", default=None)
+"""That of the step under way."""
+
+
+class Decoder(nn.Module):
+    """The decoder and the output layer of a sequence-to-sequence model.
+
+    Args:
+        config: the Hugging Face config of the whole model.
+
+    Attributes:
+        model: Hugging Face's model, its encoder taken out.
+        width: of the states that it looks at.
+        layers: number of layers.
+        vocabulary_size: tokens that it knows.
+        positions: tokens that it can write, the first included.
+        cache_shape: N and D of what a layer remembers of a token.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        model = _without_encoder(config)
+        self.width = int(model.config.hidden_size)
+        with torch.device("meta"):
+            states, mask = torch.zeros(1, 2, self.width), torch.ones(1, 2, dtype=torch.int64)
+            crossed = _crossed(model.eval(), states, mask)
+        self.model = _with_memory(model.train(), torch.get_default_device())
+        self.layers = len(crossed)
+        self.vocabulary_size = int(self.model.config.vocab_size)
+        self.positions = int(getattr(self.model.config, "max_position_embeddings", None) or sys.maxsize)
+        _, heads, _, width = crossed[0][0].shape
+        self.cache_shape = (int(heads), int(width))
+
+    @property
+    def crosses(self) -> list[str]:
+        """Names of what `cross` gives."""
+        return self._names("cross")
+
+    @property
+    def past(self) -> list[str]:
+        """Names of the tensors of the cache that `step` takes."""
+        return self._names("past")
+
+    @property
+    def present(self) -> list[str]:
+        """Names of the tensors of the cache that it gives, in the same order."""
+        return self._names("present")
+
+    def _names(self, what: str) -> list[str]:
+        return [f"{what}_{kind}_{layer}" for layer in range(self.layers) for kind in ("key", "value")]
+
+    def empty_cache(self) -> dict[str, Tensor]:
+        """The cache [1,N,0,D] that a text begins with."""
+        heads, width = self.cache_shape
+        return dict.fromkeys(self.past, torch.zeros(1, heads, 0, width))
+
+    def cross(self, states: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """What the layers see of the states [G,S,H] by cross attention: keys and values [G,N,S,D], by name."""
+        found = _crossed(self.model, states, mask)
+        return dict(zip(self.crosses, (tensor for pair in found for tensor in pair), strict=True))
+
+    def logits(self, states: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
+        """The logits [G,T,V] behind each token of whole targets [G,T]."""
+        outputs = self.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            attention_mask=mask,
+            decoder_input_ids=tokens,
+            use_cache=False,
+        )
+        found: Tensor = outputs.logits
+        return found
+
+    def step(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Read some tokens more.
+
+        Args:
+            given: ``tokens`` [G,K,T]; ``rows`` [R], the row of the cache that each hypothesis continues; ``mask`` [G,S] of
+                the sources; what `cross` gave [G,N,S,D]; and the cache [P,N,t,D], where t may be 0.
+
+        Returns:
+            ``logits`` [R,V] behind the last token, and the cache [R,N,t+T,D].
+        """
+        tokens, rows, mask = given["tokens"], given["rows"], given["mask"]
+        layout = Layout.of(tokens, rows)
+        own = continued([given[name] for name in self.past], rows)  # each [R,N,t,D]
+        cache = _cache(own, [given[name] for name in self.crosses])
+        unused = given[self.crosses[0]].new_zeros(rows.shape[0], mask.shape[1], 1)  # stands for states that are known
+        before = _LAYOUT.set(layout)
+        try:
+            outputs = self.model(
+                encoder_outputs=BaseModelOutput(last_hidden_state=unused),
+                attention_mask=layout.repeated(mask),
+                decoder_input_ids=layout.flat(tokens),
+                past_key_values=cache,
+                use_cache=True,
+            )
+        finally:
+            _LAYOUT.reset(before)
+        grown = [tensor for layer in cache.self_attention_cache.layers for tensor in (layer.keys, layer.values)]
+        return {
+            "logits": outputs.logits[:, -1],  # [R,V]
+            **dict(zip(self.present, grown, strict=True)),
+        }
+
+
+class _Gone(nn.Module):
+    """Stands where the encoder stood."""
+
+
+def _without_encoder(config: Any) -> Any:
+    """The model of a config without its encoder, and without memory."""
+    with torch.device("meta"):
+        model: Any = AutoModelForSeq2SeqLM.from_config(copy.deepcopy(config), dtype=torch.float32)
+    for owner in (model, model.base_model):
+        if isinstance(getattr(owner, "encoder", None), nn.Module):
+            owner.encoder = _Gone()
+    model.set_attn_implementation(_ATTENTION)
+    return model
+
+
+def _with_memory(model: Any, device: torch.device) -> Any:
+    """The model on a device, with new weights, those tied that were tied."""
+    first: dict[int, str] = {}
+    named = [
+        (name, first.setdefault(id(weight), name)) for name, weight in model.named_parameters(remove_duplicate=False)
+    ]
+    model.to_empty(device=device)
+    for name, same in named:
+        if name != same:  # tied weights come apart when they get memory
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, model.get_parameter(same))
+    if device.type != "meta":
+        model.initialize_weights()
+    freeze_computed(model)
+    return model
+
+
+def _crossed(model: Any, states: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of every layer's cross attention: what a cache holds of them after one token, whichever it was."""
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    model(
+        encoder_outputs=BaseModelOutput(last_hidden_state=states),
+        attention_mask=mask,
+        decoder_input_ids=torch.zeros_like(mask[:, :1]),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return [(layer.keys, layer.values) for layer in cache.cross_attention_cache.layers]
+
+
+def continued(cache: list[Tensor], rows: Tensor) -> list[Tensor]:
+    """The rows of the cache that go on; where it is all of them, in their order, they are not copied."""
+    if (
+        not torch.compiler.is_exporting()
+        and rows.device.type == "cpu"
+        and torch.equal(rows, torch.arange(len(cache[0])))
+    ):
+        return cache
+    return [tensor.index_select(0, rows) for tensor in cache]
+
+
+def _cache(own: list[Tensor], cross: list[Tensor]) -> EncoderDecoderCache:
+    """A cache that holds these keys and values, two tensors a layer."""
+    caches = DynamicCache(), DynamicCache()
+    for cache, tensors in zip(caches, (own, cross), strict=True):
+        for layer in range(len(tensors) // 2):
+            cache.update(tensors[2 * layer], tensors[2 * layer + 1], layer)
+    both = EncoderDecoderCache(*caches)
+    for layer in range(len(cross) // 2):
+        both.is_updated[layer] = True
+    return both
+
+
+def _by_source(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    position_bias: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of several hypotheses [R,N,T,D] to the keys of their one source [G,N,S,D], which are not copied for it.
+
+    Where there are as many keys as queries, as in self-attention, K is 1.
+    """
+    new = query.shape[2]
+    bias = _bias(attention_mask, position_bias)  # [R,1 or N,T,S]
+    layout = _LAYOUT.get()
+    if layout is None or statically_known_true(query.shape[0] == key.shape[0]):  # not where K is open, as in a graph
+        found = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling
+        )
+        return found.transpose(1, 2), None
+    query = layout.grouped(query).transpose(1, 2).flatten(2, 3)  # [G,N,K*T,D]
+    bias = layout.grouped(bias).transpose(1, 2).flatten(2, 3)  # [G,1 or N,K*T,S]
+    found = nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling
+    )  # [G,N,K*T,D]
+    sizes = *found.shape[:2], layout.places.shape[1], new, found.shape[3]
+    return layout.flat(found.reshape(sizes).permute(0, 2, 3, 1, 4)), None  # of [G,K,T,N,D]
+
+
+def _bias(mask: Tensor, position_bias: Tensor | None) -> Tensor:
+    """What is added to the scores, or where they count, for each row."""
+    if position_bias is None:
+        return mask
+    added = torch.zeros_like(mask, dtype=position_bias.dtype).masked_fill(~mask, torch.finfo(position_bias.dtype).min)
+    return position_bias + added
+
+
+def _mask(**given: Any) -> Tensor | None:
+    """A mask in any case: whether none is needed would be asked of the values, which a traced graph does not know."""
+    mask: Tensor | None = sdpa_mask(**{**given, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
+    return mask
+
+
+AttentionInterface.register(_ATTENTION, _by_source)
+AttentionMaskInterface.register(_ATTENTION, _mask)

@@ -1,0 +1,153 @@
+"""A model folder that goes along with something else: as a copy, as bytes, or as a reference that knows what it refers to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nlptasks.errors import ModelError, UsageError
+from nlptasks.models.manifest import EXPORTS, MANIFEST, REPORT
+from nlptasks.models.model import ModelFolder
+from nlptasks.storage.atomic import sha256, written_beside
+from nlptasks.storage.integrity import CARD, check_list, check_shape, read_json
+
+REFERENCE = "reference.json"
+"""The file that stands in the place of a model folder."""
+
+_REFERENCE_SHAPE = {"model": str, "sha256": str}
+_AGAIN = "take those that to_bytes gave, and see that there is space"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model folder, as it was.
+
+    Attributes:
+        model: the folder.
+        sha256: of its list of files, which has the sha256 of each; empty for what is no model folder.
+    """
+
+    model: str
+    sha256: str
+
+    @classmethod
+    def to(cls, model: str) -> Reference:
+        """A reference to what a model is now: a folder by its whole path, a checkpoint by its name."""
+        path = Path(model)
+        whole = str(path.resolve()) if path.is_dir() else model
+        return cls(whole, _digest(whole))
+
+
+def copy_model(model: Reference, target: Path) -> None:
+    """A copy of a model folder, with its exports; what was there is replaced.
+
+    Raises:
+        ModelError: the model is another one by now, or the copy cannot be written.
+    """
+    source, names = Path(model.model), _names(model)
+    if source.resolve() == target.resolve():
+        return
+    with written_beside(target, ModelError) as place:
+        for name in names:
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, place / name)
+
+
+def model_files(model: Reference) -> dict[str, bytes]:
+    """The files of a model folder by their paths from there.
+
+    Raises:
+        ModelError: it is another one by now.
+    """
+    return {name: (Path(model.model) / name).read_bytes() for name in _names(model)}
+
+
+def write_files(files: Mapping[str, bytes], place: Path) -> None:
+    """Write what `model_files` gave into a folder, which is not checked to be a model.
+
+    Raises:
+        ModelError: these are no files by name, or a name is not that of a file inside the folder, or the disk refuses.
+    """
+    if not all(isinstance(name, str) and isinstance(content, bytes) for name, content in files.items()):
+        raise ModelError("the bytes", "hold no files by name", _AGAIN)
+    check_list({name: hashlib.sha256(content).hexdigest() for name, content in files.items()}, where="the bytes")
+    try:
+        for name, content in files.items():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_bytes(content)
+    except OSError as error:
+        raise ModelError("the bytes", f"cannot be written to {place} ({error})", _AGAIN) from error
+
+
+def write_reference(model: Reference, target: Path) -> None:
+    """Write a reference to a model folder as a file into another one; what was there is replaced.
+
+    Raises:
+        ModelError: the model is another one by now, or it cannot be written.
+    """
+    record = asdict(checked(model))
+    with written_beside(target, ModelError) as place:
+        (place / REFERENCE).write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def model_in(place: Path, *, or_else: str) -> str:
+    """The model that a folder holds, or refers to; it may have moved to another place, if it is the same there.
+
+    Raises:
+        ModelError: it is not the one that was referred to.
+    """
+    file = place / REFERENCE
+    return read_reference(read_json(file), where=str(file), or_else=or_else).model if file.exists() else str(place)
+
+
+def read_reference(record: Mapping[str, Any], *, where: str, or_else: str) -> Reference:
+    """A reference, whose model is there and has not changed, or is the same in another place.
+
+    Raises:
+        ModelError: it is damaged, or its model is not there, or another one is.
+    """
+    try:
+        check_shape(record, _REFERENCE_SHAPE, name="the reference")
+    except ValueError as error:
+        raise ModelError(where, f"is damaged ({error})", "save the pipeline again") from error
+    moved = Reference.to(or_else)
+    return moved if moved.sha256 == record["sha256"] else checked(Reference(**record), where=where)
+
+
+def checked(model: Reference, *, where: str = "the component") -> Reference:
+    """A reference whose model is there and has not changed.
+
+    Raises:
+        ModelError: it is not there, or another one is.
+    """
+    found = _digest(model.model)
+    if found != model.sha256:
+        problem = f"refers to the model {model.model}, which " + ("was changed since" if found else "is not there")
+        fix = "put that model back, name its place by the config's model, or save the pipeline again with store='copy'"
+        raise ModelError(where, problem, fix)
+    return model
+
+
+def _digest(model: str) -> str:
+    """The sha256 of a model folder's list of files; empty if it has none."""
+    file = Path(model) / MANIFEST
+    return sha256(file) if file.is_file() else ""
+
+
+def _names(model: Reference) -> list[str]:
+    if not model.sha256:
+        fix = "import it (nlptasks import) and take the folder, or take store='reference'"
+        raise UsageError(f"the model {model.model}", "is a checkpoint, of which no copy can be kept", fix)
+    stored = ModelFolder.open(checked(model).model)
+    exports = [
+        f"{EXPORTS}/{precision}/{name}"
+        for precision, report in stored.exports.items()
+        for name in (REPORT, *report["files"])
+    ]
+    card = [CARD] if (stored.path / CARD).is_file() else []
+    return list(dict.fromkeys([MANIFEST, *stored.manifest["files"], *exports, *card]))
