@@ -23,6 +23,7 @@ from nlptasks.models import editing
 from nlptasks.models.model import Model, ModelFolder
 from nlptasks.pipeline import pipeline
 from nlptasks.testing.backbones import save_tokenizer, unigram
+from nlptasks.training.callbacks import Silent
 
 TEXTS = ["Ada Smith saw London.", "Bob left Paris and Rome, and saw Berlin.", "", "a b c " * 100]
 QUICK = {"epochs": 1, "lr": 3e-3, "batch_tokens": 64, "precision": "fp32"}
@@ -296,7 +297,7 @@ def test_a_crash_leaves_the_model_as_it_was_or_as_it_shall_be(model: Path, chang
 
 
 def test_a_model_in_training_is_not_edited(model: Path, moods: Path) -> None:
-    class Stopping(nlptasks.types.Silent):
+    class Stopping(Silent):
         def step(self, done: int, total: int, head: str, loss: float) -> None:
             raise KeyboardInterrupt
 

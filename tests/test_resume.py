@@ -291,7 +291,7 @@ def test_two_runs_do_not_write_to_one_place(train: partial, backbones: Path, tmp
         train(output=tmp_path / "m", settings=settings(backbones), resume=True)
 
 
-@pytest.mark.parametrize("call", ["disk.os.fsync", "disk.os.rename", "weights.save_file"])
+@pytest.mark.parametrize("call", ["storage.atomic.os.fsync", "storage.atomic.os.rename", "storage.safetensors.save_file"])
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     one = Checkpoint({"weights": {"a": torch.ones(3)}}, {"progress": 1})
     with Checkpoints(tmp_path / "m", fresh=True, seconds=0) as checkpoints:
