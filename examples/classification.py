@@ -1,4 +1,4 @@
-"""Train a classifier on the sample data, use it, write it as a Hugging Face checkpoint, and run that checkpoint as it is.
+"""Train a text classifier on the sample data, use it, and convert it to a Hugging Face checkpoint, which runs as well.
 
 python examples/classification.py [FOLDER]
 """
@@ -17,10 +17,10 @@ TEXTS = ["The parcel has been in the same depot for a week.", "Can I get my mone
 
 
 def main(folder: Path) -> None:
-    """Train for a few epochs and show what was learned."""
+    """Train for a few epochs and show predictions."""
     model, checkpoint = folder / "model", folder / "checkpoint"
     result = nlptasks.train("classification", output=model, settings=nlptasks.TrainSettings(epochs=4))
-    print(f"test accuracy {result.heads['classification'].metrics['test']['accuracy']:.2f} after 4 epochs at most")
+    print(f"test accuracy {result.heads['classification'].metrics['test']['accuracy']:.2f} after at most 4 epochs")
     to_hugging_face(model, "classification", output=checkpoint)
     for place in (model, checkpoint):
         pipe = nlptasks.pipeline.pipeline("classification", model=place)

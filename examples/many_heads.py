@@ -1,4 +1,4 @@
-"""Train a model that finds names and moods, add a third head that leaves both as they are, and ask all three in one pass.
+"""Train a model with two heads, add a third one that does not change the others, and run all three in one pass.
 
 python examples/many_heads.py [FOLDER]
 """
@@ -19,14 +19,14 @@ TEXTS = [
 
 
 def main(folder: Path) -> None:
-    """Two heads learn together, one joins them."""
+    """Train two heads together, and add another one."""
     settings = nlptasks.TrainSettings(epochs=3)
     nlptasks.train(["ner", "sentiment"], output=folder, settings=settings)
     before = nlptasks.pipeline.pipeline(["ner", "sentiment"], model=folder)(TEXTS)
     nlptasks.train("topic:classification", add_to=folder, settings=settings)
     pipe = nlptasks.pipeline.pipeline(model=folder)
     for text, old, found in zip(TEXTS, before, pipe(TEXTS), strict=True):
-        assert {name: found[name] for name in old} == old  # to the last bit
+        assert {name: found[name] for name in old} == old  # exactly the same
         names = ", ".join(f"{entity.text} ({entity.label})" for entity in found["ner"])
         print(f"{text}\n  {names or 'no names'}; {found['sentiment'].label}; {found['topic'].label}")
 

@@ -1,4 +1,4 @@
-"""Train a named entity recognizer on the sample data, use it, export it, and use it on ONNX Runtime.
+"""Train named entity recognition on the sample data, export the model, and run it on PyTorch and ONNX Runtime.
 
 python examples/ner.py [FOLDER]
 """
@@ -16,7 +16,7 @@ TEXTS = ["Mei Tanaka flew from Oslo to Lisbon last Friday.", "Granite Foods hire
 
 
 def main(folder: Path) -> None:
-    """Train for a few epochs and show what was learned."""
+    """Train for a few epochs and show predictions."""
     result = nlptasks.train("ner", output=folder, settings=nlptasks.TrainSettings(epochs=4))
     print(f"test F1 {result.heads['ner'].metrics['test']['f1']:.2f} after 4 epochs")
     nlptasks.export(folder)

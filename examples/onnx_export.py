@@ -1,4 +1,4 @@
-"""Train a model that finds names, export it in fp32 and int8, each checked in its own metric, and ask both.
+"""Train named entity recognition, export it in fp32 and int8, compare its F1 with PyTorch's, and run both exports.
 
 python examples/onnx_export.py [FOLDER]
 """
@@ -16,14 +16,14 @@ TEXT = "Mei Tanaka flew from Oslo to Lisbon."
 
 
 def main(folder: Path) -> None:
-    """One model, two exports."""
+    """Export one model twice."""
     nlptasks.train("ner", output=folder, settings=nlptasks.TrainSettings(epochs=3))
     for precision in ("fp32", "int8"):
-        # "ner" alone is the head's sample; "ner=DATA" would be your data. Without `accept_drift` a
-        # change of more than half a point is refused.
+        # "ner" checks on the head's sample data, "ner=DATA" on your own. Without `accept_drift`, a change of more than half
+        # a point is refused.
         report = nlptasks.export(folder, precision=precision, checks=["ner"], accept_drift=True)
         check = report.checks["ner"]
-        print(f"{precision}: {check.metric} {check.torch:.4f} on PyTorch, {check.onnx:.4f} on ONNX Runtime")
+        print(f"{precision}: {check.metric} {check.reference:.4f} on PyTorch, {check.exported:.4f} on ONNX Runtime")
         pipe = nlptasks.pipeline.pipeline("ner", model=folder, backend=f"onnx:{precision}")
         print(f"{pipe.backend}: {', '.join(f'{entity.text} ({entity.label})' for entity in pipe(TEXT))}")
 

@@ -1,4 +1,4 @@
-"""Train a question answering head on the sample data, and ask for the three best answers instead of one.
+"""Train question answering on the sample data, and get the three best answers to each question.
 
 python examples/qa.py [FOLDER]
 """
@@ -17,7 +17,7 @@ QUESTIONS = ["Who built the lighthouse?", "When was it built?", "Who lives there
 
 
 def main(folder: Path) -> None:
-    """Train for a few epochs and show what was learned."""
+    """Train for a few epochs and show predictions."""
     result = nlptasks.train("qa", output=folder, settings=nlptasks.TrainSettings(epochs=2))
     print(f"test F1 {result.heads['qa'].metrics['test']['f1']:.2f} after 2 epochs")
     pipe = nlptasks.pipeline.pipeline("qa", model=folder, options={"qa": {"top_k": 3}})

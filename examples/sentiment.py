@@ -1,4 +1,4 @@
-"""Train a sentiment head on the sample data, export it, and follow the polarity of some texts on ONNX Runtime.
+"""Train sentiment analysis on the sample data, export the model, and show the polarity of some texts on ONNX Runtime.
 
 python examples/sentiment.py [FOLDER]
 """
@@ -16,7 +16,7 @@ TEXTS = ["A wonderful book.", "The room has two beds and a desk.", "Not bad at a
 
 
 def main(folder: Path) -> None:
-    """Train for a few epochs and show what was learned."""
+    """Train for a few epochs and show predictions."""
     result = nlptasks.train("sentiment", output=folder, settings=nlptasks.TrainSettings(epochs=4))
     metrics = result.heads["sentiment"].metrics["test"]
     print(f"test accuracy {metrics['accuracy']:.2f}, mean absolute error {metrics['mae']:.2f} of the scale")

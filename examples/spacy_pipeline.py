@@ -1,4 +1,4 @@
-"""Several heads in one spaCy component: entities, categories and files.
+"""Run several heads in one spaCy component: entities, categories, and a pipeline on disk.
 
 python examples/spacy_pipeline.py [FOLDER]
 """

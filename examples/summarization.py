@@ -1,4 +1,4 @@
-"""Train a summarization head on the sample data, and say what becomes of documents that are too long to be read at once.
+"""Train summarization on the sample data, and summarize a document that is too long for one window.
 
 python examples/summarization.py [FOLDER]
 """
@@ -19,13 +19,13 @@ DOCUMENT = (
 
 
 def main(folder: Path) -> None:
-    """Train for some epochs, and summarize a short and a long document."""
+    """Train for a few epochs, and summarize a short and a long document."""
     target = nlptasks.Target("summarization", "summarization", None, options={"decoder_layers": 2})
     result = nlptasks.train(target, output=folder, settings=nlptasks.TrainSettings(epochs=3))
     print(f"test ROUGE-L {result.heads['summarization'].metrics['test']['rougeL']:.2f}")
     pipe = nlptasks.pipeline.pipeline("summarization", model=folder)
     print(pipe(DOCUMENT))
-    print("too long:", pipe(DOCUMENT * 20))  # its beginning is read, and the result says that it is truncated
+    print("too long:", pipe(DOCUMENT * 20))  # reads the beginning; the result is marked as truncated
     options = {"summarization": {"long_texts": "windows"}}
     parts = nlptasks.pipeline.pipeline("summarization", model=folder, options=options)
     print("in windows:", parts(DOCUMENT * 20))

@@ -1,4 +1,4 @@
-"""Train a translation head on the sample data: the backbone reads English only, the head brings a decoder that writes German.
+"""Train translation on the sample data: an encoder that reads English, and a head with a decoder that writes German.
 
 python examples/translation.py [FOLDER]
 """
@@ -16,7 +16,7 @@ SENTENCES = ["My sister draws the white horse in summer.", "Does the baker like 
 
 
 def main(folder: Path) -> None:
-    """Train, and translate with beams."""
+    """Train, and translate with beam search."""
     target = nlptasks.Target("translation", "translation", None, options={"target_language": "de", "decoder_layers": 2})
     result = nlptasks.train(target, output=folder, settings=nlptasks.TrainSettings(epochs=4))
     print(f"test BLEU {result.heads['translation'].metrics['test']['bleu']:.1f}")

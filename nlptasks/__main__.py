@@ -1,4 +1,4 @@
-"""``python -m nlptasks``."""
+"""Run the command line with ``python -m nlptasks``."""
 
 from nlptasks.cli.main import main
 

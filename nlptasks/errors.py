@@ -1,11 +1,11 @@
-"""The errors a user can meet, each with its exit code.
+"""Errors for the user, each with its exit code.
 
 NlptasksError
 ├── UsageError     2   wrong command line, option or argument
 ├── DataError      3   a file or row that cannot be used; DataErrors: several of them
 ├── ModelError     4   a model folder or backbone that cannot be used
-├── TrainingError  5   training that cannot go on
-├── BackendError   6   a device or runtime that cannot do what was asked; OutOfMemoryError: not so much at a time
+├── TrainingError  5   training that cannot continue
+├── BackendError   6   a device or runtime that cannot do what was asked; OutOfMemoryError: a batch is too large
 └── PluginError    7   a head that cannot be found or loaded
 """
 
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import ClassVar, TypeVar
 
 MAX_DATA_ERRORS = 20
-"""Errors of the data after which no more are looked for."""
+"""Reading stops after this number of errors in the data."""
 
 _MAX_QUOTED_CHARS = 80
 
@@ -26,11 +26,11 @@ _Result = TypeVar("_Result")
 
 
 class NlptasksError(Exception):
-    """An error that says where it is, what was found and what to do.
+    """An error that says where the problem is, what it is, and what to do.
 
     Args:
         where: file and line (``train.tsv:17``), option or folder.
-        problem: what was, and what should have been.
+        problem: what was found and what was expected.
         fix: what the user can do about it.
     """
 
@@ -46,7 +46,7 @@ class NlptasksError(Exception):
         return " ".join(f"{self.where}: {self.problem}; {self.fix}".splitlines())
 
     def lines(self) -> list[str]:
-        """What is wrong, a line for each thing."""
+        """Return one line per problem."""
         return [str(self)]
 
 
@@ -62,11 +62,11 @@ class DataError(NlptasksError):
     exit_code = 3
 
 
-class DataErrors(DataError):  # noqa: N818 (it holds several)
-    """Several errors of the data.
+class DataErrors(DataError):  # noqa: N818 (it contains several)
+    """Several errors in the data.
 
     Args:
-        errors: at least one; where, problem and fix are those of the first.
+        errors: at least one; `where`, `problem` and `fix` are those of the first.
     """
 
     def __init__(self, errors: Sequence[DataError]) -> None:
@@ -78,7 +78,7 @@ class DataErrors(DataError):  # noqa: N818 (it holds several)
         return "\n".join(self.lines())
 
     def lines(self) -> list[str]:
-        """A line for each error; those that differ in their place alone share one, with the place of the first."""
+        """Return one line per error; errors that differ only in their place share one, with the first place."""
         alike: dict[tuple[str, str], list[DataError]] = {}
         for error in self.errors:
             alike.setdefault((error.problem, error.fix), []).append(error)
@@ -90,15 +90,15 @@ class DataErrors(DataError):  # noqa: N818 (it holds several)
 
     @property
     def stopped(self) -> bool:
-        """Whether these are so many that no more were looked for."""
+        """True if reading stopped because there were too many errors."""
         return len(self.errors) >= MAX_DATA_ERRORS
 
 
 class ErrorCollector:
-    """What to do with a bad row: note its error and go on; at the 20th, raise them all.
+    """Collects errors in data, and raises all of them at the 20th.
 
     Attributes:
-        found: what was noted.
+        found: the errors so far.
     """
 
     def __init__(self) -> None:
@@ -110,35 +110,35 @@ class ErrorCollector:
             self.check()
 
     @contextmanager
-    def noting(self) -> Iterator[None]:
-        """Note the error that what is done here raises."""
+    def collecting(self) -> Iterator[None]:
+        """Collect an error that the block raises."""
         try:
             yield
         except DataErrors:
-            raise  # these are noted already
+            raise  # these were collected before
         except DataError as error:
             self(error)
 
     def check(self) -> None:
-        """Raise what was noted, if anything.
+        """Raise the collected errors.
 
         Raises:
-            DataError: a single error itself, several as `DataErrors`.
+            DataError: if there was one error; several are raised as `DataErrors`.
         """
         if self.found:
             raise self.found[0] if len(self.found) == 1 else DataErrors(self.found)
 
 
 def each(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
-    """What a function gives for each item; its errors are collected.
+    """Apply a function to each item, and collect its errors.
 
     Raises:
-        DataError: there was one, or several (`DataErrors`).
+        DataError: if there was one error; several are raised as `DataErrors`.
     """
     errors = ErrorCollector()
     results = []
     for item in items:
-        with errors.noting():
+        with errors.collecting():
             results.append(function(item))
     errors.check()
     return results
@@ -151,7 +151,7 @@ class ModelError(NlptasksError):
 
 
 class TrainingError(NlptasksError):
-    """Training that cannot go on."""
+    """Training that cannot continue."""
 
     exit_code = 5
 
@@ -163,7 +163,7 @@ class BackendError(NlptasksError):
 
 
 class OutOfMemoryError(BackendError):
-    """More at a time than the device has memory for."""
+    """A batch that does not fit in the memory of the device."""
 
 
 class PluginError(NlptasksError):
@@ -173,26 +173,40 @@ class PluginError(NlptasksError):
 
 
 def quote(value: object) -> str:
-    """The user's own value inside a message: escaped, and at most 80 characters of it."""
+    """Quote a value of the user in a message: escaped, and at most 80 characters."""
     text = repr(value)
     return text if len(text) <= _MAX_QUOTED_CHARS else text[: _MAX_QUOTED_CHARS - 3] + "..."
 
 
 def listing(names: Iterable[object], *, limit: int = 12) -> str:
-    """Names for a message, ``a, b, c`` and how many more."""
-    known = [str(name) for name in names]
-    more = f" and {len(known) - limit} more" if len(known) > limit else ""
-    return (", ".join(known[:limit]) or "none") + more
+    """Join names for a message: ``a, b, c and 5 more``."""
+    all_names = [str(name) for name in names]
+    more = f" and {len(all_names) - limit} more" if len(all_names) > limit else ""
+    return (", ".join(all_names[:limit]) or "none") + more
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """``did you mean 'ner'?`` where a known name is near, else the list of known names."""
+    """Return ``did you mean 'ner'?`` if a known name is similar, otherwise the list of known names."""
     names = {name.lower(): name for name in sorted(known)}
     near = difflib.get_close_matches(name.lower(), names, n=1)
     return f"did you mean {names[near[0]]!r}?" if near else f"known are: {listing(names.values())}"
 
 
 def first_line(error: BaseException) -> str:
-    """Class and first line of somebody else's error, for a message of ours."""
+    """Return the class and the first line of another library's error."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+@contextmanager
+def refusing(where: str, problem: str, fix: str) -> Iterator[None]:
+    """Turn any error that a broken file causes in a library, panics of Rust code included, into a ModelError."""
+    try:
+        yield
+    except NlptasksError:
+        raise
+    except BaseException as error:
+        # A Rust panic is not an Exception, and its class cannot be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(where, f"{problem} ({first_line(error)})", fix) from error

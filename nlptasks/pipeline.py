@@ -1,112 +1,253 @@
-"""A model ready to run: texts in, results out.
-
->>> import nlptasks.pipeline
->>> pipe = nlptasks.pipeline.pipeline("ner", model="runs/ner")
->>> pipe("Ada Lovelace lived in London.")
-"""
+"""Opening a model for prediction: ``nlptasks.pipeline.pipeline("ner", model=DIR)``."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nlptasks.backbones import hub
-from nlptasks.backbones.backbone import CONFIG
-from nlptasks.config import DEVICES, RUNS, changed
+from nlptasks.backbones.info import CONFIG
+from nlptasks.config import DEVICES, RUNS, changed, naming
 from nlptasks.errors import DataError, UsageError, did_you_mean, listing
-from nlptasks.exporting.opening import doubt, export_problem, open_export, untaken
-from nlptasks.exporting.precisions import PRECISIONS
-from nlptasks.heads.base import Head
+from nlptasks.exporting.sources import LoadedSource, StoredSource
+from nlptasks.heads.base import AnyHead, without_gold
 from nlptasks.inference.engine import CHUNK_ITEMS, Engine, Item
-from nlptasks.models.huggingface import read_checkpoint
+from nlptasks.models.folder import ModelFolder
 from nlptasks.models.manifest import MANIFEST
-from nlptasks.models.model import ModelFolder
-from nlptasks.registry import tasks
-from nlptasks.runtimes import pytorch
-from nlptasks.runtimes.base import Runtime
-from nlptasks.runtimes.providers import wanted_providers
-from nlptasks.runtimes.pytorch import open_torch
+from nlptasks.registry import backends, tasks
+from nlptasks.runtimes.base import ModelSource, Runtime
 from nlptasks.storage.atomic import restored
-from nlptasks.types import Row
+from nlptasks.types import OnError, Row, refuse
+
+__all__ = ["Pipeline", "Prediction", "pipeline"]
 
 _log = logging.getLogger("nlptasks")
 
 Text = str | Mapping[str, Any]
-"""A text, or a row with the fields that a head reads."""
+"""A text, or the fields of a row for heads that read more than one."""
 
 Options = Mapping[str, Mapping[str, Any]]
-"""Values of options, by head's name and option."""
+"""Values of options, by head and option."""
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The results for one row.
+
+    Attributes:
+        row: the row.
+        examples: what each head read, by the head's name; heads that cannot read the row are missing.
+        results: the result of each of these heads.
+    """
+
+    row: Row
+    examples: Mapping[str, Any]
+    results: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Arguments:
+    """The arguments of `pipeline`, from which a copy in another process is opened."""
+
+    heads: str | Sequence[str] | None
+    model: str
+    backend: str
+    device: str
+    options: Options
+    batch_tokens: int | None
 
 
 class Pipeline:
-    """Heads of a model, ready to run.
+    """Heads of a model, ready to run; made by `pipeline`.
 
-    Args:
-        engine: what runs them.
-        single: whether a result is one head's result, or a dict of results by head.
-        required: heads that must be able to read every row; others are left out of rows they cannot read.
+    It may be called from several threads. A copy, or a pickle that another process reads, opens the model anew.
     """
 
-    def __init__(self, engine: Engine, *, single: bool, required: Sequence[str]) -> None:
-        self.engine = engine
-        self._single = single
-        self._required = frozenset(required)
+    def __init__(self, engine: Engine, arguments: _Arguments) -> None:
+        self._engine, self._arguments = engine, arguments
+        self._single = isinstance(arguments.heads, str)
+        self._required = frozenset(engine.heads) if arguments.heads is not None else frozenset()
+
+    def __repr__(self) -> str:
+        heads = ", ".join(self.heads)
+        return f"<nlptasks.Pipeline of {self._arguments.model!r}: {heads} on {self.backend}>"
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if not name.startswith("_") or name.endswith("__")]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open, (self._arguments,)
+
+    def __deepcopy__(self, memo: object) -> Pipeline:
+        return _open(self._arguments)
 
     @property
-    def heads(self) -> Mapping[str, Head]:
+    def heads(self) -> Mapping[str, AnyHead]:
         """The heads, by name."""
-        return self.engine.heads
+        return self._engine.heads
 
     @property
     def backend(self) -> str:
-        """What it runs on, for people: ``ONNX Runtime fp32 on the CPU``."""
-        return self.engine.runtime.name
+        """The backend for people, such as ``ONNX Runtime fp32 on the CPU``."""
+        return self._engine.runtime.name
+
+    @property
+    def device(self) -> str:
+        """``cpu`` or ``cuda``."""
+        return self._engine.runtime.device
 
     def __call__(self, texts: Text | Iterable[Text]) -> Any:
-        """The result for one text, or the results for several, in their order.
+        """Return the result for one text, or a list of results in the order of the texts.
 
         Raises:
-            TypeError: a text is no string and no row.
-            DataError: a row cannot be read by the heads asked for.
+            TypeError: a text is neither a string nor a mapping of fields.
+            DataError: a row cannot be read by the heads that were named.
         """
         if isinstance(texts, str | Mapping):
             return next(self.stream([texts]))
-        return list(self._stream(texts, first_chunk=CHUNK_ITEMS))
+        return [self._shaped(one) for one in self.predict(_rows(texts), first_chunk=CHUNK_ITEMS)]
 
     def stream(self, texts: Iterable[Text]) -> Iterator[Any]:
-        """The results for any number of texts, lazily, in order, in flat memory."""
-        return self._stream(texts, first_chunk=1)
+        """Return the results for any number of texts, lazily, in order, in flat memory."""
+        return (self._shaped(one) for one in self.predict(_rows(texts)))
 
-    def _stream(self, texts: Iterable[Text], *, first_chunk: int) -> Iterator[Any]:
-        for results in self.engine.stream(map(self.item, _rows(texts)), first_chunk=first_chunk):
-            yield next(iter(results.values())) if self._single else results
+    def _shaped(self, prediction: Prediction) -> Any:
+        results = prediction.results
+        return next(iter(results.values())) if self._single else results
 
-    def item(self, row: Row) -> Item:
-        """The examples of a row, for each head that can read it.
+    def predict(
+        self,
+        rows: Iterable[Row],
+        *,
+        gold: bool = False,
+        partial: bool = False,
+        on_error: OnError = refuse,
+        first_chunk: int = 1,
+        largest_chunk: int = CHUNK_ITEMS,
+    ) -> Iterator[Prediction]:
+        """Return the predictions for rows, lazily, in order, in flat memory.
+
+        Args:
+            rows: the rows.
+            gold: True to read gold answers, as evaluation needs; they are ignored otherwise.
+            partial: True to accept rows that heads cannot read, even heads that were named; they have no result then.
+            on_error: takes the error of a row that cannot be read; by default it is raised. Such a row has no prediction.
+            first_chunk: rows read before the first prediction; later chunks are larger.
+            largest_chunk: the most rows read before their predictions are returned.
 
         Raises:
-            DataError: a head that was asked for by name cannot read it, or none can and it is no bare text.
+            DataError: a row cannot be read by a head that was named, or by no head at all and it is no bare text.
         """
-        item, problems = examples_of(self.heads, row)
-        for name, problem in problems.items():
-            if name in self._required:
-                raise problem
-        if not item and problems:
+        waiting: deque[tuple[Row, Item]] = deque()
+
+        def items() -> Iterator[Item]:
+            for row in rows:
+                try:
+                    item = self._item(row, gold=gold, partial=partial)
+                except DataError as error:
+                    on_error(error)
+                else:
+                    waiting.append((row, item))
+                    yield item
+
+        for results in self._engine.stream(items(), first_chunk=first_chunk, largest_chunk=largest_chunk):
+            row, item = waiting.popleft()
+            yield Prediction(row, item, results)
+
+    def stream_text(self, text: Text, head: str | None = None) -> Iterator[str]:
+        """Return the pieces of a generated text while it is generated.
+
+        Args:
+            text: the text, or the fields of a row.
+            head: name of a head that generates text; None if the pipeline has only one.
+
+        Raises:
+            UsageError: there is no such head, or its options ask for several texts.
+            DataError: the head cannot read the text.
+        """
+        name = self._writer(head)
+        [row] = _rows([text])
+        item = {name: self.heads[name].read(without_gold(row, self.heads[name].schema))}
+        pieces: queue.Queue[str | BaseException | None] = queue.Queue()
+        abandoned = threading.Event()
+
+        def receive(piece: str) -> None:
+            if abandoned.is_set():
+                raise _AbandonedError
+            pieces.put(piece)
+
+        def run() -> None:
+            try:
+                list(self._engine.stream([item], streamer=receive))
+                pieces.put(None)
+            except BaseException as error:  # raised again where the pieces are read
+                pieces.put(error)
+
+        return _pieces(threading.Thread(target=run, daemon=True), pieces, abandoned)
+
+    def _writer(self, head: str | None) -> str:
+        """Return the name of the head that generates text."""
+        writers = [name for name, one in self.heads.items() if one.generator is not None]
+        if head is None and len(writers) == 1:
+            return writers[0]
+        if head not in writers:
+            problem = f"has {len(writers)} heads that generate text" if head is None else f"{head!r} generates no text"
+            raise UsageError("stream_text", problem, f"name one of: {listing(writers)}")
+        return head
+
+    def _item(self, row: Row, *, gold: bool, partial: bool) -> Item:
+        """Return the example of each head that can read the row."""
+        examples: dict[str, Any] = {}
+        problems: dict[str, DataError] = {}
+        for name, head in self.heads.items():
+            try:
+                examples[name] = head.read(row if gold else without_gold(row, head.schema))
+            except DataError as error:
+                problems[name] = error
+        if partial:
+            return examples
+        for name in self._required & problems.keys():
+            raise problems[name]
+        if not examples and problems:
             first = next(iter(problems.values()))
             if not _is_bare_text(row):
                 raise first
-            _log.warning("%s; it is left out, since no head reads bare texts", first)
-        return item
+            _log.warning("%s; it is skipped, since no head reads bare texts", first)
+        return examples
+
+
+class _AbandonedError(Exception):
+    """Nobody reads the pieces any more."""
+
+
+def _pieces(
+    thread: threading.Thread, pieces: queue.Queue[str | BaseException | None], abandoned: threading.Event
+) -> Iterator[str]:
+    """Start a thread, and return what it puts into a queue until None or an error comes."""
+    thread.start()
+    try:
+        while (piece := pieces.get()) is not None:
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece
+    finally:
+        abandoned.set()  # the thread stops at its next piece
+        thread.join()
 
 
 def pipeline(
     heads: str | Sequence[str] | None = None,
     *,
     model: str | Path | None = None,
-    backend: str = "auto",
+    backend: str = AUTO,
     device: str = "auto",
     options: Options | None = None,
     batch_tokens: int | None = None,
@@ -114,43 +255,47 @@ def pipeline(
     """Open a model for prediction.
 
     Args:
-        heads: a head's name, or a task of which the model has one head: results come as they are; a list of such, or None for
-            all heads: results come as a dict by head.
-        model: the model's folder; or a fine-tuned Hugging Face checkpoint, as a folder or hub name, with `heads` the task that
-            it was fine-tuned for.
-        backend: ``auto`` (ONNX Runtime if there is a fresh export, else PyTorch), ``torch``, ``torch:bf16``, ``onnx`` or
-            one of its precisions: ``onnx:fp32``, ``onnx:fp16``, ``onnx:int8``. Without a precision fp16 is taken on CUDA, if it
-            was compared with PyTorch there, else fp32; int8 only if it is named.
+        heads: a head's name, or a task of which the model has one head: a result is that head's result. A list of such, or None
+            for all heads: a result is a dict by head.
+        model: the model's folder; or a fine-tuned Hugging Face checkpoint, as a folder or hub name, with its task as `heads`.
+        backend: ``auto`` (ONNX Runtime if there is a fresh export, else PyTorch), ``torch``, ``torch:bf16``, ``onnx`` or one of
+            its precisions: ``onnx:fp32``, ``onnx:fp16``, ``onnx:int8``. Without a precision, fp16 is used on CUDA if it was
+            compared with PyTorch there, else fp32; int8 only if it is named.
         device: ``auto``, ``cpu`` or ``cuda``.
-        options: options of the heads that may be changed at run, by head's name (or its task, as above) and option.
-        batch_tokens: tokens in a batch, padding included; None for what suits the device.
+        options: options that may change at run time, by head (or task, as above) and option.
+        batch_tokens: tokens in a batch with padding; None for the default of the device.
 
     Raises:
-        UsageError: no model, unknown head, backend, device or option.
+        UsageError: no model, or an unknown head, backend, device or option.
         ModelError: the folder is no model, or has no such export.
-        BackendError: the device cannot be had.
+        BackendError: the device is not available.
     """
     if model is None:
         name = heads if isinstance(heads, str) else next(iter(tasks()))
         example = f'pipeline({name!r}, model="runs/{name}")'
         raise UsageError("pipeline", "no model was given", f"name the folder of a trained one: {example}")
     if device not in DEVICES:
-        raise UsageError(f"device {device!r}", "is unknown", f"take one of {listing(DEVICES)}")
-    names = [heads] if isinstance(heads, str) else None if heads is None else list(heads)
-    if names == []:
+        raise UsageError(f"device {device!r}", "is unknown", f"use one of {listing(DEVICES)}")
+    if heads is not None and not heads:
         raise UsageError("pipeline", "names no head", "name one or several, or None for all")
     if batch_tokens is not None and batch_tokens < 1:
-        raise UsageError(f"batch_tokens {batch_tokens}", "expected 1 or more", "leave it out for what suits the device")
-    open_model = _open_checkpoint if _is_checkpoint(str(model)) else _open_stored
-    engine = replace(open_model(str(model), names, backend, device, options or {}), batch_tokens=batch_tokens)
+        raise UsageError(f"batch_tokens {batch_tokens}", "expected 1 or more", "leave it out for the device's default")
+    return _open(_Arguments(heads, str(model), backend, device, options or {}, batch_tokens))
+
+
+def _open(arguments: _Arguments) -> Pipeline:
+    heads = arguments.heads
+    names = [heads] if isinstance(heads, str) else None if heads is None else list(heads)
+    open_model = _open_checkpoint if _is_checkpoint(arguments.model) else _open_stored
+    engine = replace(open_model(arguments, names), batch_tokens=arguments.batch_tokens)
     _log.info("%s runs on %s", listing(engine.heads), engine.runtime.name)
-    return Pipeline(engine, single=isinstance(heads, str), required=list(engine.heads) if heads is not None else [])
+    return Pipeline(engine, arguments)
 
 
 def _is_checkpoint(model: str) -> bool:
-    """Whether this is somebody's checkpoint: a folder without our list, or a name of the hub.
+    """Return True for a Hugging Face checkpoint: a folder without our manifest, or a name of the hub.
 
-    What is missing in a folder that is here, or where models are written unless told otherwise, is a slip, and no name.
+    A missing folder inside an existing one, or inside the default output folder, is a typo and no hub name.
     """
     folder = Path(model)
     if folder.exists() or restored(folder):
@@ -158,121 +303,79 @@ def _is_checkpoint(model: str) -> bool:
     return hub.is_name(model) and not (len(folder.parts) > 1 and (folder.parent.exists() or folder.parts[0] == RUNS))
 
 
-def _open_checkpoint(model: str, names: list[str] | None, backend: str, device: str, options: Options) -> Engine:
-    """An engine on a checkpoint, which is imported into memory."""
+def _open_checkpoint(arguments: _Arguments, names: list[str] | None) -> Engine:
+    """Return an engine on a checkpoint, which is imported into memory."""
+    from nlptasks.models.huggingface import read_checkpoint  # imports PyTorch
+
     if names is None or len(names) != 1:
-        problem = f"is no model here, and a Hugging Face checkpoint has one head, not {listing(names or ['all'])}"
-        raise UsageError(model, problem, "check the path, or name the checkpoint's task: " + listing(tasks()))
-    if backend.partition(":")[0] == "onnx":
-        fix = f"write it as a model first: nlptasks import {model} --task {names[0]} -o DIR"
-        raise UsageError(f"backend {backend!r}", "needs an exported model, not a Hugging Face checkpoint", fix)
-    _check_options(options, names)
-    found = read_checkpoint(model, task=names[0], name=names[0], options=options.get(names[0]))
-    tokenizer, info = found.backbone.tokenizer(), found.backbone.info
-    if backend not in ("auto", *_TORCH):
-        raise _unknown(backend)
-    runtime = open_torch(found.graphs(), device, _TORCH.get(backend, "fp32"))
-    return Engine(found.heads, tokenizer, runtime, info)
+        problem = "is no model folder, and a Hugging Face checkpoint has one head"
+        raise UsageError(arguments.model, problem, "check the path, or name the checkpoint's task: " + listing(tasks()))
+    [task] = names
+    _check_options(arguments.options, names)
+    _parse_backend(arguments.backend)
+    found = read_checkpoint(arguments.model, task=task, name=task, options=arguments.options.get(task))
+    runtime = _runtime(LoadedSource(found, arguments.model), arguments)
+    return Engine(found.heads, found.backbone.tokenizer(), runtime, found.backbone.info)
 
 
-def _open_stored(model: str, names: list[str] | None, backend: str, device: str, options: Options) -> Engine:
-    """An engine on a model folder."""
-    stored = ModelFolder.open(model)
+def _open_stored(arguments: _Arguments, names: list[str] | None) -> Engine:
+    """Return an engine on a model folder."""
+    return ModelFolder.read(arguments.model, lambda stored: _engine(stored, arguments, names))
+
+
+def _engine(stored: ModelFolder, arguments: _Arguments, names: list[str] | None) -> Engine:
     found = stored.head_names(names)
     by_head: dict[str, dict[str, Any]] = {}
-    for name, own in options.items():
+    for name, own in arguments.options.items():
         by_head.setdefault(stored.head_name(name), {}).update(own)
     _check_options(by_head, found)
-    heads, runtime = _backend(stored, backend, found, device)(stored, found, device)
+    runtime = _runtime(StoredSource(stored, found), arguments)
+    heads = stored.heads(found)
     for name, given in by_head.items():
-        heads[name].config = changed(heads[name].config, given, where=name)
+        with naming(name):
+            heads[name].config = changed(heads[name].config, given)
     return Engine(heads, stored.tokenizer(), runtime, stored.backbone_info())
 
 
 def _check_options(options: Options, names: Sequence[str]) -> None:
     for name in options:
         if name not in names:
-            raise UsageError(f"options {name!r}", "are of no head that is opened", did_you_mean(name, names))
+            raise UsageError(f"options {name!r}", "belong to no head that is opened", did_you_mean(name, names))
 
 
-OpenBackend = Callable[[ModelFolder, list[str], str], tuple[dict[str, Head], Runtime]]
+def _parse_backend(backend: str) -> tuple[str, str]:
+    """Return name and precision of a backend, the precision empty if it is not named.
+
+    Raises:
+        UsageError: there is no such backend, or it has no such precision.
+    """
+    name, _, precision = backend.partition(":")
+    known = backends()
+    if backend != AUTO and (name not in known or (precision and precision not in known[name].precisions)):
+        full = [f"{one}:{kind}" for one, found in known.items() for kind in found.precisions]
+        raise UsageError(f"backend {backend!r}", "is unknown", did_you_mean(backend, (AUTO, *known, *full)))
+    return name, precision
 
 
-def _open_torch(precision: str) -> OpenBackend:
-    def opened(stored: ModelFolder, names: list[str], device: str) -> tuple[dict[str, Head], Runtime]:
-        model = stored.model(names)
-        return model.heads, open_torch(model.graphs(), device, precision)
-
-    return opened
-
-
-def _open_onnx(precision: str) -> OpenBackend:
-    def opened(stored: ModelFolder, names: list[str], device: str) -> tuple[dict[str, Head], Runtime]:
-        heads = stored.heads(names, device="meta")
-        return heads, open_export(stored, heads, precision=precision, device=device)
-
-    return opened
-
-
-_TORCH = {"torch": "fp32"} | {f"torch:{precision}": precision for precision in pytorch.PRECISIONS}
-_ONNX = {f"onnx:{precision}": precision for precision in PRECISIONS}
-BACKENDS: Mapping[str, OpenBackend] = {name: _open_torch(precision) for name, precision in _TORCH.items()} | {
-    name: _open_onnx(precision) for name, precision in _ONNX.items()
-}
-"""Those that are named with what they run in; ``auto`` and ``onnx`` choose among them."""
-
-
-def _backend(stored: ModelFolder, wanted: str, heads: list[str], device: str) -> OpenBackend:
-    """How to open the backend that is wanted."""
-    if wanted in BACKENDS:
-        if wanted in _ONNX and (reason := doubt(stored, _ONNX[wanted], heads)):
-            _log.warning("%s: the export in %s %s", stored.path, _ONNX[wanted], reason)
-        return BACKENDS[wanted]
-    if wanted not in ("auto", "onnx"):
-        raise _unknown(wanted)
-    for precision in suitable_precisions(device):
-        if precision in stored.exports and not (
-            export_problem(stored, precision, heads) or untaken(stored, precision, heads)
-        ):
-            return _open_onnx(precision)
-    if wanted == "auto":
-        for precision in [name for name in PRECISIONS if name in stored.exports]:
-            reason = untaken(stored, precision, heads) or "is made for another device"
-            problem = export_problem(stored, precision, heads) or f"has an ONNX export in {precision}, which {reason}"
-            _log.warning("%s %s; PyTorch is used", stored.path, problem)
-        return _open_torch("fp32")
-    return _open_onnx("fp32")
-
-
-def suitable_precisions(device: str) -> list[str]:
-    """The precisions for the device that ONNX Runtime will take, those that are made for it first."""
-    place = "cpu" if len(wanted_providers(device)) == 1 else "cuda"
-    found = [one for one in PRECISIONS.values() if one.device in (None, place)]
-    return [one.name for one in sorted(found, key=lambda one: one.device is None)]
-
-
-def _unknown(backend: str) -> UsageError:
-    return UsageError(f"backend {backend!r}", "is unknown", did_you_mean(backend, ("auto", "onnx", *BACKENDS)))
-
-
-def examples_of(heads: Mapping[str, Head], row: Row) -> tuple[dict[str, Any], dict[str, DataError]]:
-    """The example of a row without its gold answer, for each head that can read it; and why the others cannot."""
-    examples, problems = {}, {}
-    for name, head in heads.items():
-        try:
-            examples[name] = head.read(_without_gold(row, head))
-        except DataError as problem:
-            problems[name] = problem
-    return examples, problems
-
-
-def _without_gold(row: Row, head: Head) -> Row:
-    """The row without its gold answer, which may be wrong where nobody asks for it."""
-    return replace(row, fields={name: value for name, value in row.fields.items() if name not in head.gold_fields})
+def _runtime(source: ModelSource, arguments: _Arguments) -> Runtime:
+    """Open the backend that is named, or the best one."""
+    name, precision = _parse_backend(arguments.backend)
+    known = backends()
+    if name in known:
+        backend = known[name]
+        chosen = precision or backend.choose(source, arguments.device).precision or backend.precisions[0]
+        return backend.open(source, chosen, arguments.device)
+    for backend in sorted(known.values(), key=lambda one: -one.priority):
+        choice = backend.choose(source, arguments.device)
+        for reason in choice.reasons:
+            _log.warning("%s %s", source.where, reason)
+        if choice.precision is not None:
+            return backend.open(source, choice.precision, arguments.device)
+    raise UsageError("backend 'auto'", "finds no backend for this model", f"name one of {listing(known)}")
 
 
 def _is_bare_text(row: Row) -> bool:
-    """Whether a row is a text and nothing else: heads that read pairs are left out of it."""
+    """Return True for a row that is a text and nothing else; heads that read pairs are skipped for it."""
     return row.fields.keys() == {"text"} and isinstance(row.fields["text"], str)
 
 

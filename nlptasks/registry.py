@@ -1,7 +1,7 @@
-"""Which tasks exist: the entry points of the group ``nlptasks.heads``, read without importing any of them.
+"""Registered heads and backends: entry points of installed packages, read without importing any of them.
 
-A built-in head is registered exactly as a plugin's is, by one line of its package's metadata. A package is imported when one of
-its tasks is used, not before, and what is wrong with it harms this task alone.
+Those of the library are registered exactly like those of other packages, by one line of the package's metadata. A package is
+imported when one of its heads or backends is used; if it is broken, only these cannot be used.
 """
 
 from __future__ import annotations
@@ -10,44 +10,51 @@ import importlib.util
 import logging
 import os
 import re
+import sys
 import tomllib
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, distributions, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, TypeVar
 
 from nlptasks.config import NAMES, is_name
 from nlptasks.errors import PluginError, UsageError, did_you_mean, first_line, listing, quote
-
-if TYPE_CHECKING:
-    from nlptasks.heads.base import Head
+from nlptasks.heads.base import AnyHead
+from nlptasks.heads.contract import contract_problem
+from nlptasks.runtimes.base import Backend, Choice, ModelSource, Runtime
 
 _log = logging.getLogger("nlptasks")
 
 GROUP = "nlptasks.heads"
+BACKENDS = "nlptasks.backends"
 PLUGINS = "NLPTASKS_PLUGINS"
-"""The variable that lists the packages whose heads may be used, with commas between them; unset for all."""
+"""Environment variable that lists the packages that may be used, separated by commas; unset for all."""
 
 _OWN = __name__.partition(".")[0]
 _SETTINGS = Path("pyproject.toml")
+_BACKEND_MEMBERS = (*Backend.__annotations__, "choose", "open")
 
 
 @dataclass(frozen=True)
-class Registration:
-    """A task as a package's metadata register it.
+class Entry:
+    """An entry point of a package.
 
     Attributes:
-        task: its name.
-        package: name and version of the package that registers it, such as ``nlptasks 0.1.0``.
-        point: where its head class is.
-        problem: why it cannot be used, as far as that can be known without importing it; empty if nothing is known.
-        fix: what to do about this.
-        enabled: whether the user allows the package.
+        name: the registered name.
+        package: name and version of the package, such as ``nlptasks 0.1.0``.
+        point: the entry point.
+        problem: why it cannot be used, as far as this is known without importing it; else empty.
+        fix: how to repair it.
+        enabled: True if the user allows the package.
     """
 
-    task: str
+    kind: ClassVar[str]
+
+    name: str
     package: str
     point: EntryPoint
     problem: str = ""
@@ -56,43 +63,30 @@ class Registration:
 
     @property
     def distribution(self) -> str:
-        """The package's name alone."""
+        """Name of the package without its version."""
         return self.package.partition(" ")[0]
 
     @property
     def path(self) -> str:
-        """The module that its class is in, as the metadata have it: of a stranger's, anything may stand there."""
+        """The module of its class, as the metadata name it; those of other packages may hold any text."""
         return self.point.value.partition(":")[0].strip()
 
     @property
     def is_own(self) -> bool:
-        """Whether the library itself registers it."""
+        """True if the library registers it."""
         return _normal(self.distribution) == _OWN
 
-    def head_class(self) -> type[Head]:
-        """The class of the head, imported.
+    @property
+    def where(self) -> str:
+        """Its name for messages, with its class and package."""
+        return f"{self.kind} {self.name} ({self.point.value} of {self.package})"
 
-        Raises:
-            PluginError: it is broken, not enabled, or no head by this version's contract.
-        """
-        if self.problem:
-            raise self.error(self.problem, self.fix)
-        repair = f"repair or uninstall {self.distribution}"
-        try:
-            loaded: Any = self.point.load()
-            check = getattr(loaded, "contract_problem", None)
-            problem = check() if check else ("is no subclass of nlptasks.Head", repair)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # a package may even end the process
-            raise self.error(f"does not load ({first_line(error)})", repair) from error
-        if problem:
-            raise self.error(*problem)
-        head: type[Head] = loaded
-        return head
+    def error(self, problem: str, fix: str) -> PluginError:
+        """Return an error that names the package."""
+        return PluginError(self.where, problem, fix)
 
     def is_there(self) -> bool:
-        """Whether its module can be found, as far as that can be known without importing anything."""
+        """Return True if its module can be found, as far as this is known without importing anything."""
         top, *parts = self.path.split(".")
         try:
             spec = importlib.util.find_spec(top)
@@ -100,68 +94,168 @@ class Registration:
                 if spec is None or spec.submodule_search_locations is None:
                     return False
                 spec = PathFinder.find_spec(f"{spec.name}.{part}", list(spec.submodule_search_locations))
-        except (ImportError, ValueError, AttributeError):  # what broken metadata lead to
+        except (ImportError, ValueError, AttributeError):  # raised for broken metadata
             return False
         return spec is not None
 
-    def error(self, problem: str, fix: str) -> PluginError:
-        """What is wrong with it, with the name of its package."""
-        return PluginError(self.where, problem, fix)
+    def line_in(self, error: BaseException) -> str:
+        """Return file and line of this package's code that raised an error or called what did; empty if none did."""
+        package = self.path.rpartition(".")[0] or self.path
+        for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+            if f"{frame.f_globals.get('__name__', '')}.".startswith(f"{package}."):
+                return f"{frame.f_code.co_filename}:{line}"
+        return ""
+
+    def _load(self) -> Any:
+        """Return what the entry point names, imported and checked.
+
+        Raises:
+            PluginError: it is broken, not enabled, or breaks the contract.
+        """
+        if self.problem:
+            raise self.error(self.problem, self.fix)
+        try:
+            found = self.point.load()
+            problem = self._contract_problem(found)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a package may even end the process
+            raise self.error(f"does not load ({first_line(error)})", self._repair) from error
+        if problem:
+            raise self.error(*problem)
+        return found
+
+    def _contract_problem(self, found: Any) -> tuple[str, str] | None:
+        """Return what the class lacks, and the fix."""
+        raise NotImplementedError
 
     @property
-    def where(self) -> str:
-        """Its name for messages, with its class and package."""
-        return f"task {self.task} ({self.point.value} of {self.package})"
+    def _repair(self) -> str:
+        return f"repair or uninstall {self.distribution}"
+
+
+@dataclass(frozen=True)
+class Registration(Entry):
+    """A registered task."""
+
+    kind = "task"
+
+    @property
+    def task(self) -> str:
+        """Name of the task."""
+        return self.name
+
+    def head_class(self) -> type[AnyHead]:
+        """Return the class of the head.
+
+        Raises:
+            PluginError: it is broken, not enabled, or no head of this version's contract.
+        """
+        cls: type[AnyHead] = self._load()
+        return cls
+
+    def _contract_problem(self, found: Any) -> tuple[str, str] | None:
+        return contract_problem(found)
+
+
+@dataclass(frozen=True)
+class BackendRegistration(Entry):
+    """A registered backend."""
+
+    kind = "backend"
+
+    def make(self) -> Backend:
+        """Return a new instance.
+
+        Raises:
+            PluginError: it is broken, not enabled, or no backend.
+        """
+        cls = self._load()
+        try:
+            backend: Backend = cls()
+            missing = [name for name in _BACKEND_MEMBERS if not hasattr(backend, name)]
+        except Exception as error:
+            raise self.error(f"does not load ({first_line(error)})", self._repair) from error
+        if missing:
+            raise self.error(f"lacks {listing(missing)}", self._repair)
+        return backend
+
+    def _contract_problem(self, found: Any) -> tuple[str, str] | None:
+        return None if isinstance(found, type) else ("is no class", self._repair)
+
+
+class _BrokenBackend:
+    """Replaces a backend that cannot be used: the last choice of all, and an error if it is named."""
+
+    def __init__(self, name: str, error: PluginError) -> None:
+        self.name, self._error = name, error
+        self.precisions: Sequence[str] = ()
+        self.priority = -sys.maxsize
+        self.needs_export = False
+
+    def choose(self, source: ModelSource, device: str) -> Choice:
+        raise self._error
+
+    def open(self, source: ModelSource, precision: str, device: str) -> Runtime:
+        raise self._error
+
+
+class _LazyBackend:
+    """A registered backend that is imported when it is first used."""
+
+    def __init__(self, registration: BackendRegistration) -> None:
+        self.name, self._registration = registration.name, registration
+
+    def __getattr__(self, member: str) -> Any:
+        return getattr(self._backend, member)
+
+    @cached_property
+    def _backend(self) -> Backend:
+        try:
+            return self._registration.make()
+        except PluginError as error:
+            return _BrokenBackend(self.name, error)
+
+
+_EntryT = TypeVar("_EntryT", bound=Entry)
 
 
 def registered() -> list[Registration]:
-    """Everything that packages register, broken and not enabled ones too, by name and package.
+    """Return every registered task, including broken and disabled ones, by name and package.
 
     Raises:
         UsageError: the list of the packages that may be used cannot be read.
     """
-    allowed = _allowed()
-    found = [
-        _registration(point, allowed) for point in sorted(_points(), key=lambda point: (point.name, _package(point)))
-    ]
-    by_task: dict[str, list[Registration]] = {}
-    for one in found:
-        by_task.setdefault(one.task, []).append(one)
-    return [one for same in by_task.values() for one in _without_clash(same)]
+    return _entries(GROUP, Registration)
 
 
 def tasks() -> dict[str, Registration]:
-    """The tasks that may be used, by name; what is known to be broken raises when it is used."""
-    usable: dict[str, Registration] = {}
-    for one in registered():
-        if one.enabled and (one.is_own or one.task not in usable):
-            usable[one.task] = one
-    return usable
+    """Return the tasks that may be used, by name; one whose package is broken raises when it is used."""
+    return {name: one for name, one in _first_choices(registered()).items() if one.enabled}
 
 
 def find(task: str) -> Registration | None:
-    """The registration of a task: the usable one, else one that is not enabled; None if there is neither."""
-    same = [one for one in registered() if one.task == task]
-    return next(iter(sorted(same, key=lambda one: (not one.enabled, not one.is_own))), None)
+    """Return the registration of a task, even if it is disabled; None if there is none."""
+    return _first_choices(registered()).get(task)
 
 
 def package_of(task: str) -> str:
-    """Name and version of the package that registers a task; empty if none does."""
+    """Return name and version of the package that registers a task; empty if none does."""
     one = find(task)
     return one.package if one else ""
 
 
 def place_of(task: str) -> str:
-    """A task's name for messages, with its class and package if it is registered."""
+    """Return a task's name for messages, with its class and package if it is registered."""
     one = find(task)
     return one.where if one else f"task {task}"
 
 
-def head_class(task: str) -> type[Head]:
-    """The head class of a task.
+def head_class(task: str) -> type[AnyHead]:
+    """Return the head class of a task.
 
     Raises:
-        UsageError: no such task.
+        UsageError: there is no such task.
         PluginError: its package is broken or not enabled, or two packages register it.
     """
     one = find(task)
@@ -170,57 +264,54 @@ def head_class(task: str) -> type[Head]:
     return one.head_class()
 
 
+def backends() -> dict[str, Backend]:
+    """Return the registered backends by name. Each is imported when it is first used; a broken one raises when it is chosen."""
+    found = _first_choices(_entries(BACKENDS, BackendRegistration))
+    lazy: dict[str, Any] = {name: _LazyBackend(one) for name, one in found.items()}
+    return lazy
+
+
 def blamed(error: BaseException) -> PluginError | None:
-    """The error as that of a plugin whose code raised it, or called what raised it; None if no plugin had a part in it."""
-    others = [one for one in tasks().values() if not one.is_own]
-    for frame, line in _frames(error):
-        for one in others:
-            if _is_inside(frame, one):
-                code = frame.f_code
-                problem = f"failed in {code.co_name}, {code.co_filename}:{line} ({first_line(error)})"
-                fix = f"tell its authors (--debug shows the traceback), or do without {one.distribution}"
-                return one.error(problem, fix)
+    """Return an error of a plugin's code as an error of that plugin; None if no plugin had a part in it."""
+    for one in tasks().values():
+        is_plugin = one.path.partition(".")[0] != _OWN
+        if is_plugin and (line := one.line_in(error)):
+            fix = f"tell its authors (--debug shows the traceback), or do without {one.distribution}"
+            return one.error(f"failed at {line} ({first_line(error)})", fix)
     return None
 
 
-def line_in(error: BaseException, task: str) -> str:
-    """File and line of a task's package that an error arose in, or came from; empty if it had no part in it."""
-    one = find(task)
-    for frame, line in _frames(error):
-        if one and _is_inside(frame, one):
-            return f"{frame.f_code.co_filename}:{line}"
-    return ""
+def _entries(group: str, cls: type[_EntryT]) -> list[_EntryT]:
+    """Return all entry points of a group, by name and package."""
+    allowed = _allowed()
+    points = sorted(_points(group), key=lambda point: (point.name, _package(point)))
+    by_name: dict[str, list[_EntryT]] = {}
+    for point in points:
+        by_name.setdefault(point.name, []).append(_entry(cls, point, allowed))
+    return [one for same in by_name.values() for one in _without_clash(same)]
 
 
-def _is_inside(frame: Any, one: Registration) -> bool:
-    """Whether this is code of a task's package: that which its module is in, but nothing of the library's."""
-    name, package = str(frame.f_globals.get("__name__", "")), one.path.rpartition(".")[0] or one.path
-    is_ours = not one.is_own and package.partition(".")[0] == _OWN
-    return not is_ours and f"{name}.".startswith(f"{package}.")
+def _first_choices(entries: Sequence[_EntryT]) -> dict[str, _EntryT]:
+    """Return the entry of each name: an enabled one if there is one, and the library's own before others."""
+    found: dict[str, _EntryT] = {}
+    for one in sorted(entries, key=lambda one: (not one.enabled, not one.is_own)):
+        found.setdefault(one.name, one)
+    return {name: found[name] for name in sorted(found)}
 
 
-def _frames(error: BaseException) -> list[tuple[Any, int]]:
-    """The frames that an error came through, and the lines in them, from where it arose."""
-    found, at = [], error.__traceback__
-    while at is not None:
-        found.append((at.tb_frame, at.tb_lineno))
-        at = at.tb_next
-    return found[::-1]
-
-
-def _points() -> Iterable[EntryPoint]:
-    """The entry points of the group; where a package's metadata cannot be read, those of all others."""
+def _points(group: str) -> Iterable[EntryPoint]:
+    """Return the entry points of a group. If the metadata of a package cannot be read, only this package is left out."""
     try:
-        return entry_points(group=GROUP)
-    except Exception:  # whatever parsing what a stranger wrote leads to
-        return _readable_points()
+        return entry_points(group=group)
+    except Exception:  # whatever broken metadata raise
+        return _readable_points(group)
 
 
-def _readable_points() -> list[EntryPoint]:
+def _readable_points(group: str) -> list[EntryPoint]:
     found: list[EntryPoint] = []
     for package in distributions():
         try:
-            found += package.entry_points.select(group=GROUP)
+            found += package.entry_points.select(group=group)
         except Exception as error:
             _log.warning("the metadata of an installed package cannot be read (%s)", first_line(error))
     return found
@@ -230,19 +321,19 @@ def _package(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown package"
 
 
-def _registration(point: EntryPoint, allowed: frozenset[str] | None) -> Registration:
-    one = Registration(point.name, _package(point), point)
+def _entry(cls: type[_EntryT], point: EntryPoint, allowed: frozenset[str] | None) -> _EntryT:
+    one = cls(point.name, _package(point), point)
     if allowed is not None and not one.is_own and _normal(one.distribution) not in allowed:
         problem, fix = "is not enabled", f"add {one.distribution} to {PLUGINS}, or to plugins in {_SETTINGS}"
         return replace(one, problem=problem, fix=fix, enabled=False)
-    if not is_name(one.task):
-        problem = f"has the name {quote(one.task)}, expected {NAMES}"
+    if not is_name(one.name):
+        problem = f"has the name {quote(one.name)}, expected {NAMES}"
         return replace(one, problem=problem, fix=f"repair or uninstall {one.distribution}")
     return one
 
 
-def _without_clash(same: Sequence[Registration]) -> Iterator[Registration]:
-    """Registrations of one task; where several are enabled, the library's own counts, and of others none."""
+def _without_clash(same: Sequence[_EntryT]) -> Iterator[_EntryT]:
+    """Return the entries of one name. If several are enabled, only the library's own can be used, else none."""
     enabled = [one for one in same if one.enabled]
     own = [one for one in enabled if one.is_own]
     for one in same:
@@ -251,21 +342,21 @@ def _without_clash(same: Sequence[Registration]) -> Iterator[Registration]:
             yield one
         else:
             what = "is the library's own" if own else "is registered twice"
-            problem = f"clashes with {others[0].point.value} of {others[0].package}: the task {what}"
+            problem = f"clashes with {others[0].point.value} of {others[0].package}: the {one.kind} {what}"
             fix = f"uninstall {one.distribution if own else 'one of the two'}, or leave it out of {PLUGINS}"
             yield replace(one, problem=problem, fix=fix)
 
 
 def _normal(name: str) -> str:
-    """A package's name as names are compared."""
+    """Return a package's name in the form in which names are compared."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _allowed() -> frozenset[str] | None:
-    """The packages whose heads may be used: by the environment, else by ``pyproject.toml`` here; None for all.
+    """Return the packages that may be used: from the environment, else from ``pyproject.toml`` here; None for all.
 
     Raises:
-        UsageError: the list is none.
+        UsageError: it is no list.
     """
     listed: Any = os.environ.get(PLUGINS)
     if listed is not None:
@@ -278,10 +369,10 @@ def _allowed() -> frozenset[str] | None:
     try:
         settings = tomllib.loads(content.decode("utf-8")).get("tool", {}).get(_OWN, {})
         listed, unknown = settings.get("plugins"), sorted(set(settings) - {"plugins"})
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise UsageError(str(_SETTINGS), f"cannot be read ({first_line(error)})", "correct it") from error
     if unknown:
-        raise UsageError(str(_SETTINGS), f"has {listing(unknown)} in tool.{_OWN}", "take plugins, or remove it")
+        raise UsageError(str(_SETTINGS), f"has {listing(unknown)} in tool.{_OWN}", "use plugins, or remove it")
     if listed is None:
         return None
     if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):

@@ -1,8 +1,8 @@
-"""The things that pass between the parts of the library, and the notation of shapes.
+"""What passes between the parts of the library, and the notation of shapes.
 
-row -> example -> sources -> windows -> tensors -> result
+    row -> example -> model inputs -> windows -> tensors -> result
 
-Letters for shapes, everywhere: B batch, S source tokens, H width of the backbone, C classes, W words.
+Letters for shapes, everywhere: B windows in a batch, S tokens, H width of the backbone, C classes, W words, E examples.
 """
 
 from __future__ import annotations
@@ -10,15 +10,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from nlptasks.errors import DataError, UsageError
+from nlptasks.errors import DataError, UsageError, quote
 
+ExampleT = TypeVar("ExampleT")
+ResultT = TypeVar("ResultT")
+
+Span = tuple[int, int]
+"""A first index and the one after the last."""
+
+Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+
+IGNORED = -100
+"""Target of a token that the loss ignores; also the value that pads targets."""
+
+FIRST, SECOND, SPECIAL = 0, 1, -1
+"""The text of a model input that a token belongs to: the first, the second, or neither."""
+
+_OVERLAP_SHARE = 4
+"""Neighbouring windows share a quarter of their tokens."""
 
 
 @dataclass(frozen=True)
@@ -26,24 +42,26 @@ class Row:
     """One record of a data file, or one text to predict.
 
     Attributes:
-        fields: column names and their values, as the file has them.
+        fields: values by column name, as in the file.
         where: file and line, for messages.
-        lines: the line of each item where a record spans several lines (one token a line), else empty.
+        lines: the line of each item if a record spans several lines (one token a line), else empty.
+        gold: False if only a prediction is wanted; the fields of the gold answer are removed then.
     """
 
     fields: Mapping[str, Any]
     where: str
     lines: tuple[int, ...] = ()
+    gold: bool = True
 
     def line(self, item: int) -> str:
-        """File and line of one item of the record."""
+        """Return file and line of one item of the record."""
         if item >= len(self.lines):
             return self.where
         return f"{self.where.rpartition(':')[0]}:{self.lines[item]}"
 
 
 OnError = Callable[[DataError], None]
-"""What to do with a bad row: raise, or note it and go on with the next row."""
+"""What to do with a bad row: raise, or record the error and continue with the next row."""
 
 
 def refuse(error: DataError) -> None:
@@ -55,61 +73,125 @@ Reader = Callable[[Path, OnError], Iterator[Row]]
 """Reads one file into rows."""
 
 
-@dataclass(frozen=True)
-class Source:
-    """What the backbone reads for one example: a text, or a pair of texts.
+class Cut(Protocol):
+    """How a text that is too long is cut into windows.
 
-    A source that is too long is cut into overlapping windows. Of a pair that text is cut which takes more than half of the
-    room, `second` rather than `first`, and the other one is in every window; if both do, the parts of one meet those of the
-    other in order, as far into their texts. Of a single text (pairs have none of these), `prefix` stands before it in every
-    window, the first window is the only one where `begins_only` is set, windows do not overlap unless `overlaps` is, and
-    `special` has tokens that stand for special ones of the tokenizer: pairs of ids, old and new.
-
-    Where `markup` is set, special tokens that stand literally in the text (``<|user|>``) are taken for what they are, and none
-    are put around it: it was made by a template. A text that is `continued` is not encoded, only cut into tokens: a head that
-    reads it by graphs of its own writes on behind it, so it has no special tokens at its end; if it is too long its end is
-    kept, and `reserved` tokens are left free for what is written.
+    Attributes:
+        encoded: True if the backbone encodes the windows. False if a generator reads them and continues the text: then no
+            special token closes it.
     """
 
-    first: str
-    second: str | None = None
+    encoded: ClassVar[bool]
+
+    def spans(self, tokens: int, room: int) -> list[Span]:
+        """Return the first token of each window and the one after its last.
+
+        Args:
+            tokens: number of tokens of the text, at least 1.
+            room: number of tokens that fit one window.
+        """
+
+
+@dataclass(frozen=True)
+class Overlapping:
+    """Read everything, in windows that share a quarter of their tokens."""
+
+    encoded: ClassVar[bool] = True
+
+    def spans(self, tokens: int, room: int) -> list[Span]:
+        if tokens <= room:
+            return [(0, tokens)]
+        step = room - room // _OVERLAP_SHARE
+        starts = [*range(0, tokens - room, step), tokens - room]  # the last window is moved back to be a full one
+        return [(start, start + room) for start in starts]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Read everything, in as few windows as possible, of equal size, that do not overlap."""
+
+    encoded: ClassVar[bool] = True
+
+    def spans(self, tokens: int, room: int) -> list[Span]:
+        size = -(-tokens // -(-tokens // room))
+        return [(start, min(start + size, tokens)) for start in range(0, tokens, size)]
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Read the beginning and drop the rest."""
+
+    encoded: ClassVar[bool] = True
+
+    def spans(self, tokens: int, room: int) -> list[Span]:
+        return [(0, min(tokens, room))]
+
+
+@dataclass(frozen=True)
+class End:
+    """Read the end of a prompt that a generator continues.
+
+    Attributes:
+        reserve: tokens of the window that stay free for the continuation.
+    """
+
+    encoded: ClassVar[bool] = False
+    reserve: int = 0
+
+    def spans(self, tokens: int, room: int) -> list[Span]:
+        return [(max(0, tokens - max(1, room - self.reserve)), tokens)]
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """What the backbone reads for one example: a text, or a pair of texts.
+
+    Of a pair that does not fit, the text that takes more than half of the room is cut, the second rather than the first, and
+    the other one is repeated in every window. If both do, parts of both are paired in order. Pairs are always `Overlapping`.
+
+    Attributes:
+        texts: one text or two.
+        cut: how a text that is too long is cut into windows.
+        prefix: text in front of a single text, repeated in every window.
+        replaced: special tokens of the tokenizer and those that replace them, as pairs of ids.
+        markup: True if special tokens written out in the text (``<|user|>``) are special, as in the output of a chat
+            template. No special tokens are added then.
+    """
+
+    texts: tuple[str, ...]
+    cut: Cut = Overlapping()
     prefix: str = ""
-    begins_only: bool = False
-    overlaps: bool = True
-    special: tuple[tuple[int, int], ...] = ()
+    replaced: tuple[tuple[int, int], ...] = ()
     markup: bool = False
-    continued: bool = False
-    reserved: int = 0
 
     def __post_init__(self) -> None:
-        alone = self.prefix or self.special or self.begins_only or self.markup or self.continued
-        if (self.second is not None and alone) or (self.markup and self.prefix):
-            what = "a pair, with what is for single texts" if self.second is not None else "markup, with a prefix"
-            raise UsageError("Source", f"is {what}", "leave one of the two out")
+        if isinstance(self.texts, str) or len(self.texts) not in (1, 2):
+            raise UsageError("ModelInput", f"has the texts {quote(self.texts)}", "pass a tuple of one or two strings")
+        single = self.prefix or self.replaced or self.markup or not isinstance(self.cut, Overlapping)
+        if len(self.texts) == 2 and single:
+            raise UsageError("ModelInput", "is a pair with an option for single texts", "remove one of the two")
+        if self.markup and self.prefix:
+            raise UsageError("ModelInput", "has both markup and a prefix", "remove one of the two")
 
     @property
     def chars(self) -> int:
-        """Characters in both."""
-        return len(self.first) + len(self.second or "")
-
-
-FIRST, SECOND, SPECIAL = 0, 1, -1
-"""What a token of a window belongs to: the source's first text, its second, or neither."""
+        """Characters in all texts."""
+        return sum(map(len, self.texts))
 
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """The tokens of one source that fit the backbone, special tokens included.
+    """A slice of one model input that fits the backbone, special tokens included.
 
     Attributes:
         ids: token ids [S].
         types: token type ids [S].
         parts: FIRST, SECOND or SPECIAL for each token [S].
         offsets: start and end of each token in its own text, in code points [S,2]; 0, 0 for special tokens.
-        opens: whether the last text begins in this window; else tokens before it stand in another one.
-        closes: whether the last text ends in this window.
-        begin: the number, among the tokens of the whole last text, of its first one here.
-        continued: whether it is only read by a head's own graphs, as `Source` says.
+        opens: True if the last text begins in this window.
+        closes: True if the last text ends in this window.
+        begin: index of the window's first token of the last text, among all tokens of that text.
+        encoded: False if only a generator reads it, see `Cut`.
     """
 
     ids: Ints
@@ -119,30 +201,26 @@ class Window:
     opens: bool = True
     closes: bool = True
     begin: int = 0
-    continued: bool = False
+    encoded: bool = True
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
-Outputs = Mapping[str, npt.NDArray[Any]]
-"""What a head's `forward` gave for one window, padding cut off [S,...], or what its `collect` made of that."""
+Outputs = Mapping[str, Array]
+"""The outputs of a network for one window without padding [S,...], or what a generator made of them."""
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What the pass over an example gave for one head.
+class HeadOutputs(Generic[ExampleT]):
+    """The outputs of one head for one example.
 
     Attributes:
         example: the example.
         windows: its windows.
-        outputs: the head's outputs for each window.
+        outputs: the outputs for each window.
     """
 
-    example: Any
+    example: ExampleT
     windows: Sequence[Window]
     outputs: Sequence[Outputs]
-
-
-IGNORED = -100
-"""The label of a token that the loss leaves out."""

@@ -1,4 +1,4 @@
-"""Fixtures: no network, tiny models built from a config, one trained model for all tests that need one."""
+"""Fixtures: no network access, tiny backbones, and trained models that many tests share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores already
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
@@ -41,7 +41,7 @@ TOY_CONLL += "".join(
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """Each test begins at the same random state."""
+    """Start each test with the same random state."""
     torch.manual_seed(0)
 
 
@@ -65,7 +65,7 @@ def conll_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(backbones: Path, conll_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model that has learned the toy data. Not to be changed: copy it first."""
+    """A tiny model that was trained on the toy data. Copy it before you change it."""
     place = tmp_path_factory.mktemp("trained") / "model"
     settings = TrainSettings(
         backbone=str(backbones / "bert"), epochs=30, patience=30, lr=3e-3, batch_tokens=128, precision="fp32"
@@ -99,7 +99,7 @@ def moods(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def both(trained: Path, moods: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The trained model with a sentiment head, which owns a layer, and a classifier, which owns none. Not to be changed."""
+    """The trained model with a sentiment head that owns a layer and a classifier that owns none. Copy it before you change it."""
     place = tmp_path_factory.mktemp("both") / "model"
     shutil.copytree(trained, place)
     nlptasks.train(f"mood:sentiment={moods}", add_to=place, settings=TrainSettings(tune="top:1", **_QUICK))

@@ -1,6 +1,6 @@
-"""A model with a head of every task, and how what it answers on two backends differs.
+"""A model with a head of every task, and the difference of its results on two backends.
 
-What is trained here learns little: that graphs and results are the same does not depend on how well they answer.
+These models are hardly trained: equal graphs and results do not depend on good ones.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from typing import Any
 import nlptasks
 from nlptasks.config import Target, TrainSettings, settings_of
 from nlptasks.data.datasets import load_data
-from nlptasks.models.model import ModelFolder
+from nlptasks.heads.base import sample_folder
+from nlptasks.models.folder import ModelFolder
 from nlptasks.pipeline import pipeline
 from nlptasks.registry import head_class, tasks
 
 _GIVEN = {"max_new_tokens": 12, "decoder_layers": 2, "source_language": "en", "target_language": "de"}
-"""Options of the heads that have them."""
+"""Values of options, for heads that have them."""
 
 
 def built_in() -> list[str]:
-    """The tasks of the house: others may be installed, or made for a test."""
+    """Return the tasks of the library; other packages may be installed, or made for a test."""
     return sorted(name for name, one in tasks().items() if one.point.value.startswith(f"{nlptasks.__name__}."))
 
 
 def targets(chosen: Sequence[str], place: Path, *, rows: int) -> list[Target]:
-    """Tasks with some rows of their samples, written into a folder."""
+    """Return targets with some rows of the sample of each task, which are written into a folder."""
     return [_target(task, place / task, rows) for task in chosen]
 
 
@@ -35,7 +36,7 @@ def _target(task: str, place: Path, rows: int) -> Target:
     cls = head_class(task)
     place.mkdir(parents=True)
     for part in ("train", "dev"):
-        [sample] = cls.sample_folder().glob(f"{part}.jsonl")
+        [sample] = sample_folder(cls).glob(f"{part}.jsonl")
         lines = sample.read_text(encoding="utf-8").splitlines(keepends=True)
         (place / sample.name).write_text("".join(lines[:rows]), encoding="utf-8")
     options = {item.name: _GIVEN[item.name] for item in settings_of(cls.Config) if item.name in _GIVEN}
@@ -43,7 +44,7 @@ def _target(task: str, place: Path, rows: int) -> Target:
 
 
 def train(given: Sequence[Target], backbone: Path, output: Path, *, epochs: int = 1) -> Path:
-    """A model with these heads, which learn together."""
+    """Train heads together and return the model's folder."""
     settings = TrainSettings(
         backbone=str(backbone), epochs=epochs, lr=1e-3, head_lr=2e-3, precision="fp32", device="cpu"
     )
@@ -51,21 +52,21 @@ def train(given: Sequence[Target], backbone: Path, output: Path, *, epochs: int 
 
 
 def sample_rows(chosen: Sequence[str], count: int) -> list[Mapping[str, Any]]:
-    """Some rows of each task's sample, on which nothing was trained."""
+    """Return some rows of each task's sample that are not in train."""
     found = []
     for task in chosen:
         cls = head_class(task)
-        found += [row.fields for row in load_data(cls.sample_folder(), cls.formats, {}).parts["test"][:count]]
+        found += [row.fields for row in load_data(sample_folder(cls), cls.schema.formats, {}).parts["test"][:count]]
     return found
 
 
 def has_beams(task: str) -> bool:
-    """Whether a task searches for what it answers."""
+    """Return True if a task generates text with a beam search."""
     return any(item.name == "num_beams" for item in settings_of(head_class(task).Config))
 
 
 def answers(model: Path, backend: str, rows: Sequence[Mapping[str, Any]], *, beams: int = 1) -> list[dict[str, Any]]:
-    """What every head that can read a row answers."""
+    """Return the results of every head that can read a row."""
     options = {name: {"num_beams": beams} for name in ModelFolder.open(model).records if has_beams(name)}
     pipe = pipeline(model=model, backend=backend, device="cpu", options=options)
     return list(pipe(rows))
@@ -73,13 +74,13 @@ def answers(model: Path, backend: str, rows: Sequence[Mapping[str, Any]], *, bea
 
 @dataclass(frozen=True)
 class Likeness:
-    """How what a head answers on one backend is what it answers on another.
+    """How similar the results of a head are on two backends.
 
     Attributes:
-        rows: that it read.
-        same: of these, the share that have the same answer, scores left out.
-        distinct: different answers on the first backend: of one alone, little can be said.
-        score: largest difference of a number in the answers that are the same.
+        rows: number of rows that it read.
+        same: share of rows with the same result, apart from scores.
+        distinct: number of different results on the first backend; if there is one only, `same` says little.
+        score: largest difference of a number in the results that are the same.
     """
 
     rows: int
@@ -89,7 +90,7 @@ class Likeness:
 
 
 def likeness(expected: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> dict[str, Likeness]:
-    """By head."""
+    """Return how similar results are, by head."""
     heads = sorted({name for results in expected for name in results})
     return {name: _likeness([(one[name], two[name]) for one, two in zip(expected, found, strict=True) if name in one])
             for name in heads}  # fmt: skip
@@ -108,7 +109,7 @@ def _likeness(pairs: Sequence[tuple[Any, Any]]) -> Likeness:
 
 
 def _said(value: Any) -> tuple[Any, list[float]]:
-    """A result without its numbers, and these."""
+    """Return a result without its numbers, and the numbers."""
     if isinstance(value, float):
         return None, [value]
     if is_dataclass(value):

@@ -1,10 +1,9 @@
-"""Seeded mutations of files that strangers may have written, and what must hold whatever they are.
+"""Fuzzer for untrusted files: the library must return or raise its own error, in limited time and memory.
 
     python tests/fuzzing.py MODEL SCRATCH SEED FIRST SECONDS
 
 runs cases from number FIRST on and writes one JSON line before and one after each, so that a caller knows the case that hung or
-crashed. A case is its seed and number: it can be run again alone. The oracle: the library answers or raises its own error, in
-bounded time and memory.
+crashed. A case depends only on its seed and number, so it can be repeated alone.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from typing import Any
 
 CASE_SECONDS = 5
 _CASE_BYTES = 1 << 30
-"""Growth of the peak of memory that one case may cause."""
+"""Limit for the growth of peak memory in one case."""
 
 _ADDRESS_BYTES = 16 << 30
 _NUMBERS = [0, -1, 1, 2**31, 2**63, 10**9, 10**30, -(10**18), 1e308, 0.5, float("nan"), float("inf")]
@@ -70,7 +69,7 @@ TASKS = {
     "flat.jsonl": "qa",
     "flat.csv": "qa",
 }
-"""Whose data these are; the others are NER's."""
+"""The task of each file; NER for all others."""
 _RESULTS = b"""[{"is": "nlptasks.heads.ner:Entity", "with": {"text": "Ada", "label": "PER", "start": 0, "end": 3, "score": 0.5}},
 {"is": "nlptasks.heads.classification:Labels", "with": {"labels": {"is": "tuple", "with": ["a"]}, "scores": {"is": "dict",
 "with": {"a": 0.5}}}}]"""
@@ -79,7 +78,7 @@ CHECKPOINT = tuple(f"checkpoint/{name}" for name in ("config.json", "tokenizer.j
 MANIFEST = "nlptasks.json"
 
 
-# Mutations: bytes in, bytes out.
+# Mutations.
 
 
 def flip(draw: random.Random, content: bytearray) -> None:
@@ -129,7 +128,7 @@ def change_value(draw: random.Random, content: bytearray) -> None:
     except (ValueError, RecursionError):
         return flip(draw, content)
     nodes: list[Any] = [values] if isinstance(values, dict | list) and values else []
-    for node in nodes:  # grows while it is walked
+    for node in nodes:  # the list grows during the loop
         inner = node.values() if isinstance(node, dict) else node
         nodes += [value for value in list(inner)[:400] if isinstance(value, dict | list) and value]
     if not nodes:
@@ -150,7 +149,7 @@ def change_value(draw: random.Random, content: bytearray) -> None:
 
 
 def place(draw: random.Random, content: bytearray) -> int:
-    """A position, half of the time near the beginning, where headers are."""
+    """Return a random position, half of the time near the beginning, where headers are."""
     size = max(1, len(content))
     return draw.randrange(min(size, 3000)) if draw.random() < 0.5 else draw.randrange(size)
 
@@ -166,24 +165,26 @@ def mutated(draw: random.Random, content: bytes, *, is_json: bool) -> bytes:
     return bytes(changed)
 
 
-# Targets: what is done with a mutated file.
+# Targets: functions that read a mutated file.
 
 
 def read_rows(draw: random.Random, name: str, model: Path, scratch: Path) -> None:
     """Read a data file as training does."""
     from nlptasks.data.datasets import load_data
-    from nlptasks.models.model import ModelFolder
+    from nlptasks.heads.base import read_gold
+    from nlptasks.models.folder import ModelFolder
     from nlptasks.registry import head_class
 
     path = scratch / name
     path.write_bytes(mutated(draw, TEXTS[name], is_json=name.endswith(".json")))
     cls = head_class(TASKS.get(name, "ner"))
-    rows = load_data(path, cls.formats, {}).parts["train"]
-    cls(cls.configure(rows, {}), backbone=ModelFolder.open(model).backbone_info()).read_gold(rows)
+    rows = load_data(path, cls.schema.formats, {}).parts["train"]
+    info = ModelFolder.open(model).backbone_info()
+    read_gold(cls(cls.configure(rows, cls.Config(), info), info), rows)
 
 
 def read_documents(draw: random.Random, name: str, model: Path, scratch: Path) -> None:
-    """Read a DocBin of spaCy's that was changed inside its zlib stream, or as it is."""
+    """Read a DocBin that was changed before or after its compression."""
     import spacy
     from spacy.tokens import DocBin
 
@@ -201,12 +202,12 @@ def read_documents(draw: random.Random, name: str, model: Path, scratch: Path) -
 
 
 def read_results(draw: random.Random, name: str, model: Path, scratch: Path) -> None:
-    """Take results out of a document that was changed."""
+    """Deserialize changed results, as from a spaCy document."""
     from nlptasks.inference.serialization import from_plain
 
     try:
         content = json.loads(mutated(draw, _RESULTS, is_json=True))
-    except (ValueError, RecursionError):  # msgpack gives no such thing
+    except (ValueError, RecursionError):  # msgpack returns no such values
         return
     from_plain(content)
 
@@ -224,7 +225,7 @@ def read_checkpoint(draw: random.Random, name: str, model: Path, scratch: Path) 
 
 
 def predict(draw: random.Random, name: str, model: Path, scratch: Path) -> None:
-    """Load a model with a file that was changed by somebody who knows how it is sealed, and run it."""
+    """Run a model with a changed file whose sha256 is correct."""
     from nlptasks.pipeline import pipeline
     from nlptasks.storage.atomic import sealed, sha256, unsealed
 
@@ -243,7 +244,7 @@ def predict(draw: random.Random, name: str, model: Path, scratch: Path) -> None:
 
 
 def resealed(content: bytes) -> bytes:
-    """A manifest whose text has the seal of what it now says."""
+    """Return a manifest with the sha256 of its changed content."""
     start = content.find(b'"sha256": "') + 11
     blank = content[:start] + b"0" * 64 + content[start + 64 :]
     return content[:start] + hashlib.sha256(blank).hexdigest().encode() + content[start + 64 :]
@@ -260,7 +261,7 @@ TARGETS: list[tuple[str, Target]] = [
 
 
 def run_case(seed: int, number: int, model: Path, scratch: Path) -> str:
-    """What came of one case: ``fine``, ``refused``, or what went wrong."""
+    """Run one case. Return ``fine``, ``refused``, or the failure."""
     from nlptasks.errors import NlptasksError
 
     name, target = TARGETS[number % len(TARGETS)]
@@ -281,10 +282,10 @@ def run_case(seed: int, number: int, model: Path, scratch: Path) -> str:
 
 
 def main(model: Path, scratch: Path, seed: int, first: int, seconds: float) -> None:
-    """Run cases for some seconds."""
+    """Run cases for a number of seconds."""
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_BYTES, _ADDRESS_BYTES))
     for warming in (6, len(TARGETS) - 2, len(TARGETS) - 1):
-        run_case(seed, warming, model, scratch)  # loads the libraries
+        run_case(seed, warming, model, scratch)  # imports the libraries
     ends, number = time.monotonic() + seconds, first
     while time.monotonic() < ends:
         print(json.dumps({"number": number}), flush=True)
@@ -305,10 +306,10 @@ def main(model: Path, scratch: Path, seed: int, first: int, seconds: float) -> N
 
 
 def summary(lines: list[str]) -> tuple[dict[str, dict[str, int]], list[str], int]:
-    """Counts of outcomes by target, what went wrong, and the number of the case that did not end (or -1)."""
+    """Return the counts of outcomes by target, the failures, and the number of the unfinished case (or -1)."""
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     wrong, open_case = [], -1
-    for line in map(json.loads, (line for line in lines if line.startswith("{"))):  # the tokenizer prints there, too
+    for line in map(json.loads, (line for line in lines if line.startswith("{"))):  # the tokenizer prints other lines
         open_case = line["number"] if "outcome" not in line else -1
         if "outcome" in line:
             good = line["outcome"] in ("fine", "refused")

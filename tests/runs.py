@@ -1,9 +1,9 @@
-"""Tiny training runs in forks of one warm process: killed at random, crashed at every write, two at once. A script.
+"""Script for tiny training runs in forks of one process: killed at random, crashed at every write, two at once.
 
     python tests/runs.py kills --kills 200 --seed 0
 
-What a run comes to (the sha256 of the weights, of the optimizer's state and of the metric log) is compared with an undisturbed
-run's. Every step writes a checkpoint, so many kills hit a save.
+The outcome of a run (sha256 of the weights and of the optimizer's state, and the metrics) is compared with that of an undisturbed
+run. Every step writes a checkpoint, so that many kills hit one.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ import nlptasks
 from nlptasks.config import TrainSettings
 from nlptasks.storage import checkpoints as checkpoint
 from nlptasks.storage import safetensors as weights
-from nlptasks.training import trainer as loop
-from nlptasks.training.callbacks import Silent
+from nlptasks.training import trainer
+from nlptasks.training.callbacks import NoOpCallback
 
 ROWS = "\n".join(
     f"{name}\tB-PER\n{verb}\tO\n{place}\tB-LOC\n"
@@ -54,10 +54,10 @@ MOODS = [
 
 @dataclass(frozen=True)
 class Scene:
-    """A training that can be started again and again.
+    """A training run that can be repeated.
 
     Attributes:
-        folder: holds its backbone, its data and its outputs.
+        folder: contains its backbones, data and outputs.
     """
 
     folder: Path
@@ -65,7 +65,7 @@ class Scene:
     @classmethod
     def make(cls, folder: Path) -> Scene:
         tiny.make("bert", folder / "backbone")
-        tiny.make("bert", folder / "still")  # without dropout, whose draws differ from process to process
+        tiny.make("bert", folder / "still")  # without dropout: random draws differ between processes
         config = json.loads((folder / "still/config.json").read_text())
         config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         (folder / "still/config.json").write_text(json.dumps(config))
@@ -78,8 +78,8 @@ class Scene:
         return cls(folder)
 
     def train(self, output: Path, *, joint: bool = False, **changes: Any) -> None:
-        """Train one head, or two together, with a checkpoint after every step; write digests of the outcome beside the output."""
-        checkpoint._LARGEST_SHARE = float("inf")  # type: ignore[misc]
+        """Train one head, or two jointly, with a checkpoint after every step. Write the outcome beside the output."""
+        checkpoint._MAX_SHARE = float("inf")  # type: ignore[misc]
         settings = {
             "backbone": str(self.folder / "backbone"),
             "epochs": 3,
@@ -87,21 +87,22 @@ class Scene:
             "lr": 3e-3,
             "batch_tokens": 16,
         }
-        reporter = changes.pop("reporter", None)
+        callback = changes.pop("callback", None)
         settings |= {"accumulate": 3, "checkpoint_seconds": 0.0, "precision": "fp32", "device": "cpu"}
-        run, optimizer = loop.Loop.run, output.with_suffix(".optimizer")
+        run, optimizer = trainer.Trainer.run, output.with_suffix(".optimizer")
 
-        def noted(self: loop.Loop) -> Any:
-            metrics = run(self)
-            optimizer.write_text(loop.digest_of(self._optimization.state()[0]))
-            rank = self.lesson.accelerator.process_index
-            output.with_suffix(f".rank{rank}").write_text(loop.digest_of(self.lesson.model.state_dict()))
-            return metrics
+        def recorded(self: trainer.Trainer) -> Any:
+            outcomes = run(self)
+            optimizer.write_text(trainer.digest_of(self._optimization.state()[0]))
+            rank = self.training_run.accelerator.process_index
+            weights_digest = trainer.digest_of(self.training_run.model.state_dict())
+            output.with_suffix(f".rank{rank}").write_text(weights_digest)
+            return outcomes
 
-        loop.Loop.run = noted  # type: ignore[method-assign]
+        trainer.Trainer.run = recorded  # type: ignore[method-assign]
         chosen = TrainSettings(**{**settings, **changes})
         targets = [f"ner={self.folder / 'data'}", *[f"mood:sentiment={self.folder / 'moods'}"] * joint]
-        result = nlptasks.train(targets, output=output, settings=chosen, resume=True, reporter=reporter)
+        result = nlptasks.train(targets, output=output, settings=chosen, resume=True, callback=callback)
         if not result.is_main_process:
             return
         log = tiny.log_of(output)
@@ -118,13 +119,13 @@ def _sha256(path: Path) -> str:
 
 
 def outcome_of(output: Path) -> Any:
-    """The digests that a run came to, None if it came to no end."""
+    """Return the outcome of a run, or None if it is not complete."""
     path = output.with_suffix(".outcome")
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def forked(work: Callable[[], object], log: Path) -> int:
-    """Start work in a child: its process id. What it says goes to a file."""
+    """Start work in a child process and return its id. Its output goes to a file."""
     child = os.fork()
     if child:
         return child
@@ -148,12 +149,12 @@ def forked(work: Callable[[], object], log: Path) -> int:
 
 
 def code_of(child: int) -> int:
-    """The exit code of a child that has ended, or minus the number of the signal that ended it."""
+    """Wait for a child. Return its exit code, or the negative number of the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def kill_at_random(scene: Scene, *, kills: int, seed: int) -> dict[str, Any]:
-    """Kill runs at random moments until there were so many kills: how many, how many inside a save, how many differences."""
+    """Kill runs at random moments, and count kills, kills during a save, and different outcomes."""
     draw = random.Random(seed)
     begun = time.monotonic()
     reference = scene.folder / "reference"
@@ -165,11 +166,11 @@ def kill_at_random(scene: Scene, *, kills: int, seed: int) -> dict[str, Any]:
     while counts["kills"] < kills:
         output = scene.folder / f"run{counts['runs']}"
         work = partial(_on_a_slow_disk, scene, output)
-        for life in range(draw.randint(1, 4)):
+        for attempt in range(draw.randint(1, 4)):
             before = _half_written(output)
             child = forked(work, scene.folder / "log")
-            time.sleep(draw.uniform(0, length / 2 if life == 0 else length))
-            if life == 0:
+            time.sleep(draw.uniform(0, length / 2 if attempt == 0 else length))
+            if attempt == 0:
                 _wait_for_a_save(output, before)
             os.kill(child, signal.SIGKILL)
             counts["kills"] += code_of(child) == -signal.SIGKILL
@@ -182,7 +183,7 @@ def kill_at_random(scene: Scene, *, kills: int, seed: int) -> dict[str, Any]:
 
 
 def _on_a_slow_disk(scene: Scene, output: Path) -> None:
-    """Train where each file takes its time to be on the disk, so that saves are long enough to be hit."""
+    """Train with slow syncs, so that kills hit saves."""
     fsync = os.fsync
 
     def slow(handle: int) -> None:
@@ -194,19 +195,19 @@ def _on_a_slow_disk(scene: Scene, output: Path) -> None:
 
 
 def _half_written(output: Path) -> set[Path]:
-    """What writers have begun, and not yet given its name."""
+    """Return the temporary folders of unfinished writes."""
     return {*output.parent.glob(f".{output.name}.tmp-*"), *output.glob("checkpoints/.*.tmp-*")}
 
 
 def _wait_for_a_save(output: Path, before: set[Path]) -> None:
-    """Until a save is under way, or a while if there is none any more."""
+    """Wait until a save has started, at most a second."""
     end = time.monotonic() + 1
     while time.monotonic() < end and not _half_written(output) - before:
         time.sleep(0.0005)
 
 
 def crash_everywhere(scene: Scene, *, every: int) -> dict[str, Any]:
-    """End a run before each single call (or each so many) that changes the disk, let it go on, and compare."""
+    """End a run before every n-th call that changes the disk, resume it, and compare the outcome."""
     reference = scene.folder / "whole"
     assert code_of(forked(partial(_crashing, scene, reference, 0), scene.folder / "log")) == 0
     counts, code = {"crashes": 0, "differences": 0}, 137
@@ -220,7 +221,7 @@ def crash_everywhere(scene: Scene, *, every: int) -> dict[str, Any]:
 
 
 def _crashing(scene: Scene, output: Path, number: int) -> None:
-    """Train three steps, and end without a word before the call of this number (from 1; 0 for none)."""
+    """Train three steps, but exit before the call with this number (from 1; 0 for none)."""
     seen = 0
 
     def crash_before(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -238,8 +239,8 @@ def _crashing(scene: Scene, output: Path, number: int) -> None:
     scene.train(output, epochs=1, accumulate=1, batch_tokens=40)
 
 
-class _Terminating(Silent):
-    """Asks its own process to stop while the third step is under way."""
+class _Terminating(NoOpCallback):
+    """Sends SIGTERM to its own process during the third step."""
 
     def step(self, done: int, total: int, head: str, loss: float) -> None:
         if done == 2:
@@ -247,12 +248,12 @@ class _Terminating(Silent):
 
 
 def two_at_once(scene: Scene, *, joint: bool) -> dict[str, Any]:
-    """Train in two processes, once stopped and resumed, and in one that is fed the same batches."""
+    """Train in two processes, in two that are stopped and resumed, and in one process with the same batches."""
     one, two, cut = (scene.folder / name for name in ("one", "two", "cut"))
     still = {"backbone": str(scene.folder / "still"), "epochs": 2, "joint": joint}
     alone = code_of(forked(partial(scene.train, one, accumulate=4, **still), scene.folder / "log"))
     codes = _together(partial(scene.train, two, accumulate=2, **still), scene)
-    stopped = _together(partial(scene.train, cut, accumulate=2, reporter=_Terminating(), **still), scene)
+    stopped = _together(partial(scene.train, cut, accumulate=2, callback=_Terminating(), **still), scene)
     resumed = _together(partial(scene.train, cut, accumulate=2, **still), scene)
     if any([alone, *codes, *resumed]):
         raise RuntimeError((scene.folder / "log").read_text())
@@ -270,7 +271,7 @@ def two_at_once(scene: Scene, *, joint: bool) -> dict[str, Any]:
 
 
 def _together(work: Callable[[], object], scene: Scene) -> list[int]:
-    """Do the same work in two processes that find each other as under a launcher: their exit codes."""
+    """Do work in two processes, as under a launcher, and return their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -288,7 +289,7 @@ def main() -> None:
     parser.add_argument("what", choices=["kills", "crashes", "processes", "joint"])
     parser.add_argument("--kills", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--every", type=int, default=1, help="of the calls that change the disk, which are crashed at")
+    parser.add_argument("--every", type=int, default=1, help="crash before every n-th call that changes the disk")
     given = parser.parse_args()
     torch.set_num_threads(1)  # a process that has used several threads cannot be forked
     with tempfile.TemporaryDirectory() as folder:

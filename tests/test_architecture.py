@@ -1,14 +1,21 @@
-"""The house keeps its own rules: arrows point down, only a head's own file knows its task's name."""
+"""Rules of the code base: packages import from the left only, heads import no PyTorch, only a head's file names its task."""
 
 from __future__ import annotations
 
 import ast
+import inspect
+import subprocess
+import sys
+import textwrap
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 import nlptasks
+from nlptasks.heads.base import Head
+from nlptasks.networks.base import Network
 from nlptasks.registry import GROUP, tasks
 
 PACKAGE = Path(nlptasks.__file__).parent
@@ -37,7 +44,7 @@ FILES = {module_of(path): ast.parse(path.read_text()) for path in PACKAGE.rglob(
 
 
 def imports(tree: ast.Module) -> set[str]:
-    """Modules of the house that a file imports anywhere, for type checking alone left out."""
+    """Return the modules of the library that a file imports anywhere, except for type checking."""
     skipped = {
         id(node)
         for branch in ast.walk(tree)
@@ -65,7 +72,7 @@ def test_packages_import_only_from_the_left(module: str) -> None:
         assert not is_head(imported) or is_head(module), f"{module} imports the head {imported} by name"
 
 
-def test_there_is_no_circle() -> None:
+def test_there_is_no_import_cycle() -> None:
     graph = {module: imports(tree) - {module} for module, tree in FILES.items()}
 
     def reaches(start: str, goal: str, seen: frozenset[str]) -> bool:
@@ -74,6 +81,69 @@ def test_there_is_no_circle() -> None:
         )
 
     assert [module for module in graph if reaches(module, module, frozenset())] == []
+
+
+IMPORT_ALL = """
+import importlib, sys
+
+
+class Refusing:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "transformers"):
+            raise ImportError(f"imports {name}")
+
+
+sys.meta_path.insert(0, Refusing())
+for module in sys.argv[1:]:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        print(module, error)
+"""
+
+
+def test_heads_import_neither_torch_nor_transformers() -> None:
+    heads = [module for module in FILES if part_of(module) == "heads"]
+    assert len(heads) > 6
+    command = [sys.executable, "-c", IMPORT_ALL, *heads]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""
+
+
+def members(cls: type) -> tuple[set[str], set[str]]:
+    """Return the members that a subclass must define, and all its public names, inherited ones included."""
+    required: set[str] = set(cls.__abstractmethods__)  # type: ignore[attr-defined]
+    names = set(dir(cls))
+    for base in cls.__mro__[: cls.__mro__.index(nn.Module) if issubclass(cls, nn.Module) else None]:
+        declared = set(vars(base).get("__annotations__", ()))
+        required |= {name for name in declared if not hasattr(cls, name)}
+        names |= declared | (_set_in_init(base) if base.__module__.startswith("nlptasks.") else set())
+    return required, {name for name in names if not name.startswith("_")}
+
+
+def _set_in_init(cls: type) -> set[str]:
+    """Return the attributes that `__init__` sets."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    targets = [target for node in ast.walk(tree) if isinstance(node, ast.Assign) for target in node.targets]
+    return {
+        target.attr for target in targets if isinstance(target, ast.Attribute) and ast.unparse(target.value) == "self"
+    }
+
+
+def test_the_contract_of_a_head_stays_small() -> None:
+    required, names = members(Head)
+    assert {"Config", "schema", "read", "decode"} <= required
+    assert len(required) <= 11, sorted(required)
+    assert {"config", "calibration"} <= names
+    assert len(names) <= 18, sorted(names)
+
+
+def test_the_contract_of_a_network_stays_small() -> None:
+    required, names = members(Network)
+    assert {"outputs", "forward", "loss"} <= required
+    assert len(required) <= 8, sorted(required)
+    own = names - set(dir(nn.Module)) - set(nn.Module.__annotations__)
+    assert "hf_module" in own
+    assert len(own) <= 12, sorted(own)
 
 
 @pytest.mark.parametrize("module", FILES)
@@ -105,7 +175,7 @@ def test_every_head_is_registered_by_metadata_and_has_its_sample() -> None:
 
 
 @pytest.mark.parametrize("module", FILES)
-def test_files_and_functions_are_of_one_sitting(module: str) -> None:
+def test_files_and_functions_are_short(module: str) -> None:
     tree = FILES[module]
     assert max((node.end_lineno or 0 for node in ast.walk(tree) if hasattr(node, "end_lineno")), default=0) <= 400
     for node in ast.walk(tree):

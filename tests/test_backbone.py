@@ -1,4 +1,4 @@
-"""Backbones: any encoder from a folder, read strictly, saved whole."""
+"""Backbones: any encoder from a folder, read strictly, saved completely."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import nlptasks.backbones.pretrained
 from nlptasks.backbones.backbone import Backbone
 from nlptasks.backbones.pretrained import embedded_folder, load_backbone
 from nlptasks.errors import ModelError
-from nlptasks.types import Source
+from nlptasks.types import ModelInput
 
 
 def batch_of(backbone: Backbone, text: str = "Ada saw London.") -> dict[str, torch.Tensor]:
-    [[window]] = backbone.tokenizer().windows([Source(text)])
+    [[window]] = backbone.tokenizer().windows([ModelInput((text,))])
     arrays = {"ids": window.ids, "mask": window.ids * 0 + 1, "types": window.types}
     return {name: torch.from_numpy(array)[None] for name, array in arrays.items()}
 
@@ -50,7 +50,7 @@ def test_saved_backbones_load_here_and_in_hugging_face(backbones: Path, name: st
     encoder = full.get_encoder() if full.config.is_encoder_decoder else full
     states = encoder(input_ids=batch["ids"], attention_mask=batch["mask"]).last_hidden_state
     assert torch.equal(states, backbone(batch))
-    # What the backbone does not hold, a decoder or a pooler, is carried along as it was.
+    # Weights that the backbone does not hold, of a decoder or a pooler, are saved unchanged.
     before, after = load_file(backbones / name / "model.safetensors"), load_file(tmp_path / "model.safetensors")
     held = set(backbone.names.values())
     assert set(before) == set(after)
@@ -124,7 +124,10 @@ def test_a_tokenizer_with_more_tokens_than_the_table_is_refused(backbones: Path,
     folder = copy_of(backbones, "bert", tmp_path / "bert")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 50}))
-    with pytest.raises(ModelError, match="tokens for a table of 50"):
+    weights = load_file(folder / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"] = weights["embeddings.word_embeddings.weight"][:50].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"has a tokenizer of \d+ tokens and an embedding table of 50"):
         load_backbone(str(folder))
 
 
@@ -169,7 +172,7 @@ def test_a_config_of_an_unknown_architecture_is_refused(backbones: Path, tmp_pat
         Backbone.from_folder(tmp_path, backbone.info.record())
 
 
-# Names of the hub
+# Names on the hub
 
 
 @pytest.mark.parametrize(
@@ -196,7 +199,7 @@ def test_a_config_of_an_unknown_architecture_is_refused(backbones: Path, tmp_pat
         ("b\uff45rt", "letters that only look like ASCII"),
     ],
 )
-def test_names_that_are_none_are_refused_with_a_hint(name: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_names_are_refused_with_a_hint(name: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
     with pytest.raises(ModelError, match=f"neither a folder nor a hub name; .*{hint}"):
         load_backbone(name)
@@ -206,7 +209,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class FakeHub:
-    """A hub with one repository; what is asked for is kept."""
+    """A hub with one repository; it records what is asked for."""
 
     def __init__(self, place: Path, error: Exception | None = None) -> None:
         self.place, self.error, self.asked = place, error, {}  # type: ignore[var-annotated]
@@ -220,7 +223,7 @@ class FakeHub:
 
 @pytest.fixture
 def hub(backbones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
-    # As the cache has it: a folder named by the commit, of links to files elsewhere.
+    # Like the cache: a folder named by the commit, with links to files elsewhere.
     fake = FakeHub(tmp_path / "snapshots" / COMMIT)
     shutil.copytree(backbones / "bert", tmp_path / "blobs")
     fake.place.mkdir(parents=True)
@@ -303,7 +306,7 @@ def hub_error(kind: str) -> Exception:
         ("TimeoutException", "cannot be had from the hub .ReadTimeout.*; check the name and the network"),
     ],
 )
-def test_what_the_hub_refuses_is_one_line_with_a_fix(hub: FakeHub, kind: str, message: str) -> None:
+def test_errors_of_the_hub_are_one_line_with_a_fix(hub: FakeHub, kind: str, message: str) -> None:
     hub.error = hub_error(kind)
     with pytest.raises(ModelError, match=f"backbone 'some/bert': is no folder here and {message}") as caught:
         load_backbone("some/bert")
@@ -330,7 +333,7 @@ def test_the_embedded_backbone_is_fetched_where_its_package_is_missing(
     assert hub.asked["name"] == "sentence-transformers/all-MiniLM-L6-v2"
 
 
-# Somebody else's folders
+# Foreign folders
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "custom_generate/generate.py"])

@@ -1,4 +1,4 @@
-"""Every kind of bad data file that users have met elsewhere: refused with file and line, or kept exactly as it is."""
+"""Bad data files are refused with file and line; everything else is kept exactly as it is."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nlptasks.backbones.info import ENCODER, BackboneInfo
 from nlptasks.data import datasets as data_module
 from nlptasks.data.datasets import load_data
 from nlptasks.data.encoding import MAX_LINE_BYTES
 from nlptasks.data.readers import TABLES, TEXTS, read_conll, read_csv, read_file, read_jsonl, read_text, read_tsv
 from nlptasks.errors import DataError, DataErrors, each
-from nlptasks.heads.ner import NerHead
+from nlptasks.heads.base import read_gold
+from nlptasks.heads.ner import NerConfig, NerHead
 from nlptasks.types import Row
 
 MARK = b"\xef\xbb\xbf"
@@ -53,7 +55,7 @@ def read_all(reader: Callable[[Path], Any], path: Path) -> list[Row]:
 # Files: missing, empty, in another encoding or format.
 
 
-def test_a_missing_file_is_named_with_the_folder_that_was_looked_in(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_file_names_the_current_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "none.csv", tmp_path / "folder.csv"):
         (tmp_path / "folder.csv").mkdir(exist_ok=True)
         message = failure(lambda path=path: list(read_file(path, TABLES, {})))
@@ -178,13 +180,13 @@ def test_quotes_of_a_tsv_file_are_what_the_whole_file_says(tmp_path: Path, conte
 
 def test_escapes_in_labels_stay_in_the_data() -> None:
     rows = [Row({"text": "Ada left", "spans": [[0, 3, "\x1b[2JPER"]]}, "a.jsonl:1")]
-    assert NerHead.configure(rows, {}).tags == ("O", "B-\x1b[2JPER", "I-\x1b[2JPER")
+    assert configured(rows).tags == ("O", "B-\x1b[2JPER", "I-\x1b[2JPER")
 
 
-# Records: ragged, broken, twice, too long, too deep.
+# Records: ragged, broken, duplicate, too long, too deep.
 
 
-def test_columns_and_keys_that_stand_twice_are_named_with_both_places(tmp_path: Path) -> None:
+def test_duplicate_columns_and_keys_are_named_with_both_places(tmp_path: Path) -> None:
     message = failure(read_all, read_csv, written(tmp_path, "a.csv", "text,label,text\na,b,c\n"))
     assert "a.csv:1: has the column 'text' twice, as number 1 and number 3; rename or drop one" in message
     message = failure(read_all, read_jsonl, written(tmp_path, "a.jsonl", '{"b": {"x": 1, "a": 1, "a": 2}}\n'))
@@ -194,14 +196,18 @@ def test_columns_and_keys_that_stand_twice_are_named_with_both_places(tmp_path: 
 @pytest.mark.parametrize(
     ("reader", "content", "message"),
     [
-        (read_csv, "text,label\na,b\nshort\n", ":3: has 1 fields, expected 2; quote fields that hold the separator"),
+        (read_csv, "text,label\na,b\nshort\n", ":3: has 1 fields, expected 2; quote fields that contain the separator"),
         (read_csv, "text,label\na,b,c\n", ":2: has 3 fields, expected 2"),
         (read_tsv, "text\tlabel\na\n", ":2: has 1 fields, expected 2"),
         (read_tsv, 'text\tlabel\n"a" b\tc\nshort\n', ":3: has 1 fields, expected 2"),
         (read_conll, "EU B-ORG\nrejects\n", ":2: has 1 columns, expected 2 as above"),
         (read_jsonl, '{"a": 1}\n{"a": \n{"a": 2}\n', ":2, column 7: is not JSON"),
         (read_jsonl, '{"a": 1}\n{"a": 1,}\n', ":2, column 9: is not JSON"),
-        (read_jsonl, '[{"a": 1}, {"a": 2}]\n', ":1: is a JSON list, expected an object; write one object a line"),
+        (
+            read_jsonl,
+            '[{"a": 1}, {"a": 2}]\n',
+            ":1: is a JSON list, expected an object; write one JSON object per line",
+        ),
         (read_jsonl, '{"a": Infinity}\n', ":1: has the number Infinity, which JSON does not have"),
         (read_jsonl, '{"a": -Infinity}\n', ":1: has the number -Infinity"),
         (read_jsonl, '{"a": "x\\ud83d"}\n', ":1: has \\ud83d, half of a surrogate pair; write the whole character"),
@@ -218,9 +224,9 @@ def test_whole_surrogate_pairs_and_escaped_backslashes_are_text(tmp_path: Path) 
     assert [row["a"] for row in fields_of(read_jsonl, path)] == ["\U0001f44d", "\\ud83d"]
 
 
-def test_a_quote_that_is_never_closed_is_named_where_it_opens(tmp_path: Path) -> None:
+def test_an_unclosed_quote_is_reported_where_it_opens(tmp_path: Path) -> None:
     path = written(tmp_path, "a.csv", "text,label\n" + '"open,b\n' + "c,d\n" * 10_000)
-    assert "a.csv:2: the record that begins here is broken" in failure(read_all, read_csv, path)
+    assert "a.csv:2: the record that starts here is broken" in failure(read_all, read_csv, path)
 
 
 @pytest.mark.parametrize("reader", [read_text, read_jsonl, read_csv, read_tsv, read_conll])
@@ -239,7 +245,7 @@ def test_a_line_without_end_is_refused_before_it_is_read_whole(tmp_path: Path, r
 
 def test_an_open_quote_does_not_take_the_memory(tmp_path: Path) -> None:
     path = written(tmp_path, "a.csv", 'text\n"' + ("x" * 99 + "\n") * (MAX_LINE_BYTES // 100 + 1000))
-    assert "a.csv:2: the record that begins here is broken (field larger than" in failure(read_all, read_csv, path)
+    assert "a.csv:2: the record that starts here is broken (field larger than" in failure(read_all, read_csv, path)
 
 
 PIECES = st.sampled_from(
@@ -272,10 +278,10 @@ PIECES = st.sampled_from(
 def test_any_bytes_are_rows_or_an_error_in_one_line(tmp_path: Path, reader: Callable, pieces: list[bytes]) -> None:
     path = written(tmp_path, "a.txt", b"".join(pieces))
     try:
-        told = [row.where for row in reader(path)]
+        lines = [row.where for row in reader(path)]
     except DataError as error:
-        told = [str(error)]
-    assert all(line.startswith(str(path)) and "\n" not in line for line in told)
+        lines = [str(error)]
+    assert all(line.startswith(str(path)) and "\n" not in line for line in lines)
 
 
 @given(values=st.lists(st.tuples(st.text(max_size=8), st.text(max_size=8)), min_size=1, max_size=5))
@@ -290,7 +296,7 @@ def test_any_values_survive_a_csv_file(tmp_path: Path, values: list[tuple[str, s
 # Several errors at once.
 
 
-def test_errors_of_all_files_are_told_together(tmp_path: Path) -> None:
+def test_errors_of_all_files_are_raised_together(tmp_path: Path) -> None:
     written(tmp_path, "train.jsonl", '{"a": 1}\nbroken\n{"a": NaN}\n')
     written(tmp_path, "dev.csv", "a,a\n1,2\n")
     written(tmp_path, "test.csv", "a,b\n1\n2\n3\n")
@@ -304,7 +310,7 @@ def test_errors_of_all_files_are_told_together(tmp_path: Path) -> None:
     assert not caught.value.stopped
 
 
-def test_after_twenty_errors_no_more_are_looked_for(tmp_path: Path) -> None:
+def test_reading_stops_after_twenty_errors(tmp_path: Path) -> None:
     path = written(tmp_path, "train.jsonl", "".join(f'{{"a": {"x" * n}}}\n' for n in range(1, 90)))
     with pytest.raises(DataErrors) as caught:
         load_data(path, TABLES, {})
@@ -312,7 +318,7 @@ def test_after_twenty_errors_no_more_are_looked_for(tmp_path: Path) -> None:
     assert caught.value.stopped
 
 
-def test_one_error_is_itself_and_several_can_be_sent_to_another_process() -> None:
+def test_a_single_error_is_raised_as_it_is_and_several_can_be_pickled() -> None:
     def bad(number: int) -> int:
         if number > 1:
             raise DataError(f"f:{number}", "is\nwrong", "correct it")
@@ -329,13 +335,18 @@ def test_one_error_is_itself_and_several_can_be_sent_to_another_process() -> Non
     assert several.value.exit_code == 3
 
 
-# What the columns of named entities may be.
+# Columns of named entities.
 
-CONFIG = [Row({"tokens": "Ada saw London", "tags": "B-PER O B-LOC"}, "train.jsonl:1")]
+ROWS = [Row({"tokens": "Ada saw London", "tags": "B-PER O B-LOC"}, "train.jsonl:1")]
+BACKBONE = BackboneInfo("tiny", None, ENCODER, 32, 64, 64, 300, 2, 0)
 
 
-def configured(fields: dict[str, Any]) -> Any:
-    return NerHead.configure([*CONFIG, Row(fields, "train.jsonl:2")], {})
+def configured(rows: list[Row], **options: Any) -> NerConfig:
+    return NerHead.configure(rows, NerConfig(**options), BACKBONE)
+
+
+def head_of(config: NerConfig) -> NerHead:
+    return NerHead(config, BACKBONE)
 
 
 THUMB = "\U0001f44d Ada"
@@ -391,19 +402,20 @@ THUMB = "\U0001f44d Ada"
     ],
 )
 def test_wrong_columns_are_refused_before_training(fields: dict[str, Any], message: str) -> None:
-    assert failure(configured, fields).startswith("train.jsonl:2: ")
-    assert message in failure(configured, fields)
+    found = failure(configured, [*ROWS, Row(fields, "train.jsonl:2")])
+    assert found.startswith("train.jsonl:2: ")
+    assert message in found
 
 
-def test_wrong_rows_are_told_together() -> None:
-    rows = [*CONFIG, Row({"tokens": "a b", "tags": [1]}, "f:2"), Row({"text": "a", "spans": 5}, "f:3")]
+def test_errors_of_several_rows_are_raised_together() -> None:
+    rows = [*ROWS, Row({"tokens": "a b", "tags": [1]}, "f:2"), Row({"text": "a", "spans": 5}, "f:3")]
     with pytest.raises(DataErrors, match=r"(?s)f:2: tags is \[1\].*\nf:3: spans is 5"):
-        NerHead.configure(rows, {})
+        configured(rows)
 
 
 def test_empty_texts_are_rows_without_entities() -> None:
-    rows = [*CONFIG, Row({"text": "", "spans": []}, "f:2"), Row({"tokens": [], "tags": []}, "f:3")]
-    assert NerHead.configure(rows, {}).tags == ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
+    rows = [*ROWS, Row({"text": "", "spans": []}, "f:2"), Row({"tokens": [], "tags": []}, "f:3")]
+    assert configured(rows).tags == ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
 
 
 @pytest.mark.parametrize(
@@ -416,40 +428,30 @@ def test_empty_texts_are_rows_without_entities() -> None:
         ("auto", "E-MAIL O PER", "tag 'E-MAIL' at the start, which is illegal in"),
     ],
 )
-def test_tags_that_break_their_scheme_have_their_line(
-    scheme: str, tags: str, message: str, make_head: Callable
-) -> None:
+def test_errors_about_tags_name_the_line_of_the_word(scheme: str, tags: str, message: str) -> None:
     row = Row({"tokens": ["a", "b", "c"], "tags": tags.split()}, "f.conll:10", (10, 11, 12))
-    found = failure(lambda: make_head(NerHead.configure([row], {"scheme": scheme})).read_gold([row]))
+    found = failure(lambda: read_gold(head_of(configured([row], scheme=scheme)), [row]))
     assert found.startswith(f"f.conll:{10 + tags.split().index(message.split(chr(39))[1])}: ")
     assert message in found
 
 
-@pytest.fixture
-def make_head(backbones: Path) -> Callable[[Any], NerHead]:
-    from nlptasks.backbones.backbone import BackboneInfo, read_config
-
-    config = read_config((backbones / "bert" / "config.json").read_bytes(), where="bert")
-    return lambda own: NerHead(own, backbone=BackboneInfo("bert", None, config, 64, 0, True))
-
-
-def test_labels_that_look_like_prefixes_are_labels_in_io(make_head: Callable) -> None:
+def test_labels_that_look_like_prefixes_are_labels_in_io() -> None:
     row = Row({"tokens": ["a", "b", "c", "d", "e"], "tags": ["E-MAIL", "E-MAIL", "O", "B2B", "I-PER"]}, "f.conll:1")
-    config = NerHead.configure([row], {"scheme": "io"})
-    assert make_head(config).labels == ("B2B", "E-MAIL", "PER")
-    assert make_head(config).read(row).gold == [(0, 3, "E-MAIL"), (6, 7, "B2B"), (8, 9, "PER")]
+    head = head_of(configured([row], scheme="io"))
+    assert head.presenter.labels == ("B2B", "E-MAIL", "PER")
+    assert head.read(row).gold == [(0, 3, "E-MAIL"), (6, 7, "B2B"), (8, 9, "PER")]
 
 
-def test_another_scheme_is_not_taken_for_io() -> None:
+def test_tags_of_another_scheme_are_refused_in_io() -> None:
     row = Row({"tokens": ["a", "b", "c"], "tags": ["B-PER", "PER", "O"]}, "f.conll:1")
-    with pytest.raises(DataError, match="labels 'B-PER' and 'PER', so they are not in io; declare the scheme"):
-        NerHead.configure([row], {"scheme": "io"})
+    with pytest.raises(DataError, match="labels 'B-PER' and 'PER', so they are not in io; set the option scheme"):
+        configured([row], scheme="io")
 
 
-def test_unknown_labels_of_dev_are_told_with_their_lines(make_head: Callable) -> None:
-    head = make_head(NerHead.configure(CONFIG, {}))
+def test_unknown_labels_of_dev_are_reported_with_their_lines() -> None:
+    head = head_of(configured(ROWS))
     rows = [Row({"text": "Ada", "spans": [[0, 3, label]]}, f"dev.jsonl:{n}") for n, label in enumerate(["PRE", "ORG"])]
     with pytest.raises(DataErrors) as caught:
-        head.read_gold(rows)
+        read_gold(head, rows)
     assert "dev.jsonl:0: label 'PRE' is not in the training data; did you mean 'PER'" in caught.value.lines()[0]
     assert "dev.jsonl:1: label 'ORG' is not in the training data; known are: LOC, PER" in caught.value.lines()[1]

@@ -1,4 +1,4 @@
-"""Batches: every row once, within the budget, in an order that depends on seed and epoch alone."""
+"""Batches: every row once, within the budget, in an order that depends only on seed and epoch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nlptasks.backbones.backbone import BackboneInfo
+from nlptasks.backbones.info import ENCODER, BackboneInfo
 from nlptasks.inference.batching import collate, epoch_batches, length_batches, pad
 from nlptasks.types import Window
 
@@ -26,7 +26,7 @@ def test_every_row_is_in_one_batch_within_the_budget(lengths: list[int], budget:
         assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
 
 
-def test_order_depends_on_seed_and_epoch_alone() -> None:
+def test_the_order_depends_only_on_seed_and_epoch() -> None:
     lengths = [random.Random(1).randint(1, 50) for _ in range(300)]
     first = epoch_batches(lengths, 100, seed=1, epoch=2)
     random.seed(99)
@@ -55,8 +55,8 @@ def test_padding() -> None:
 
 
 @pytest.mark.parametrize(("longest", "multiple", "size"), [(5, 1, 5), (5, 8, 8), (8, 8, 8), (57, 8, 62), (62, 8, 62)])
-def test_lengths_are_multiples_as_far_as_the_backbone_reads(longest: int, multiple: int, size: int) -> None:
-    info = BackboneInfo("tiny", None, None, max_tokens=62, pad_id=9, has_types=True)
+def test_lengths_are_multiples_up_to_the_longest_window(longest: int, multiple: int, size: int) -> None:
+    info = BackboneInfo("tiny", None, ENCODER, 32, 62, 62, vocabulary_size=300, token_types=2, pad_id=9)
     row = np.arange(longest)
     window = Window(row, row * 0, row * 0, np.zeros((longest, 2), dtype=np.int64))
     arrays = collate([window, window], info, multiple=multiple)

@@ -1,19 +1,17 @@
-"""Warnings about data: with counts and places, and none where there is nothing to say."""
+"""Warnings about data: with counts and places, and none for good data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
-import pytest
-
-from nlptasks.backbones.backbone import BackboneInfo, read_config
-from nlptasks.heads.ner import NerHead
+from nlptasks.backbones.info import ENCODER, BackboneInfo
+from nlptasks.heads.base import read_gold
+from nlptasks.heads.ner import NerConfig, NerHead
 from nlptasks.training.data_warnings import warnings_of
 from nlptasks.types import Row
 
 Texts = list[tuple[str, str]]
-"""A text and the labels of its first words."""
+"""Texts, and the labels of their first words."""
+
+BACKBONE = BackboneInfo("tiny", None, ENCODER, 32, 64, 64, 300, 2, 0)
 
 PLENTY: Texts = [(f"{name} saw {place}", "PER") for name in ("Ada", "Bob", "Cleo") for place in ("Rome", "Oslo")]
 OTHER: Texts = [(f"{name} is big", "LOC") for name in ("Rome", "Oslo", "Bonn", "Paris", "Kiel")]
@@ -29,24 +27,18 @@ def rows_of(part: str, texts: Texts) -> list[Row]:
     return rows
 
 
-@pytest.fixture
-def warned(backbones: Path) -> Callable[..., list[str]]:
-    backbone = read_config((backbones / "bert" / "config.json").read_bytes(), where="bert")
-
-    def warn(**parts: Texts) -> list[str]:
-        rows = {part: rows_of(part, texts) for part, texts in parts.items()}
-        everything = [row for own in rows.values() for row in own]
-        head = NerHead(NerHead.configure(everything, {}), backbone=BackboneInfo("bert", None, backbone, 64, 0, True))
-        return warnings_of(head, rows, {part: head.read_gold(own) for part, own in rows.items()})
-
-    return warn
+def warned(**parts: Texts) -> list[str]:
+    rows = {part: rows_of(part, texts) for part, texts in parts.items()}
+    everything = [row for own in rows.values() for row in own]
+    head = NerHead(NerHead.configure(everything, NerConfig(), BACKBONE), BACKBONE)
+    return warnings_of(head, rows, {part: read_gold(head, own) for part, own in rows.items()})
 
 
-def test_good_data_get_no_warning(warned: Callable[..., list[str]]) -> None:
+def test_good_data_get_no_warning() -> None:
     assert warned(train=PLENTY + OTHER, dev=[("Dan saw Rome", "PER")], test=[("Eva saw Rome", "PER")]) == []
 
 
-def test_rows_that_all_have_the_same_answer(warned: Callable[..., list[str]]) -> None:
+def test_rows_that_all_have_the_same_answer() -> None:
     train = [(f"Ada saw {place}", "PER") for place in ("Rome", "Oslo", "Bonn", "Paris", "Kiel")]
     assert warned(train=train) == [
         "all 5 rows of train have the same answer: train.csv:2, train.csv:3, train.csv:4 and 2 more"
@@ -54,7 +46,7 @@ def test_rows_that_all_have_the_same_answer(warned: Callable[..., list[str]]) ->
     assert warned(train=[*train, ("Rome is big", "O")]) == []
 
 
-def test_labels_of_few_rows(warned: Callable[..., list[str]]) -> None:
+def test_labels_of_few_rows() -> None:
     train = [*PLENTY, ("Rome met Oslo", "LOC O LOC"), ("Ada saw Bonn", "PER O LOC"), ("IBM paid", "ORG")]
     assert warned(train=train) == [
         "2 of 3 labels are in fewer than 5 rows of train: 'ORG' in 1 (train.csv:10), 'LOC' in 2 (train.csv:8, train.csv:9)"
@@ -64,21 +56,21 @@ def test_labels_of_few_rows(warned: Callable[..., list[str]]) -> None:
     assert warning.endswith("'A' in 1 (train.csv:8), 'B' in 1 (train.csv:9), 'C' in 1 (train.csv:10) and 2 more")
 
 
-def test_labels_stand_escaped_and_short_in_a_warning(warned: Callable[..., list[str]]) -> None:
+def test_labels_in_warnings_are_escaped_and_shortened() -> None:
     [warning] = warned(train=[*PLENTY, ("IBM paid", "\x1b[2J" + "x" * 500)])
     assert "'\\x1b[2Jxxx" in warning
     assert len(warning) < 200
 
 
-def test_rows_of_train_that_contradict_each_other(warned: Callable[..., list[str]]) -> None:
+def test_rows_of_train_that_contradict_each_other() -> None:
     train = [*PLENTY, *OTHER, ("Ada saw Rome", "PER"), ("Ada saw Rome", "O"), ("Rome is big", "PER")]
     assert warned(train=train) == [
-        "2 rows of train have the text of another one, but not its answer: "
+        "2 rows of train have the same text as another row, but another answer: "
         "train.csv:14 = train.csv:2, train.csv:15 = train.csv:8"
     ]
 
 
-def test_rows_of_dev_or_test_that_are_also_in_train(warned: Callable[..., list[str]]) -> None:
+def test_rows_of_dev_or_test_that_are_also_in_train() -> None:
     found = warned(train=PLENTY + OTHER, dev=[("Dan left", "PER"), PLENTY[1]], test=[*OTHER, ("Dan left", "PER")])
     assert found == [
         "1 of 2 rows of dev are also in train: dev.csv:3 = train.csv:3",
@@ -87,7 +79,7 @@ def test_rows_of_dev_or_test_that_are_also_in_train(warned: Callable[..., list[s
     ]
 
 
-def test_data_without_labels_or_with_one_row(warned: Callable[..., list[str]]) -> None:
+def test_data_without_labels_or_with_one_row() -> None:
     assert warned(train=[("Ada left", "PER")]) == [
         "1 of 1 labels are in fewer than 5 rows of train: 'PER' in 1 (train.csv:2)"
     ]

@@ -1,19 +1,31 @@
-"""The command line: names, formats, exit codes, one line for each mistake."""
+"""The command line: names, formats, exit codes, one line for each error."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import transformers
 from click.testing import CliRunner, Result
 
 from nlptasks.cli.common import metric_lines
 from nlptasks.cli.main import main
-from nlptasks.errors import TrainingError
+from nlptasks.config import TrainSettings
+from nlptasks.errors import TrainingError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """No progress bars of transformers: the command's environment variable comes too late in this process."""
+    transformers.utils.logging.disable_progress_bar()
+    yield
+    transformers.utils.logging.enable_progress_bar()
 
 
 def run(*arguments: object, stdin: str | bytes | None = None) -> Result:
@@ -67,6 +79,7 @@ def test_train_evaluate_export_predict_show(backbones: Path, conll_data: Path, t
         ]
     done = run("show", model)
     assert "people (task ner" in done.stdout
+    assert ", dev f1 1.0000)" in done.stdout
     assert "LOC, PER" in done.stdout
     assert "onnx fp32: fresh" in done.stdout
 
@@ -140,8 +153,9 @@ def test_bad_bytes_on_stdin_can_be_left_out(trained: Path) -> None:
     assert "1 rows were left out; the first: stdin:2" in done.stderr
 
 
-def test_tasks_and_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_and_doctor() -> None:
     assert "nlptasks.heads.ner:NerHead" in run("tasks").stdout
+    assert "fields: tokens, tags, text, spans\n" in run("tasks", "ner").stdout
     assert "--set ner.scheme=auto" in run("tasks", "ner").stdout
     done = run("doctor")
     assert done.exit_code == 0
@@ -150,7 +164,7 @@ def test_tasks_and_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def mistakes(trained: Path, conll_data: Path, backbones: Path, place: Path) -> list[tuple[list, int, str]]:
-    """Commands, their exit codes and what is said."""
+    """Return commands, their exit codes and parts of their messages."""
     (place / "latin.conll").write_bytes(b"Ada\tB-PER\ncaf\xe9\tO\n")
     (place / "empty.conll").write_bytes(b"")
     (place / "one.csv").write_text("a,b\n1,2\n3,4\n")
@@ -164,11 +178,11 @@ def mistakes(trained: Path, conll_data: Path, backbones: Path, place: Path) -> l
     train = ["train", f"ner={conll_data}", "-o", place / "new", "--backbone", backbones / "bert"]
     return [
         (["train", "nerr", "-o", place / "new"], 2, "task 'nerr': is not registered; did you mean 'ner'?"),
-        (["train", f"ner={conll_data}", "-o", place / "used"], 2, "is not empty; give another -o, --overwrite"),
+        (["train", f"ner={conll_data}", "-o", place / "used"], 2, "is not empty; use another --output, --overwrite"),
         ([*train, "--set", "ner.skeme=io"], 2, "ner.skeme: is no option of this head; did you mean 'scheme'?"),
         ([*train, "--set", "scheme=io"], 2, "is not HEAD.OPTION=VALUE"),
         ([*train, "--set", "pos.scheme=io"], 2, "the head here is 'ner'"),
-        ([*train, "--columns", "tags"], 2, "expected WANTED=FOUND"),
+        ([*train, "--columns", "tags"], 2, "expected FIELD=COLUMN"),
         ([*train, "--columns", "tags=9"], 3, "has no column '9' for 'tags'"),
         ([*train, "--epochs", "0"], 2, "--epochs: is 0; give a number of at least 1"),
         ([*train, "--epochs", "many"], 2, "'many' is not a valid integer"),
@@ -189,7 +203,7 @@ def mistakes(trained: Path, conll_data: Path, backbones: Path, place: Path) -> l
         (["predict", trained, "x", "--input", place / "none.txt"], 2, "not both"),
         (["evaluate", trained, f"ner={conll_data}", "--split", "test"], 3, "has no part test, only train, dev"),
         (["evaluate", trained, f"qa={conll_data}"], 2, "has no head 'qa'"),
-        (["evaluate", trained, f"ner={conll_data}", "--set", "ner.scheme=iob1"], 2, "is an option of the training"),
+        (["evaluate", trained, f"ner={conll_data}", "--set", "ner.scheme=iob1"], 2, "is an option of training"),
         (["export", place / "used"], 4, "it is no model"),
         (["show", place / "none"], 4, "is no folder"),
         (["tasks", "sentimnt"], 2, "is not registered"),
@@ -208,6 +222,50 @@ def test_mistakes_get_one_line_and_their_exit_code(
         assert not (tmp_path / "new").exists()
     leftovers = list(tmp_path.rglob(".*"))
     assert leftovers == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tune", "top:x"], "--tune: is 'top:x'; use all, head, or top:K"),
+        (["--head-weights", "ner"], "--head-weights: has 'ner'; write HEAD:WEIGHT"),
+        (["--head-weights", "mood:1"], "--head-weights: names the unknown head 'mood'"),
+        (["--head-lr", "0"], "--head-lr: is 0.0; give a number above 0"),
+        (["--add-to", "other"], "--output: is "),
+    ],
+)
+def test_errors_of_settings_name_the_options_of_the_command(
+    arguments: list[str], message: str, conll_data: Path, tmp_path: Path
+) -> None:
+    done = run("train", f"ner={conll_data}", "-o", tmp_path / "new", *arguments)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"error: {message}")
+
+
+def test_python_errors_name_arguments() -> None:
+    with pytest.raises(UsageError, match=r"^head_lr: is 0"):
+        TrainSettings(head_lr=0.0)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "ner", "-o"],
+        ["train", "ner", "--add-to"],
+        ["import", "checkpoint", "--task", "ner", "-o"],
+        ["merge", "one", "two", "-o"],
+        ["to-hf", "model", "ner", "-o"],
+        ["plugin", "new", "mine", "-o"],
+    ],
+)
+def test_an_output_folder_that_is_not_utf8_is_refused_at_once(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run(*command, os.fsdecode(b"runs-\xff"))
+    assert done.exit_code == 2
+    assert "'runs-\\udcff' is not valid UTF-8; use another name" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_error_of_the_data_gets_a_line(conll_data: Path, backbones: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from nlptasks.config import Target, TrainSettings, decided, parse_options, parse_target, setting
+from nlptasks.config import Target, TrainSettings, derived, parse_options, parse_target, option
 from nlptasks.errors import UsageError
 
 
@@ -50,12 +50,12 @@ def test_wrong_settings_are_refused_by_their_flag(values: dict, flag: str) -> No
 
 @dataclass(frozen=True)
 class Options:
-    size: int = setting(1, "a size")
-    share: float | None = setting(None, "a share")
-    on: bool = setting(False, "a switch")
-    kind: str = setting("a", "a kind", choices=("a", "b"))
-    names: tuple[str, ...] = setting((), "names")
-    labels: tuple[str, ...] = decided((), "labels")
+    size: int = option(1, "a size")
+    share: float | None = option(None, "a share")
+    on: bool = option(False, "a switch")
+    kind: str = option("a", "a kind", choices=("a", "b"))
+    names: tuple[str, ...] = option((), "names")
+    labels: tuple[str, ...] = derived((), "labels")
 
 
 def test_options_have_their_types() -> None:

@@ -1,4 +1,4 @@
-"""Options from a file are the same as on the command line."""
+"""Options from a file and from the command line are equivalent."""
 
 from __future__ import annotations
 
@@ -65,6 +65,10 @@ def test_a_file_equals_the_options(backbones: Path, tmp_path: Path) -> None:
         ('[heads.other]\nscheme = "io"\n', "the head here is 'ner'"),
         ('precision = "fp8"\n', "'fp8' is not one of"),
         (b"\xff", "cannot be read"),
+        ("lr = " + "[" * 9999, "is nested too deeply"),
+        ("lr = " + "{a = " * 9999, "is nested too deeply"),
+        ("heads.ner" + ".a" * 9999 + " = 1\n", "is nested too deeply"),
+        ("columns" + ".a" * 9999 + " = 1\n", "is nested too deeply"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path: Path, content: str | bytes, message: str) -> None:
@@ -73,3 +77,15 @@ def test_a_wrong_file_is_refused(tmp_path: Path, content: str | bytes, message: 
     result = CliRunner().invoke(main, ["train", "ner", "-o", str(tmp_path / "m"), "--config", str(path)])
     assert result.exit_code == 2
     assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("content", ["[", "{a = "])
+def test_a_deep_pyproject_is_refused(tmp_path: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pyproject.toml").write_text(f"[tool.nlptasks]\nplugins = {content * 9999}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NLPTASKS_PLUGINS", raising=False)
+    result = CliRunner().invoke(main, ["tasks"])
+    assert result.exit_code == 2
+    [line] = result.stderr.splitlines()
+    assert line.startswith("error: pyproject.toml: cannot be read")

@@ -1,4 +1,4 @@
-"""Every registered head on every tiny backbone, alone and all in one graph, and a stranger's head."""
+"""Every registered head on every tiny backbone, alone and all in one graph, and a head of another package."""
 
 from __future__ import annotations
 
@@ -22,18 +22,14 @@ from nlptasks.pipeline import pipeline
 from nlptasks.registry import head_class, tasks
 from nlptasks.testing import checks
 
-TOY = '''
-"""A stranger's head: do two texts begin with the same letter?"""
-from collections.abc import Mapping, Sequence
+HEAD = '''
+"""A head of another package: do two texts begin with the same letter?"""
+
 from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
 
-from nlptasks.config import decided, setting
-from nlptasks.errors import DataError
-from nlptasks.heads.base import Head
-from nlptasks.types import Source
+from nlptasks import Counts, DataError, Head, Metrics, ModelInput, Schema, derived, option
 
 
 @dataclass(frozen=True)
@@ -44,30 +40,21 @@ class Same:
 
 @dataclass(frozen=True)
 class ToyConfig:
-    size: int = setting(8, "width of the hidden layer")
-    answers: tuple = decided(("no", "yes"), "the classes")
+    size: int = option(8, "width of the hidden layer")
+    answers: tuple = derived(("no", "yes"), "the classes")
 
 
 class ToyHead(Head):
-    contract = 1
     Config = ToyConfig
-    main_metric = "accuracy"
-    fields = ("left", "right", "same")
-    sample = "sample"
-    results = (Same,)
-    outputs = {"scores": "BC"}
-
-    def __init__(self, config, *, backbone):
-        super().__init__(config, backbone=backbone)
-        self.net = nn.Sequential(nn.Linear(backbone.width, config.size), nn.Tanh(), nn.Linear(config.size, 2))
+    network = "toyhead.network:ToyNetwork"
+    schema = Schema(contract=2, fields=("left", "right", "same"), gold=("same",), results=(Same,))
 
     @classmethod
-    def configure(cls, rows, given):
-        return ToyConfig()
+    def configure(cls, rows, options, backbone):
+        return options
 
-    @property
-    def labels(self):
-        return self.config.answers
+    def network_options(self):
+        return {"size": self.config.size}
 
     def read(self, row):
         if not {"left", "right"} <= set(row.fields):
@@ -77,36 +64,54 @@ class ToyHead(Head):
     def gold(self, example):
         return example.get("same")
 
-    def sources(self, example):
-        return [Source(example["left"], example["right"])]
+    def inputs(self, example):
+        return [ModelInput((example["left"], example["right"]))]
 
-    def features(self, example, window):
-        gold = self.config.answers.index(example["same"])
-        return {"labels": np.array([gold] + [-100] * (len(window) - 1))}
-
-    def forward(self, states, batch):
-        return {"scores": self.net(states[:, 0])}
-
-    def loss(self, states, batch):
-        scores = self.forward(states, batch)["scores"].float()
-        return nn.functional.cross_entropy(scores, batch["labels"][:, 0], reduction="sum"), batch["mask"][:, 0].sum()
+    def targets(self, example, window):
+        return {"labels": np.array([self.config.answers.index(example["same"])])}
 
     def decode(self, example, windows, outputs):
-        scores = np.mean([output["scores"] for output in outputs], axis=0)
+        scores = np.mean([output["scores"] for output in outputs], axis=0) if outputs else np.zeros(2)
         return Same(self.config.answers[int(scores.argmax())], round(float(scores.max()), 4))
 
-    def metrics(self, examples, results):
-        right = [example["same"] == result.label for example, result in zip(examples, results)]
-        return {"accuracy": sum(right) / len(right)}
+    def count(self, example, result):
+        return Counts({"right": int(example["same"] == result.label), "all": 1})
+
+    def metrics(self, counts):
+        return Metrics({"accuracy": counts.sums["right"] / counts.sums["all"]}, main="accuracy")
 '''
+
+NETWORK = """
+import torch
+from torch import nn
+
+from nlptasks import Network
+
+
+class ToyNetwork(Network):
+    outputs = {"scores": "BC"}
+    targets = {"labels": "BL"}
+
+    def __init__(self, backbone, *, size):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(backbone.width, size), nn.Tanh(), nn.Linear(size, 2))
+
+    def forward(self, states, batch):
+        return {"scores": self.layers(states[:, 0])}
+
+    def loss(self, outputs, batch):
+        labels = batch["labels"][:, 0]
+        return nn.functional.cross_entropy(outputs["scores"].float(), labels, reduction="sum"), torch.tensor(len(labels))
+"""
 
 
 @pytest.fixture(scope="module")
 def toy_package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """An installed package with one head, as a stranger would write it."""
+    """An installed package with one head."""
     place = tmp_path_factory.mktemp("site")
     (place / "toyhead" / "sample").mkdir(parents=True)
-    (place / "toyhead" / "__init__.py").write_text(TOY)
+    (place / "toyhead" / "__init__.py").write_text(HEAD)
+    (place / "toyhead" / "network.py").write_text(NETWORK)
     texts = ["ada saw london", "bob left", "cleo saw rome", "dan left paris", "ada left", "bob saw berlin"]
     rows = [{"left": one, "right": two, "same": "yes" if one[0] == two[0] else "no"} for one in texts for two in texts]
     for part in ("train", "dev", "test"):
@@ -127,32 +132,33 @@ WITH_FURTHER_GRAPHS = ("bert", "modernbert", "t5", "bart")
 
 
 def _tasks_on(architecture: str) -> list[str]:
-    """All that are tried on a backbone."""
-    return [task for task in BUILT_IN if architecture in WITH_FURTHER_GRAPHS or head_class(task).graphs is Head.graphs]
+    """Return the tasks that are tried on a backbone."""
+    is_light = {task: head_class(task).generator is Head.generator for task in BUILT_IN}
+    return [task for task in BUILT_IN if architecture in WITH_FURTHER_GRAPHS or is_light[task]]
 
 
 @pytest.mark.parametrize(
     ("task", "architecture"), [(task, name) for name in tiny.ARCHITECTURES for task in _tasks_on(name)]
 )
 def test_a_head_conforms(task: str, architecture: str, backbones: Path, tmp_path: Path) -> None:
-    checks.check_without_export(checks.make_subject(task, backbones / architecture), tmp_path / "model")
+    checks.check_without_export(checks.make_head(task, backbones / architecture), tmp_path / "model")
 
 
-def test_a_strangers_head_conforms(toy_package: None, backbones: Path, tmp_path: Path) -> None:
+def test_a_head_of_another_package_conforms(toy_package: None, backbones: Path, tmp_path: Path) -> None:
     assert tasks()["toy"].package == "toyhead 1.0"
     checks.check_all("toy", backbones / "bert", tmp_path / "model")
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
-def test_all_heads_in_one_graph_answer_on_onnx_runtime_as_on_pytorch(
+def test_all_heads_in_one_graph_give_the_same_results_on_both_backends(
     architecture: str, backbones: Path, tmp_path: Path
 ) -> None:
     tried = _tasks_on(architecture)
     targets = covering.targets(tried, tmp_path / "data", rows=48)
     model = covering.train(targets, backbones / architecture, tmp_path / "model", epochs=4)
     assert nlptasks.export(model).max_difference <= 1e-4
-    subjects = [checks.make_subject(task, backbones / architecture) for task in tried]
-    checks.check_numbers(model, [batch for subject in subjects for batch in checks.batches_of(subject)])
+    heads = [checks.make_head(task, backbones / architecture) for task in tried]
+    checks.check_numbers(model, [batch for head in heads for batch in checks.batches_of(head)])
     rows = covering.sample_rows(tried, 3)
     for beams in (1, 3) if any(covering.has_beams(task) for task in tried) else (1,):
         expected, found = (covering.answers(model, backend, rows, beams=beams) for backend in ("torch", "onnx:fp32"))
@@ -176,7 +182,7 @@ def train_by_command_line(task: str, backbone: Path, model: Path) -> None:
 
 
 @pytest.mark.parametrize("task", BUILT_IN)
-def test_a_head_trains_by_command_line_and_answers_the_same_in_a_new_process(
+def test_a_head_trains_by_command_line_and_gives_the_same_results_in_a_new_process(
     task: str, backbones: Path, tmp_path: Path
 ) -> None:
     model = tmp_path / "model"
@@ -189,7 +195,7 @@ def test_a_head_trains_by_command_line_and_answers_the_same_in_a_new_process(
     assert json.loads(here)["text"] == text
 
 
-def test_a_strangers_head_trains_by_command_line(toy_package: None, backbones: Path, tmp_path: Path) -> None:
+def test_a_head_of_another_package_trains_by_command_line(toy_package: None, backbones: Path, tmp_path: Path) -> None:
     train_by_command_line("toy", backbones / "bert", tmp_path / "model")
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"left": "ada", "right": "ann"}\n')

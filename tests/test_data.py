@@ -1,4 +1,4 @@
-"""Data sets: which file is which part, and dev where there is none."""
+"""Data sets: files of the parts, and parts held out of train."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_parts_are_found_by_their_names(tmp_path: Path) -> None:
     assert len(next(iter(data.files.values()))) == 64
 
 
-def test_dev_is_a_seeded_tenth_of_train(tmp_path: Path) -> None:
+def test_dev_is_a_random_tenth_of_train(tmp_path: Path) -> None:
     data = load_data(folder_of(tmp_path, train__jsonl=ROWS), TABLES, {})
     split = with_dev(data, text_of, seed=0)
     texts = {part: [row.fields["text"] for row in rows] for part, rows in split.parts.items()}
@@ -55,7 +55,7 @@ def test_dev_is_a_seeded_tenth_of_train(tmp_path: Path) -> None:
         ({"train__jsonl": '{"text": "a"}\n'}, "is the only row"),
     ],
 )
-def test_folders_that_cannot_be_trained_on(tmp_path: Path, files: dict[str, str], message: str) -> None:
+def test_folders_without_enough_training_data_are_refused(tmp_path: Path, files: dict[str, str], message: str) -> None:
     with pytest.raises(DataError) as caught:
         check_trainable(load_data(folder_of(tmp_path, **files), TABLES, {}))
     assert message in str(caught.value)
@@ -65,7 +65,7 @@ def test_the_part_to_evaluate(tmp_path: Path) -> None:
     place = folder_of(tmp_path, train__jsonl=ROWS, validation__jsonl=ROWS)
     assert load_part(place, None, TABLES, {})[0] == "dev"
     assert load_part(place, "validation", TABLES, {})[0] == "dev"
-    (place / "train.jsonl").write_text("broken")  # a part that is not asked for is not read
+    (place / "train.jsonl").write_text("broken")  # other parts are not read
     assert len(load_part(place, "dev", TABLES, {})[1]) == 40
     with pytest.raises(DataError, match="has no part test, only train, dev"):
         load_part(place, "test", TABLES, {})

@@ -1,23 +1,27 @@
-"""Decoders taken out of encoder-decoders: the logits of Hugging Face, however the target is fed."""
+"""Decoders taken out of encoder-decoders: the logits of Hugging Face, however the target is split into steps."""
 
 from __future__ import annotations
 
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
 import transformers
 
+from nlptasks.generation.cache import empty_cache, next_cache
 from nlptasks.generation.decoder import Decoder
+from nlptasks.generation.step_graph import StepGraph
+from nlptasks.storage.safetensors import own_tensors
 
 TOLERANCE = 1e-5
 NEW = 11
 
 
 def unequal(name: str) -> Any:
-    """The config with an encoder of another depth."""
+    """Return a config whose encoder has another depth than its decoder."""
     config = tiny.WRITERS[name]()
     if isinstance(config, transformers.T5Config):
         config.num_layers = 1
@@ -26,7 +30,7 @@ def unequal(name: str) -> Any:
 
 @pytest.mark.parametrize("shape", [(1, 1, 2), (2, 1, 9), (3, 2, 5), (2, 4, 17)])
 @pytest.mark.parametrize("name", tiny.WRITERS)
-def test_logits_are_those_of_hugging_face(name: str, shape: tuple[int, int, int]) -> None:
+def test_logits_equal_hugging_face(name: str, shape: tuple[int, int, int]) -> None:
     groups, beams, length = shape
     config = unequal(name)
     theirs = tiny.make_writer(config, spread=0.5)
@@ -44,7 +48,7 @@ def test_logits_are_those_of_hugging_face(name: str, shape: tuple[int, int, int]
             input_ids=ids.repeat_interleave(beams, 0),
             attention_mask=mask.repeat_interleave(beams, 0),
             decoder_input_ids=flat,
-            use_cache=False,  # with one it gives other numbers for T5 of unequal depths
+            use_cache=False,  # with a cache it returns other numbers for a T5 of unequal depths
         ).logits
         states = theirs.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
         whole = decoder.logits(states.repeat_interleave(beams, 0), mask.repeat_interleave(beams, 0), flat)
@@ -62,7 +66,7 @@ def test_logits_are_those_of_hugging_face(name: str, shape: tuple[int, int, int]
                 rows = torch.arange(groups * beams)
 
 
-def test_rows_of_the_cache_are_taken_in_any_order() -> None:
+def test_a_step_continues_rows_of_the_cache_in_any_order() -> None:
     decoder = Decoder(tiny.WRITERS["bart"]()).eval()
     states, mask = torch.randn(2, 5, decoder.width), torch.ones(2, 5, dtype=torch.int64)
     cross = decoder.cross(states, mask)
@@ -78,9 +82,25 @@ def test_rows_of_the_cache_are_taken_in_any_order() -> None:
     assert not torch.equal(found["logits"][0], found["logits"][2])
 
 
-def test_tied_weights_stay_tied_and_are_kept_once() -> None:
-    from nlptasks.storage.safetensors import own_tensors
+@pytest.mark.parametrize("name", tiny.WRITERS)
+def test_the_spec_of_a_step_describes_its_cache(name: str) -> None:
+    decoder = Decoder(tiny.WRITERS[name]()).eval()
+    graph = StepGraph(decoder)
+    spec = graph.spec()
+    heads, width = decoder.cache_shape
+    assert spec.limits["tokens"] == decoder.vocabulary_size
+    assert {spec.sizes[name] for name in [*decoder.crosses, *decoder.past]} == {(None, heads, None, width)}
+    assert (spec.sizes["tokens"], spec.sizes["rows"], spec.sizes["mask"]) == ((None,) * 3, (None,), (None,) * 2)
+    empty = empty_cache(spec)
+    assert list(empty) == decoder.past
+    assert {cache.shape for cache in empty.values()} == {(1, heads, 0, width)}
+    assert all(cache.dtype == np.float32 for cache in empty.values())
+    following = next_cache(graph(graph.samples()[0]))
+    assert list(following) == decoder.past
+    assert all(cache.shape[2] > 0 for cache in following.values())
 
+
+def test_tied_weights_stay_tied_and_are_saved_once() -> None:
     decoder = Decoder(tiny.WRITERS["bart"]())
     assert decoder.model.lm_head.weight is decoder.model.model.decoder.embed_tokens.weight
     names = own_tensors(decoder)

@@ -1,4 +1,4 @@
-"""Folders are written whole or not at all, whatever the disk, a kill or another process does."""
+"""Folders are written completely or not at all, despite full disks, kills and other processes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import pytest
 
 import nlptasks
 from nlptasks.errors import ModelError
-from nlptasks.models.model import Model, ModelFolder
-from nlptasks.storage.atomic import restored, sealed, unsealed, written_beside
+from nlptasks.models.folder import ModelFolder
+from nlptasks.models.model import Model
+from nlptasks.storage.atomic import locked, restored, sealed, unsealed, written_beside
 
 
 def write(target: Path, content: bytes = b"new") -> None:
@@ -33,7 +34,7 @@ def is_whole(target: Path) -> bool:
 
 
 def in_child(work: Callable[[], object]) -> int:
-    """The exit code of a forked child that does this."""
+    """Do work in a forked child and return its exit code."""
     child = os.fork()
     if not child:
         code = 1
@@ -45,9 +46,7 @@ def in_child(work: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def test_everything_is_on_the_disk_before_the_folder_has_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_everything_is_synced_before_the_folder_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     target = tmp_path / "m"
     write(target)
@@ -76,7 +75,7 @@ def test_everything_is_on_the_disk_before_the_folder_has_its_name(
 
 @pytest.mark.parametrize("call", ["os.fsync", "os.rename", "os.open", "pathlib.Path.write_bytes"])
 @pytest.mark.parametrize("after", [0, 1])
-def test_a_full_disk_leaves_what_was_there(
+def test_a_full_disk_leaves_the_old_folder(
     tmp_path: Path, call: str, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "m"
@@ -86,7 +85,7 @@ def test_a_full_disk_leaves_what_was_there(
 
     def failing(*given: Any, **more: Any) -> Any:
         if next(left, None) is None:
-            monkeypatch.undo()  # what follows is the cleaning up
+            monkeypatch.undo()  # so that the cleanup works
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(*given, **more)
 
@@ -97,7 +96,7 @@ def test_a_full_disk_leaves_what_was_there(
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
-def test_a_model_that_does_not_fit_leaves_the_old_one(trained: Path, tmp_path: Path) -> None:
+def test_a_model_that_is_too_large_for_the_disk_leaves_the_old_one(trained: Path, tmp_path: Path) -> None:
     model = nlptasks.Model.load(trained)
     model.save(tmp_path / "m")
     before = (tmp_path / "m" / "nlptasks.json").read_bytes()
@@ -119,7 +118,7 @@ def save_often(target: Path, content: bytes, times: int) -> None:
         write(target, content)
 
 
-def test_two_writers_at_once_leave_a_whole_folder(tmp_path: Path) -> None:
+def test_two_writers_at_once_leave_a_complete_folder(tmp_path: Path) -> None:
     target = tmp_path / "m"
     write(target)
     fork = multiprocessing.get_context("fork")
@@ -151,7 +150,7 @@ def test_two_processes_save_models_to_one_place(trained: Path, tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
-def test_a_kill_between_the_two_renames_is_made_good(tmp_path: Path) -> None:
+def test_the_folder_is_restored_after_a_kill_between_the_two_renames(tmp_path: Path) -> None:
     target = tmp_path / "m"
     write(target, b"old")
 
@@ -173,5 +172,44 @@ def test_a_kill_between_the_two_renames_is_made_good(tmp_path: Path) -> None:
     assert not restored(target)
 
 
-def test_there_is_nothing_to_restore_where_nothing_was(tmp_path: Path) -> None:
+def test_a_missing_folder_without_leftovers_is_not_restored(tmp_path: Path) -> None:
     assert not restored(tmp_path / "m")
+
+
+def plant_link(folder: Path) -> None:
+    folder.with_name("elsewhere").mkdir(mode=0o700)
+    folder.symlink_to(folder.with_name("elsewhere"))
+
+
+def plant_dangling_link(folder: Path) -> None:
+    folder.symlink_to(folder.with_name("nowhere"))
+
+
+def plant_shared_folder(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o777)
+
+
+def plant_group_folder(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o770)
+
+
+@pytest.mark.parametrize("plant", [plant_link, plant_dangling_link, plant_shared_folder, plant_group_folder])
+def test_lock_folders_that_others_could_have_planted_are_refused(
+    tmp_path: Path, plant: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nlptasks.storage.atomic.tempfile.gettempdir", lambda: str(tmp_path))
+    folder = tmp_path / f"nlptasks-{os.getuid()}"
+    plant(folder)
+    problem = rf"{folder}: cannot be used .*; set TMPDIR to a folder of your own"
+    with pytest.raises(ModelError, match=problem), locked(tmp_path / "m", ModelError):
+        pytest.fail("the lock was acquired")
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_the_lock_folder_is_private_and_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nlptasks.storage.atomic.tempfile.gettempdir", lambda: str(tmp_path))
+    for _ in range(2):
+        with locked(tmp_path / "m", ModelError):
+            assert (tmp_path / f"nlptasks-{os.getuid()}").stat().st_mode & 0o777 == 0o700

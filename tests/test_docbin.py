@@ -1,7 +1,9 @@
-"""spaCy's DocBin files as data: entities and categories, for training, evaluation and prediction."""
+"""DocBin files of spaCy as data for training, evaluation and prediction."""
 
 from __future__ import annotations
 
+import tracemalloc
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ NLP = spacy.blank("en")
 
 
 def doc_of(text: str, *, ents: list[tuple[int, int, str]] | None = None, cats: dict[str, float] | None = None) -> Doc:
-    """A document with gold annotations."""
+    """Return a document with gold annotations."""
     doc = NLP.make_doc(text)
     if ents is not None:
         doc.ents = [doc.char_span(start, end, label=label) for start, end, label in ents]
@@ -28,14 +30,14 @@ def doc_of(text: str, *, ents: list[tuple[int, int, str]] | None = None, cats: d
 
 
 def rows(path: Path, *docs: Doc) -> list[dict[str, Any]]:
-    """What is read of these documents."""
+    """Write documents and return the fields that are read."""
     DocBin(docs=docs).to_disk(path)
     found = list(read_docbin(path))
     assert [row.where for row in found] == [f"{path}:{number}" for number in range(1, len(docs) + 1)]
     return [dict(row.fields) for row in found]
 
 
-def test_entities_are_spans_of_the_very_text(tmp_path: Path) -> None:
+def test_entities_are_spans_of_the_unchanged_text(tmp_path: Path) -> None:
     text = "Ada  Smith saw\nRome\u00a0\U0001f600."
     found = rows(tmp_path / "a.spacy", doc_of(text, ents=[(0, 10, "PER"), (15, 19, "LOC")]), doc_of("none", ents=[]))
     assert found == [
@@ -44,7 +46,7 @@ def test_entities_are_spans_of_the_very_text(tmp_path: Path) -> None:
     ]
 
 
-def test_what_is_not_annotated_has_no_gold(tmp_path: Path) -> None:
+def test_documents_without_annotations_have_no_gold_answer(tmp_path: Path) -> None:
     assert rows(tmp_path / "a.spacy", doc_of("Ada")) == [{"text": "Ada"}]
 
 
@@ -57,10 +59,10 @@ def test_categories_are_a_label_or_several(tmp_path: Path) -> None:
     assert not any("label" in row for row in found)
 
 
-def test_documents_of_which_not_all_is_known_are_refused(tmp_path: Path) -> None:
+def test_partly_annotated_documents_are_refused(tmp_path: Path) -> None:
     doc = NLP.make_doc("Ada saw Bob")
     doc.set_ents([doc.char_span(0, 3, label="PER")], default="missing")
-    with pytest.raises(DataError, match=r"a\.spacy:1: has tokens of which is not known .*; annotate all of it"):
+    with pytest.raises(DataError, match=r"a\.spacy:1: has tokens whose entity annotation is missing; annotate all"):
         rows(tmp_path / "a.spacy", doc)
 
 
@@ -68,11 +70,29 @@ def test_documents_of_which_not_all_is_known_are_refused(tmp_path: Path) -> None
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.spacy"
     path.write_bytes(content)
-    with pytest.raises(
-        DataError, match=r"a\.spacy: is no DocBin of spaCy .*; write it with spaCy's DocBin.to_disk"
-    ) as caught:
+    problem = r"a\.spacy: is not a DocBin of spaCy .*; write it with spaCy's DocBin.to_disk"
+    with pytest.raises(DataError, match=problem) as caught:
         list(read_docbin(path))
     assert caught.value.exit_code == 3
+
+
+def test_the_size_limit_is_for_the_unpacked_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.spacy"
+    content = DocBin(docs=[doc_of("Ada left")]).to_bytes()
+    unpacked = len(zlib.decompress(content))
+    path.write_bytes(content)
+    monkeypatch.setattr("nlptasks.data.docbin.MAX_UNPACKED_BYTES", unpacked)
+    assert [row.fields["text"] for row in read_docbin(path)] == ["Ada left"]
+    monkeypatch.setattr("nlptasks.data.docbin.MAX_UNPACKED_BYTES", unpacked - 1)
+    with pytest.raises(DataError, match=r"a\.spacy: unpacks to more than 0 MiB; split it into several files"):
+        list(read_docbin(path))
+    path.write_bytes(zlib.compress(bytes(2**24)))  # a bomb of 16 MiB in 16 KiB
+    monkeypatch.setattr("nlptasks.data.docbin.MAX_UNPACKED_BYTES", 2**20)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"a\.spacy: unpacks to more than 1 MiB"):
+        list(read_docbin(path))
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
 
 
 def run(*words: object) -> str:
@@ -81,7 +101,7 @@ def run(*words: object) -> str:
     return done.stdout
 
 
-def test_models_are_trained_measured_and_asked_with_docbins(backbones: Path, conll_data: Path, tmp_path: Path) -> None:
+def test_training_evaluation_and_prediction_on_docbins(backbones: Path, conll_data: Path, tmp_path: Path) -> None:
     docs = []
     for row in read_conll(conll_data / "train.conll"):
         words, tags = row.fields["tokens"], row.fields["tags"]

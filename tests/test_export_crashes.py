@@ -225,7 +225,7 @@ def test_a_model_can_be_edited_while_it_is_exported_and_the_export_is_not_kept(
 
     def late(*given: Any) -> Any:
         if next(waiting, None) is None:
-            editing.rename(model, "ner", "names")
+            editing.rename_head(model, "ner", "names")
         return function(*given)
 
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Readers: the same rows from every spelling of a file, and one line for what is wrong."""
+"""Readers: equal rows from every spelling of a file, and one-line errors."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from nlptasks.data.readers import (
     read_conll,
     read_csv,
     read_file,
+    read_json_file,
     read_jsonl,
     read_tsv,
     suffix_of,
@@ -63,7 +64,7 @@ def test_conll_with_many_columns_keeps_lines_and_columns(tmp_path: Path) -> None
     assert (found[0].line(0), found[0].line(1)) == (f"{tmp_path}/eng.testa:3", f"{tmp_path}/eng.testa:4")
 
 
-def test_conll_tokens_may_hold_any_space_but_a_space(tmp_path: Path) -> None:
+def test_conll_tokens_may_contain_other_spaces_than_the_separator(tmp_path: Path) -> None:
     [found] = rows(read_conll, tmp_path / "a.conll", "1\u00a0000 O\n#\tO\n".replace("\t", " "))
     assert found.fields["tokens"] == ["1\u00a0000", "#"]
 
@@ -90,10 +91,14 @@ def test_values_of_a_table_stay_text(tmp_path: Path) -> None:
         (read_conll, "EU B-ORG\nrejects\n", ":2: has 1 columns, expected 2"),
         (read_csv, "text,label\na,b\na,b,c\n", ":3: has 3 fields, expected 2"),
         (read_csv, "text,text\na,b\n", ":1: has the column 'text' twice"),
-        (read_csv, 'text,label\na,b\n"open,b\nc,d\n', ":3: the record that begins here is broken"),
+        (read_csv, 'text,label\na,b\n"open,b\nc,d\n', ":3: the record that starts here is broken"),
         (read_tsv, "text\tlabel\na\n", ":2: has 1 fields, expected 2"),
         (read_jsonl, '{"a": 1}\n{"a": 1,}\n', ":2, column 9: is not JSON"),
-        (read_jsonl, '[{"a": 1}]\n', ":1: is a JSON list, expected an object; write one object a line, not one array"),
+        (
+            read_jsonl,
+            '[{"a": 1}]\n',
+            ":1: is a JSON list, expected an object; write one JSON object per line, not one array",
+        ),
         (read_jsonl, '{"a": 1, "a": 2}\n', ":1: has the key 'a' twice"),
         (read_jsonl, '{"a": NaN}\n', ":1: has the number NaN"),
         (read_jsonl, '{"a":' + "[" * 100_000 + "\n", "nested too deeply"),
@@ -105,7 +110,7 @@ def test_values_of_a_table_stay_text(tmp_path: Path) -> None:
         (read_jsonl, '{"a": ' + "1" * 5000 + "}\n", "a number of too many digits"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_line(
+def test_errors_are_one_line_with_file_and_line(
     tmp_path: Path, reader: object, content: str | bytes, message: str
 ) -> None:
     with pytest.raises(DataError) as caught:
@@ -115,13 +120,13 @@ def test_what_is_wrong_is_said_with_its_line(
     assert "\n" not in str(caught.value)
 
 
-def test_bad_rows_can_be_noted_instead(tmp_path: Path) -> None:
+def test_errors_of_bad_rows_can_be_collected(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"a": 1}\nbroken\n{"a": "\xe9"}\n{"a": 2}\n')
-    noted: list[DataError] = []
-    found = list(read_file(path, TABLES, {}, on_error=noted.append))
+    errors: list[DataError] = []
+    found = list(read_file(path, TABLES, {}, on_error=errors.append))
     assert [row.fields["a"] for row in found] == [1, 2]
-    assert [error.where.rpartition(":")[2] for error in noted] == ["2, column 1", "3"]
+    assert [error.where.rpartition(":")[2] for error in errors] == ["2, column 1", "3"]
 
 
 def test_columns_are_renamed_or_missing_ones_named(tmp_path: Path) -> None:
@@ -134,19 +139,36 @@ def test_columns_are_renamed_or_missing_ones_named(tmp_path: Path) -> None:
 
 def test_columns_are_renamed_to_known_fields_only() -> None:
     check_columns({"text": "a"}, ["text", "tags"])
-    with pytest.raises(UsageError, match="'tag' is no field here; did you mean 'tags'"):
+    with pytest.raises(UsageError, match="'tag' is not a field here; did you mean 'tags'"):
         check_columns({"tag": "a"}, ["text", "tags"])
 
 
-def test_a_long_field_is_no_broken_quote(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".json", ".json.gz"])
+def test_the_size_limit_of_a_json_file_is_for_the_whole_unpacked_file(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def written(lines: int) -> Path:
+        content = b"[\n" + b" \n" * lines + b"1]"
+        path = tmp_path / f"a{suffix}"
+        path.write_bytes(gzip.compress(content, mtime=0) if suffix.endswith(".gz") else content)
+        return path
+
+    monkeypatch.setattr("nlptasks.data.readers.MAX_UNPACKED_BYTES", 2**20)
+    assert read_json_file(written(2**19 - 2)) == [1]  # exactly 1 MiB
+    with pytest.raises(DataError, match=rf"a{suffix}: has more than 1 MiB of JSON; write its rows as JSON Lines"):
+        read_json_file(written(2**19 - 1))
+    assert suffix == ".json" or (tmp_path / f"a{suffix}").stat().st_size < 2**14
+
+
+def test_a_long_field_is_read_completely(tmp_path: Path) -> None:
     assert len(rows(read_csv, tmp_path / "a.csv", "text\n" + "x" * 200_000 + "\n")[0].fields["text"]) == 200_000
 
 
-def test_a_file_that_is_missing_or_of_an_unknown_kind(tmp_path: Path) -> None:
+def test_missing_files_and_unknown_suffixes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is no file"):
         list(read_file(tmp_path / "none.csv", TABLES, {}))
     (tmp_path / "a.xlsx").write_text("")
-    with pytest.raises(DataError, match=r"unknown suffix; take one of \.csv"):
+    with pytest.raises(DataError, match=r"unknown suffix; use one of \.csv"):
         list(read_file(tmp_path / "a.xlsx", TEXTS, {}))
 
 
@@ -161,5 +183,5 @@ def test_a_file_that_is_missing_or_of_an_unknown_kind(tmp_path: Path) -> None:
         ("README.md", None, ".md"),
     ],
 )
-def test_names_of_parts(name: str, part: str | None, suffix: str) -> None:
+def test_parts_and_suffixes_by_file_name(name: str, part: str | None, suffix: str) -> None:
     assert (part_of(Path(name)), suffix_of(Path(name))) == (part, suffix)

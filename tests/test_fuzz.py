@@ -1,4 +1,4 @@
-"""A short run of the fuzzer; `benchmarks/fuzz.py` is the long one."""
+"""A short run of the fuzzer; `benchmarks/fuzz.py` does long ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the graphs of an export take and give: inputs that are none are refused by name, and what is handed on is not copied."""
+"""Inputs and outputs of exported graphs: wrong inputs are refused by name, and outputs are passed on without a copy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ import nlptasks
 from nlptasks.config import TrainSettings
 from nlptasks.errors import BackendError
 from nlptasks.exporting.precisions import PRECISIONS
-from nlptasks.pipeline import Pipeline
+from nlptasks.exporting.sources import StoredSource
+from nlptasks.models.folder import ModelFolder
+from nlptasks.models.model import load_model
 from nlptasks.runtimes.base import ENCODE, Tensors
 from nlptasks.runtimes.onnx import OnnxRuntime
 
@@ -29,7 +32,7 @@ STEP = "translation.step"
 
 @pytest.fixture(scope="module")
 def writer(backbones: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with a head that writes, exported."""
+    """An exported model with a head that generates text."""
     place = tmp_path_factory.mktemp("writer")
     rows = "".join(json.dumps({"source": f"ada {n}", "target": f"Ada {n}"}) + "\n" for n in range(9))
     (place / "pairs.jsonl").write_text(rows)
@@ -47,18 +50,18 @@ def test_many_threads_get_their_own_texts(writer: Path, backend: str) -> None:
     check_threads(opened(writer, backend, "translation", num_beams=2), texts, kinds=16)
 
 
-# R8: what a graph takes
+# R8: wrong inputs
 
 Change = Callable[[dict[str, Any]], object]
 
 
 def turned(name: str, how: Callable[[Any], Any]) -> Change:
-    """One input made into something else."""
+    """Replace one input."""
     return lambda given: given.update({name: how(given[name])})
 
 
 def put(number: int) -> Callable[[Any], Any]:
-    """A number in the place of the first one."""
+    """Replace the first number."""
 
     def how(array: Any) -> Any:
         changed = array.copy()
@@ -79,10 +82,10 @@ NOT_ENCODE: dict[str, tuple[str, Change]] = {
     "extra": ("the inputs: are ids, mask, more, types, expected ids, mask, types;", lambda given: given.update(more=1)),
     "missing": ("the inputs: are ids, types, expected ids, mask, types;", lambda given: given.pop("mask")),
     "nothing": ("the inputs: are none, expected ids, mask, types;", lambda given: given.clear()),
-    "too large": ("input 'ids': holds 1 to 300, expected 0 to 299", turned("ids", put(300))),
-    "negative": ("input 'ids': holds -1 to 1, expected 0 to 299", turned("ids", put(-1))),
-    "mask of 2": ("input 'mask': holds 1 to 2, expected 0 to 1", turned("mask", put(2))),
-    "types of 2": ("input 'types': holds 0 to 2, expected 0 to 1", turned("types", put(2))),
+    "too large": ("input 'ids': has values from 1 to 300, expected 0 to 299", turned("ids", put(300))),
+    "negative": ("input 'ids': has values from -1 to 1, expected 0 to 299", turned("ids", put(-1))),
+    "mask of 2": ("input 'mask': has values from 1 to 2, expected 0 to 1", turned("mask", put(2))),
+    "types of 2": ("input 'types': has values from 0 to 2, expected 0 to 1", turned("types", put(2))),
     "list": ("input 'ids': is list, expected a numpy array of int64", turned("ids", lambda ids: ids.tolist())),
     "tensor": ("input 'ids': is Tensor, expected a numpy array", turned("ids", torch.from_numpy)),
     "other tensor": (
@@ -107,10 +110,10 @@ NOT_STEP: dict[str, tuple[str, Change]] = {
     "extra": ("the inputs: are .*more.*, expected cross_key_0", lambda given: given.update(more=1)),
     "missing": ("the inputs: are .*, expected cross_key_0, .*past_key_0", lambda given: given.pop("past_key_0")),
     "inputs of another": ("the inputs: are ids, mask", lambda given: (given.clear(), given.update(ids=1, mask=1))),
-    "too large": ("input 'tokens': holds .* to 99999, expected 0 to ", turned("tokens", put(99999))),
-    "negative": ("input 'tokens': holds -1 to .*, expected 0 to ", turned("tokens", put(-1))),
-    "row from the end": ("input 'rows': holds -1 to .*, expected 0 to ", turned("rows", put(-1))),
-    "mask of 2": ("input 'mask': holds 0 to 2, expected 0 to 1", turned("mask", put(2))),
+    "too large": ("input 'tokens': has values from .* to 99999, expected 0 to ", turned("tokens", put(99999))),
+    "negative": ("input 'tokens': has values from -1 to .*, expected 0 to ", turned("tokens", put(-1))),
+    "row from the end": ("input 'rows': has values from -1 to .*, expected 0 to ", turned("rows", put(-1))),
+    "mask of 2": ("input 'mask': has values from 0 to 2, expected 0 to 1", turned("mask", put(2))),
     "list": ("input 'rows': is list, expected a numpy array of int64", turned("rows", lambda rows: rows.tolist())),
 }
 UNFIT_ENCODE: dict[str, Change] = {
@@ -124,19 +127,24 @@ UNFIT_STEP: dict[str, Change] = {
 }
 
 
-def inputs_of(pipe: Pipeline, graph: str) -> dict[str, Any]:
-    """What a graph takes."""
-    if graph == ENCODE:
-        ones = np.ones((2, 5), dtype=np.int64)
-        return {"ids": ones, "mask": ones.copy(), "types": 0 * ones}
-    [first, *_] = pipe.heads["translation"].graphs()["step"].samples()
+@cache
+def step_inputs(model: Path) -> dict[str, Any]:
+    [first, *_] = load_model(ModelFolder.open(model)).further_graphs()[STEP].samples()
     return {name: tensor.numpy() for name, tensor in first.items()}
 
 
+def inputs_of(model: Path, graph: str) -> dict[str, Any]:
+    """Return inputs that a graph accepts."""
+    if graph == STEP:
+        return step_inputs(model)
+    ones = np.ones((2, 5), dtype=np.int64)
+    return {"ids": ones, "mask": ones.copy(), "types": 0 * ones}
+
+
 def refusal(writer: Path, graph: str, change: Change) -> BackendError:
-    """How a graph refuses its inputs, changed; before and afterwards it takes them as they are."""
+    """Return the error for changed inputs; before and afterwards the graph accepts them unchanged."""
     pipe = opened(writer, "onnx:fp32")
-    runtime, good = pipe.engine.runtime, inputs_of(pipe, graph)
+    runtime, good = pipe._engine.runtime, inputs_of(writer, graph)
     numbers = {name: runtime.fetch(value) for name, value in runtime.run(graph, good).items()}
     bad = dict(good)
     change(bad)
@@ -154,36 +162,38 @@ def cases(*tables: tuple[str, dict[str, Any]]) -> list[Any]:
 
 
 @pytest.mark.parametrize(("graph", "case"), cases((ENCODE, NOT_ENCODE), (STEP, NOT_STEP)))
-def test_what_a_graph_does_not_take_is_named(writer: Path, graph: str, case: tuple[str, Change]) -> None:
+def test_a_wrong_input_is_named(writer: Path, graph: str, case: tuple[str, Change]) -> None:
     message, change = case
     refused = str(refusal(writer, graph, change))
     assert re.match(message, refused)
-    assert "onnxruntime" not in refused  # nothing of its own text
+    assert "onnxruntime" not in refused  # not its own message
 
 
 @pytest.mark.parametrize(("graph", "change"), cases((ENCODE, UNFIT_ENCODE), (STEP, UNFIT_STEP)))
 def test_inputs_that_do_not_fit_each_other_are_our_error(writer: Path, graph: str, change: Change) -> None:
     assert re.match(
-        rf"the graph {graph}: fails on the cpu \(.*; give less at a time", str(refusal(writer, graph, change))
+        rf"the graph {graph}: fails on the cpu \(.*; use smaller batches", str(refusal(writer, graph, change))
     )
 
 
-def test_floats_of_another_size_are_taken(writer: Path) -> None:
+def test_floats_of_another_size_are_converted(writer: Path) -> None:
     pipe = opened(writer, "onnx:fp32")
-    runtime, good = pipe.engine.runtime, inputs_of(pipe, STEP)
+    runtime, good = pipe._engine.runtime, inputs_of(writer, STEP)
     wide = {name: value.astype(np.float64) if value.dtype == np.float32 else value for name, value in good.items()}
     one, two = (runtime.fetch(runtime.run(STEP, given)["logits"]) for given in (good, wide))
     np.testing.assert_array_equal(one, two)
 
 
-# What a runtime gives stays with it until it is fetched
+# Outputs stay on the device until they are fetched
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float16, np.int64])
 @pytest.mark.parametrize("rows", [[2, 0, 2], [1], []], ids=str)
 @pytest.mark.parametrize("shape", [(3,), (3, 4), (3, 2, 4, 5)], ids=str)
-def test_rows_are_taken_where_a_tensor_lies(writer: Path, kind: Any, rows: list[int], shape: tuple[int, ...]) -> None:
-    runtime = opened(writer, "onnx:fp32").engine.runtime
+def test_rows_are_selected_on_the_device_of_the_tensor(
+    writer: Path, kind: Any, rows: list[int], shape: tuple[int, ...]
+) -> None:
+    runtime = opened(writer, "onnx:fp32")._engine.runtime
     array = (np.arange(np.prod(shape)) / 8).reshape(shape).astype(kind)
     tensor = OrtValue.ortvalue_from_numpy(array, "cpu")
     taken = runtime.take(tensor, np.array(rows, dtype=np.int64))
@@ -197,7 +207,7 @@ def test_rows_are_taken_where_a_tensor_lies(writer: Path, kind: Any, rows: list[
 
 @pytest.fixture
 def passages(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], list[list[int]]]:
-    """Arrays that are given to ONNX Runtime, and the shapes of what is fetched from it."""
+    """Arrays that are passed to ONNX Runtime, and the shapes of the outputs that are fetched."""
     given: list[Any] = []
     fetched: list[list[int]] = []
     make, fetch = OrtValue.ortvalue_from_numpy, OrtValue.numpy
@@ -216,7 +226,7 @@ def passages(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], list[list[int]
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_what_one_graph_gives_another_is_not_copied(writer: Path, beams: int, passages: Any) -> None:
+def test_outputs_are_passed_to_the_next_graph_without_a_copy(writer: Path, beams: int, passages: Any) -> None:
     given, fetched = passages
     pipe = opened(writer, "onnx:fp32", "translation", num_beams=beams)
     texts = ["Ada saw Rome.", "Bob left Paris and Rome.", "Dan"]
@@ -225,19 +235,19 @@ def test_what_one_graph_gives_another_is_not_copied(writer: Path, beams: int, pa
     assert {len(shape) for shape in fetched} == {2}  # logits [R,V]; states and caches have four axes
     states = [array for array in given if array.ndim == 4]
     assert states
-    assert all(array.size == 0 for array in states)  # what a cache begins with
+    assert all(array.size == 0 for array in states)  # the empty cache
     check_same(found, opened(writer, "torch", "translation", num_beams=beams)(texts), tolerance=1e-4)
 
 
-def test_in_fp16_steps_hand_on_fp16(writer: Path, tmp_path: Path, passages: Any) -> None:
+def test_in_fp16_caches_are_passed_on_in_fp16(writer: Path, tmp_path: Path, passages: Any) -> None:
     given, fetched = passages
-    files = {ENCODE: tmp_path / "model.onnx", STEP: tmp_path / f"{STEP}.onnx"}
-    for path in (writer / "onnx/fp32").glob("*.onnx*"):
-        shutil.copyfile(path, tmp_path / path.name)
-    for path in files.values():
-        PRECISIONS["fp16"].convert(path)  # type: ignore[misc]
-    runtime, kinds = OnnxRuntime(files, device="cpu", precision="fp16"), {}
-    run = runtime.run
+    exported = StoredSource(ModelFolder.open(writer), ["translation"]).exported("fp32")
+    files = {graph: Path(shutil.copy(path, tmp_path)) for graph, path in exported.files.items()}
+    for path in exported.files.values():
+        shutil.copy(f"{path}.data", tmp_path)
+        PRECISIONS["fp16"].convert(tmp_path / path.name)  # type: ignore[misc]
+    runtime = OnnxRuntime(files, device="cpu", precision="fp16", outputs=exported.outputs, specs=exported.specs)
+    run, kinds = runtime.run, {}
 
     def noting(graph: str, inputs: Tensors, heads: Any = None) -> Tensors:
         outputs = run(graph, inputs, heads)
@@ -245,8 +255,8 @@ def test_in_fp16_steps_hand_on_fp16(writer: Path, tmp_path: Path, passages: Any)
         return outputs
 
     runtime.run = noting  # type: ignore[method-assign]
-    engine = opened(writer, "onnx:fp32", "translation", num_beams=3).engine
-    pipe = Pipeline(replace(engine, runtime=runtime), single=True, required=["translation"])
+    pipe = opened(writer, "onnx:fp32", "translation", num_beams=3)
+    pipe._engine = replace(pipe._engine, runtime=runtime)
     assert all(text.text for text in pipe(["Ada saw Rome.", "Bob left Paris and Rome.", "Dan"]))
     assert kinds.pop("logits") == "tensor(float)"
     assert set(kinds.values()) == {"tensor(float16)"}

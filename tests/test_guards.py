@@ -23,9 +23,9 @@ import nlptasks.storage.safetensors
 from nlptasks.backbones.backbone import Backbone
 from nlptasks.backbones.pretrained import load_backbone
 from nlptasks.errors import ModelError
-from nlptasks.models.model import ModelFolder
+from nlptasks.models.folder import ModelFolder
 from nlptasks.pipeline import pipeline
-from nlptasks.storage.atomic import NoSealError, parsed, sealed, sha256, unsealed
+from nlptasks.storage.atomic import parsed, sealed, sha256, unsealed
 from nlptasks.storage.integrity import check_shape, read_json
 from nlptasks.storage.safetensors import read_header
 
@@ -37,8 +37,8 @@ EXPORTED = [
     "backbone/tokenizer_config.json",
     "heads/ner.safetensors",
     "nlptasks.json",
-    "onnx/fp32/model.onnx",
-    "onnx/fp32/model.onnx.data",
+    "onnx/fp32/encode.onnx",
+    "onnx/fp32/encode.onnx.data",
     "onnx/fp32/report.json",
     "training.json",
 ]
@@ -116,12 +116,22 @@ def test_a_changed_file_is_named(model: Path, name: str, mutation: str) -> None:
     path.write_bytes(content)
     if mutation == "remove":
         path.unlink()
-    error = refused(model, "sha256|is missing|is damaged|does not belong to the model|so it is no model")
+    if name.startswith("onnx/"):
+        assert nlptasks.Model.load(model)  # a damaged export disables only itself
+        with pytest.raises(ModelError) as caught:
+            pipeline("ner", model=model, backend="onnx")
+        error = caught.value
+    else:
+        error = refused(model, "sha256|is missing|is damaged|so it is no model")
     if path.name not in ("nlptasks.json", "report.json"):
         found = "is missing" if mutation == "remove" else "has sha256 [0-9a-f]{64}, expected [0-9a-f]{64}"
         again = f"remove {model / 'onnx/fp32'}, and run: nlptasks export {model} --precision fp32"
         assert error.where == str(path)
-        refused(model, f"{found}; {re.escape(again) if name.startswith('onnx') else 'restore the folder'}")
+        assert re.search(
+            f"{found}; {re.escape(again) if name.startswith('onnx') else 'restore the folder'}", str(error)
+        )
+    elif name.startswith("onnx/"):
+        assert "has no ONNX export in fp32" in str(error)
     elif mutation != "remove":
         assert error.where == str(path)
 
@@ -139,26 +149,32 @@ def test_the_card_may_be_edited(model: Path, mutation: str, caplog: pytest.LogCa
 
 
 CODE_AND_PICKLES = ["bin", "pt", "pth", "pkl", "ckpt", "joblib", "npy", "h5", "keras", "msgpack", "py", "so", "dll"]
-STRAYS = ["heads/other.safetensors", "onnx/fp32/x", "onnx/fp16/model.onnx", "setup.py", "a b/c"]
+STRAYS = [
+    "heads/other.safetensors",
+    "onnx/fp32/x",
+    "LICENSE",
+    "Thumbs.db",
+    "desktop.ini",
+    "backbone/Thumbs.db",
+    "setup.py",
+    "a b/c",
+]
 
 
 @pytest.mark.parametrize("name", [*(f"backbone/x.{ending}" for ending in CODE_AND_PICKLES), *STRAYS])
-def test_a_file_that_does_not_belong_is_named(model: Path, name: str) -> None:
+def test_files_that_do_not_belong_are_never_opened(model: Path, name: str, nothing_is_run: list[str]) -> None:
     (model / name).parent.mkdir(exist_ok=True)
-    (model / name).write_bytes(b"\x80\x04")
-    assert refused(model, "does not belong to the model; remove it").where == str(model / name)
+    (model / name).mkdir()  # whoever opened it would fail
+    loaded = nlptasks.Model.load(model)
+    assert set(loaded.backbone.assets) == {"config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert pipeline("ner", model=model, backend="onnx")("Ada Smith saw London.") is not None
 
 
 def test_hidden_files_and_a_training_in_progress_are_left_alone(model: Path) -> None:
-    for name in (".DS_Store", "backbone/.gitkeep", "onnx/.fp32.tmp-1/model.onnx", "checkpoints/1/x.safetensors"):
+    for name in (".DS_Store", "backbone/.gitkeep", "onnx/.fp32.tmp-1/encode.onnx", "checkpoints/1/x.safetensors"):
         (model / name).parent.mkdir(exist_ok=True, parents=True)
         (model / name).write_text("x")
     assert set(nlptasks.Model.load(model).backbone.assets) == {"config.json", "tokenizer.json", "tokenizer_config.json"}
-
-
-def test_a_folder_of_too_many_files_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nlptasks.storage.integrity.MAX_FILES", len(EXPORTED) - 1)
-    refused(model, "model: holds more than 10 files; restore the folder")
 
 
 def test_files_of_another_model_are_refused(model: Path, trained: Path, tmp_path: Path) -> None:
@@ -180,7 +196,8 @@ def test_every_file_is_hashed_once(model: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("nlptasks.storage.integrity.sha256_beside", counted)
     for backend in ("torch", "onnx"):
         pipeline("ner", model=model, backend=backend)
-        assert sorted(hashed) == [name for name in EXPORTED if name not in ("nlptasks.json", "onnx/fp32/report.json")]
+        ours = [name for name in EXPORTED if backend == "onnx" or not name.startswith("onnx/")]
+        assert sorted(hashed) == [name for name in ours if name not in ("nlptasks.json", "onnx/fp32/report.json")]
         hashed.clear()
 
 
@@ -200,21 +217,18 @@ def test_every_file_is_hashed_once(model: Path, monkeypatch: pytest.MonkeyPatch)
         "./a",
         "",
         "a/",
-        "e\u0301",
         "a\x00",
     ],
 )
 def test_a_list_names_plain_files_only(model: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     edit(model, lambda manifest: manifest["files"].update({name: "0" * 64}))
     monkeypatch.setattr("nlptasks.storage.integrity.sha256_beside", lambda path: pytest.fail(f"opened {path}"))
-    refused(model, "lists the file .*, expected a plain path inside the folder")
+    refused(model, "lists the file .*, expected a path inside the folder")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m["files"].update({"Training.JSON": "0" * 64}), "lists 'training.json' and 'Training.JSON', one file"),
-        (lambda m: m["files"].update({f"x{n}": "0" * 64 for n in range(10_001)}), "lists 100.. files, expected at most"),
         (lambda m: m["files"].update({"x": "?"}), "lists 'x' with '[?]', expected a sha256"),
         (lambda m: m["files"].update({"x": 5}), r"is damaged \(files.x is 5, expected str"),
         (lambda m: m["files"].pop(WEIGHTS), "is damaged .it does not list backbone/model.safetensors"),
@@ -228,16 +242,18 @@ def test_a_list_names_plain_files_only(model: Path, name: str, monkeypatch: pyte
         (lambda m: m.update(format="1"), "is damaged"),
         (lambda m: m["backbone"].update(max_tokens="x"), "backbone.max_tokens is 'x', expected int"),
         (lambda m: m["backbone"].update(max_tokens=True), "backbone.max_tokens is True, expected int"),
-        (lambda m: m["backbone"].update(max_tokens=10**9), "is said to read 1000000000 tokens, it reads 128"),
+        (lambda m: m["backbone"].update(max_tokens=10**9), "records windows of 1000000000 tokens, its backbone reads 128"),
         (lambda m: m["backbone"].update(max_tokens=2), "reads only 2 tokens at a time"),
-        (lambda m: m["backbone"].update(pad_id=-1), "has no token of the padding's id -1"),
+        (lambda m: m["backbone"].update(pad_id=-1), "has no token with the padding's id -1"),
         (lambda m: m["backbone"].update(revision=5), "backbone.revision is 5, expected str or NoneType"),
         (lambda m: m["heads"].update({"../x": m["heads"]["ner"]}), "is damaged .head name '../x'"),
         (lambda m: m["heads"]["ner"].update(config=5), "heads.ner.config is 5, expected dict"),
-        (lambda m: m["heads"]["ner"]["config"].update(tags=5), "has an unusable head 'ner'"),
+        (lambda m: m["heads"]["ner"]["config"].update(tags=5), "tags of the head ner is 5, not a value of type tuple"),
         (lambda m: m["heads"]["ner"]["config"].update(more=5), "has an unusable head 'ner'"),
         (lambda m: m["heads"]["ner"]["config"].update(tags=["O", "B-X"]), r"ner.safetensors: has F32\[.*\] for .*, expected"),
-        (lambda m: m["heads"]["ner"]["config"].update(tags=["O"] * 2_000_000), "has 2000000 tags for a head with"),
+        (lambda m: m["heads"]["ner"]["config"].update(temperature=0), "temperature of the head ner is 0"),
+        (lambda m: m["backbone"].update(width=5), "records width=5 for its backbone"),
+        (lambda m: m["backbone"].update(kind="decoder"), "records kind='decoder' for its backbone"),
         (lambda m: m["heads"]["ner"].update(metrics={"dev": {"f1": "x"}}), "metrics.dev.f1 is 'x', expected float or int"),
     ],
 )  # fmt: skip
@@ -253,9 +269,9 @@ def test_a_wrong_manifest_is_refused(model: Path, change: Callable[[dict[str, An
         (b"{", "is damaged"),
         (b"[]", "is damaged"),
         (b"\xff\xfe", "is damaged"),
-        (b"[" * 1_000_000, "is damaged .its first member is not its sha256"),
-        (sealed({"a": 1}).replace(b'"a"', b'"b"'), "is damaged .its sha256 is"),
-        (b'{"format": 1, "files": {}}', "is damaged .its first member is not its sha256"),
+        (b"[" * 1_000_000, "is damaged"),
+        (sealed({"a": 1}).replace(b'"a"', b'"b"'), "is damaged .it does not match its sha256"),
+        (b'{"format": 1, "files": {}}', "is damaged"),
         (
             b'{"seal": 7, "format": 2, "nlptasks": "9.0"}',
             "has format 2 of nlptasks '9.0', expected 1; upgrade nlptasks",
@@ -273,11 +289,11 @@ def test_a_manifest_is_not_read_without_end(model: Path) -> None:
 
 
 def test_json_says_nothing_twice_and_is_no_well() -> None:
-    with pytest.raises(ValueError, match="the key 'a' stands there twice"):
+    with pytest.raises(ValueError, match="it has the key 'a' twice"):
         parsed(b'{"a": 1, "a": 2}')
     with pytest.raises(ValueError, match="it is nested too deeply"):
         parsed(b"[" * 200_000 + b"]" * 200_000)
-    with pytest.raises(NoSealError):
+    with pytest.raises(ValueError, match="it has no sha256"):
         unsealed(b'{"a": 1}')
     with pytest.raises(ValueError, match=r"x has \['a'\], expected \['b'\]"):
         check_shape({"a": 1}, {"b": int}, name="x")
@@ -293,10 +309,15 @@ def test_json_files_are_objects(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"files": {"../../nlptasks.json": "0" * 64}}, {"files": 5}, {"made_from": None}])
-def test_an_exports_list_is_checked_as_well(model: Path, change: dict[str, Any]) -> None:
+def test_an_exports_list_is_checked_as_well(
+    model: Path, change: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     report = model / "onnx" / "fp32" / "report.json"
     report.write_bytes(sealed({**unsealed(report.read_bytes()), **change}))
-    assert refused(model, "expected a plain path|is damaged").where == str(report)
+    with pytest.raises(ModelError, match="has no ONNX export in fp32"):
+        pipeline("ner", model=model, backend="onnx")
+    assert re.search("expected a path inside|is damaged", caplog.text)
+    assert str(report) in caplog.text
 
 
 def test_a_folder_that_cannot_be_read_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,8 +325,6 @@ def test_a_folder_that_cannot_be_read_is_refused(model: Path, monkeypatch: pytes
         raise PermissionError("Permission denied")
 
     monkeypatch.setattr("nlptasks.storage.integrity.sha256_beside", failing)
-    refused(model, "cannot be read .Permission denied")
-    monkeypatch.setattr("nlptasks.storage.integrity.os.scandir", failing)
     refused(model, "cannot be read .Permission denied")
     monkeypatch.setattr("pathlib.Path.read_bytes", failing)
     refused(model, "nlptasks.json: cannot be read .Permission denied")
@@ -340,36 +359,49 @@ def listen(path: Path, outside: Path) -> None:
         ear.bind(path.name)
 
 
-@pytest.mark.parametrize(
-    "name", ["nlptasks.json", "backbone/config.json", WEIGHTS, "onnx/fp32/report.json", "README.md"]
-)
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (symlink, "is a symbolic link, expected a file; copy the folder without links"),
-        (hard_link, "is a hard link, one of 2 names of a file"),
-        (pipe, "is a pipe, expected a file"),
-        (listen, "is a socket, expected a file"),
-        (folder, "is a folder, expected a file|is missing|does not belong"),
-    ],
-)
-def test_only_plain_files_are_opened(
-    model: Path, name: str, make: Callable[[Path, Path], None], message: str, monkeypatch: pytest.MonkeyPatch
+PLACES = ["nlptasks.json", "backbone/config.json", WEIGHTS, "onnx/fp32/encode.onnx.data", "onnx/fp32/report.json"]
+
+
+@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("make", [symlink, hard_link])
+def test_links_are_followed(model: Path, name: str, make: Callable[[Path, Path], None]) -> None:
+    make(model / name, model.parent / "elsewhere")
+    assert nlptasks.Model.load(model)
+    assert pipeline("ner", model=model, backend="onnx")("Ada Smith saw London.") is not None
+
+
+def test_a_hub_cache_is_a_model(model: Path, tmp_path: Path) -> None:
+    """Every file of a snapshot is a link to a blob elsewhere; a mounted volume has links to folders."""
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    for number, path in enumerate(path for path in model.rglob("*") if path.is_file()):
+        symlink(path, blobs / str(number))
+    (model / "backbone").rename(tmp_path / "..data")
+    (model / "backbone").symlink_to(tmp_path / "..data")
+    (tmp_path / "latest").symlink_to(model)
+    expected = pipeline("ner", model=tmp_path / "latest", backend="torch")("Ada Smith saw London.")
+    found = pipeline("ner", model=tmp_path / "latest", backend="onnx")("Ada Smith saw London.")
+    assert [(one.text, one.label) for one in found] == [(one.text, one.label) for one in expected]
+
+
+def test_a_link_to_other_content_is_refused(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (model / WEIGHTS).unlink()
+    (model / WEIGHTS).symlink_to(tmp_path / "secret")
+    assert "secret" not in str(refused(model, "has sha256"))
+
+
+@pytest.mark.parametrize("name", ["nlptasks.json", "backbone/config.json", WEIGHTS, "README.md"])
+@pytest.mark.parametrize("make", [pipe, listen, folder])
+def test_only_regular_files_are_opened(
+    model: Path, name: str, make: Callable[[Path, Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(model)
     make(model / name, model.parent / "elsewhere")
-    if (make, name) == (folder, "README.md"):
+    if name == "README.md":
         assert nlptasks.Model.load(model)  # as if it were missing
     else:
-        refused(model, message)
-
-
-def test_a_link_to_a_folder_is_refused_inside_a_model_and_fine_as_its_name(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "latest").symlink_to(model)
-    assert nlptasks.Model.load(tmp_path / "latest")
-    (model / "backbone").rename(tmp_path / "backbone")
-    (model / "backbone").symlink_to(tmp_path / "backbone")
-    refused(model, "backbone: is a symbolic link")
+        refused(model, "is no regular file|is missing|cannot be read")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs the right to make devices")
@@ -379,7 +411,7 @@ def test_a_device_is_refused(model: Path) -> None:
         os.mknod(model / WEIGHTS, 0o020644, os.makedev(1, 5))  # /dev/zero, which has no end
     except OSError:
         pytest.skip("no devices here")
-    refused(model, "is a device, expected a file")
+    refused(model, "is missing")
 
 
 # Weights
@@ -428,17 +460,16 @@ MALFORMED = {
 @pytest.mark.parametrize("content", MALFORMED.values(), ids=MALFORMED)
 def test_a_malformed_file_of_weights_is_refused(model: Path, name: str, content: bytes) -> None:
     replace_file(model, name, content)
-    error = refused(
-        model, "is no usable safetensors file|the file holds|lacks|has unknown|describes more|cannot be read"
-    )
+    error = refused(model, "is no usable safetensors file|the file holds|lacks|has unknown|cannot be read")
     assert str(model / name).startswith(error.where)
 
 
 @pytest.mark.parametrize("name", ["bytes behind the data", "hole in the data", "offsets turned round"])
-def test_what_the_header_does_not_show_the_reader_refuses(tmp_path: Path, name: str) -> None:
+def test_wrong_offsets_are_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(MALFORMED[name])
-    assert read_header(path)["a"].size == 1
+    with pytest.raises(ModelError, match="is no usable safetensors file"):
+        read_header(path)
     with pytest.raises(ModelError, match="cannot be read"):
         nlptasks.storage.safetensors.read_into(path, {"a": torch.zeros(1)})
     with pytest.raises(ModelError, match="cannot be read"):
@@ -546,7 +577,7 @@ def test_a_config_that_names_code_is_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_attention_heads": -1}, "backbone: (does not run|has a config.json that gives no model)"),
+        ({"num_attention_heads": -1}, "backbone: (does not run|has a config.json that describes no model)"),
         ({"chunk_size_feed_forward": 3}, "backbone: does not run"),
         (
             {"hidden_dropout_prob": float("nan")},
@@ -578,16 +609,16 @@ def test_a_flag_of_old_writers_is_no_code(model: Path) -> None:
 BOUNDS: list[tuple[dict[str, Any], str]] = [
     ({"classifier_dropout": float("nan")}, "classifier_dropout is no number"),
     ({"hidden_size": 10**9}, "describes .* weights, the file holds"),
-    ({"vocab_size": 10**12}, "describes .* weights, the file holds|gives no model"),
-    ({"hidden_size": 2**62}, "gives no model"),
-    ({"hidden_size": 0}, "gives no model|expected"),
-    ({"hidden_size": -1}, "no usable config|gives no model"),
+    ({"vocab_size": 10**12}, "describes .* weights, the file holds|describes no model"),
+    ({"hidden_size": 2**62}, "describes no model"),
+    ({"hidden_size": 0}, "describes no model|expected"),
+    ({"hidden_size": -1}, "no usable config|describes no model"),
     ({"hidden_size": 64}, "expected float|the file holds"),
     ({"hidden_size": "x"}, "no usable config"),
-    ({"num_attention_heads": 0}, "gives no model"),
-    ({"num_attention_heads": 7}, "gives no model"),
+    ({"num_attention_heads": 0}, "describes no model"),
+    ({"num_attention_heads": 7}, "describes no model"),
     ({"num_hidden_layers": 2_000_000}, "num_hidden_layers is 2000000, expected at most 10000"),
-    ({"num_hidden_layers": 9_000}, "it describes more than .* tensors"),
+    ({"num_hidden_layers": 9_000}, "it describes .* weights, the file holds"),
     ({"num_hidden_layers": 3}, "lacks encoder.layer.2"),
     ({"num_hidden_layers": 1}, "has unknown encoder.layer.1"),
     ({"num_hidden_layers": -1}, "has unknown encoder|no usable config"),
@@ -595,10 +626,10 @@ BOUNDS: list[tuple[dict[str, Any], str]] = [
     ({"max_position_embeddings": 64}, "expected float"),
     ({"type_vocab_size": 1}, "expected float"),
     ({"layer_norm_eps": "x"}, "no usable config|does not run"),
-    ({"hidden_act": "canary"}, "gives no model"),
+    ({"hidden_act": "canary"}, "describes no model"),
     ({"model_type": "bertt"}, "has no usable config.json"),
     ({"model_type": ["bert"]}, "has no usable config.json"),
-    ({"model_type": "vit"}, "gives no model|lacks|no usable config"),
+    ({"model_type": "vit"}, "describes no model|lacks|no usable config"),
     ({"model_type": None}, "has no usable config.json"),
 ]
 
@@ -618,7 +649,7 @@ def test_a_config_is_that_of_its_weights(model: Path, change: dict[str, Any], me
 )
 def test_a_config_that_is_none_is_refused(model: Path, content: bytes) -> None:
     replace_file(model, "backbone/config.json", content)
-    refused(model, "has no usable config.json")
+    refused(model, "(has no usable config.json|config.json: cannot be read)")
 
 
 # Tokenizers
@@ -633,7 +664,7 @@ def tokenizer_with(model: Path, change: Callable[[dict[str, Any]], object]) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t["model"]["vocab"].update(extra=300), "has a tokenizer of 301 tokens for a table of"),
+        (lambda t: t["model"]["vocab"].update(extra=300), "has a tokenizer of 301 tokens and an embedding table of"),
         (lambda t: t["model"]["vocab"].update(extra=2**32 - 1), "has a tokenizer of 4294967296 tokens"),
         (lambda t: t["model"]["vocab"].update(extra=-1), "cannot be read"),
         (lambda t: t["post_processor"]["special_tokens"]["<s>"].update(ids=[99999]), "has a tokenizer of 100000 tokens"),
@@ -708,5 +739,6 @@ def test_what_we_write_names_no_code(backbones: Path, tmp_path: Path) -> None:
 def test_a_backbone_that_is_said_to_read_types_reads_them(backbones: Path, tmp_path: Path) -> None:
     backbone = load_backbone(str(backbones / "roberta"))
     backbone.save(tmp_path)
-    with pytest.raises(ModelError, match="is said to read token types, it reads none"):
-        Backbone.from_folder(tmp_path, {**backbone.info.record(), "has_types": True})
+    record = {**backbone.info.record(), "token_types": 2}
+    with pytest.raises(ModelError, match="records token_types=2 for its backbone, which has 0"):
+        Backbone.from_folder(tmp_path, record, list(backbone.assets))

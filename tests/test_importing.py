@@ -1,4 +1,4 @@
-"""Checkpoints of Hugging Face in and out: the same logits, as numbers, for every architecture; and what is refused."""
+"""Hugging Face checkpoints, imported and written: equal logits for every architecture, and what is refused."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from safetensors.torch import load_file, save_file
 
 import nlptasks
 import nlptasks.models.huggingface
+from nlptasks.backbones.pretrained import load_backbone
 from nlptasks.cli.main import main
 from nlptasks.config import TrainSettings
 from nlptasks.errors import ModelError, UsageError
 from nlptasks.inference.batching import random_batch
 from nlptasks.models.huggingface import TOLERANCE, import_checkpoint, read_checkpoint, to_hugging_face
 from nlptasks.models.model import Model
+from nlptasks.networks.sequence_classifier import SequenceClassifier
 from nlptasks.pipeline import pipeline
 from nlptasks.testing.backbones import save_tokenizer
+from nlptasks.text.tags import spans_of
 
 ENCODERS = ("bert", "roberta", "distilbert", "electra", "deberta", "mpnet", "modernbert", "xlm-roberta")
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -39,7 +42,7 @@ ROWS = {"qa": {"question": "Who saw London?", "context": TEXT}}
 
 
 def make_checkpoint(task: str, architecture: str, folder: Path, **says: Any) -> Any:
-    """A checkpoint of random weights as Hugging Face writes it, its head not near zero."""
+    """Write a checkpoint with random weights, whose logits are not near zero."""
     auto, config_says = KINDS[task]
     make_config, make_tokenizer = tiny.ARCHITECTURES[architecture]
     config = make_config()
@@ -57,7 +60,7 @@ def make_checkpoint(task: str, architecture: str, folder: Path, **says: Any) -> 
 
 
 def logits_of(model: Any, info: Any, seed: int) -> dict[str, torch.Tensor]:
-    """What Hugging Face's model gives for random tokens; masked ones are left out."""
+    """Return the logits of Hugging Face's model for random tokens."""
     batch = {name: torch.from_numpy(array) for name, array in random_batch(info, (3, 11), seed).items()}
     given = {"input_ids": batch["ids"], "attention_mask": batch["mask"]}
     if info.has_types:
@@ -74,7 +77,7 @@ def ours(model: Model, name: str, seed: int) -> dict[str, torch.Tensor]:
 
 def differences(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
     assert one.keys() == two.keys()
-    real = {11: [slice(0, 11), slice(0, 10), slice(0, 9)]}  # padding is at the end of the second and third row
+    real = {11: [slice(0, 11), slice(0, 10), slice(0, 9)]}  # the second and third row end with padding
     worst = 0.0
     for name in one:
         by_token = one[name].shape[1] == 11
@@ -86,7 +89,7 @@ def differences(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> f
 
 @pytest.mark.parametrize("architecture", ENCODERS)
 @pytest.mark.parametrize("task", KINDS)
-def test_logits_are_the_same_in_and_out(task: str, architecture: str, tmp_path: Path) -> None:
+def test_logits_do_not_change_in_either_direction(task: str, architecture: str, tmp_path: Path) -> None:
     original = make_checkpoint(task, architecture, tmp_path / "theirs")
     import_checkpoint(tmp_path / "theirs", task=task, output=tmp_path / "ours")
     model = Model.load(tmp_path / "ours")
@@ -103,7 +106,7 @@ def test_logits_are_the_same_in_and_out(task: str, architecture: str, tmp_path: 
 
 
 @pytest.mark.parametrize("task", KINDS)
-def test_a_checkpoint_runs_as_it_is_and_gives_what_hugging_face_gives(task: str, tmp_path: Path) -> None:
+def test_a_checkpoint_runs_directly_with_the_results_of_hugging_face(task: str, tmp_path: Path) -> None:
     original = make_checkpoint(task, "roberta", tmp_path / "theirs")
     pipe = pipeline(task, model=tmp_path / "theirs")
     found = pipe(ROWS.get(task, TEXT))
@@ -118,7 +121,7 @@ def test_a_checkpoint_runs_as_it_is_and_gives_what_hugging_face_gives(task: str,
         assert found.score == pytest.approx(float(probabilities.max()), abs=1e-5)
 
 
-def test_several_labels_and_the_problem_type_go_in_and_out(tmp_path: Path) -> None:
+def test_several_labels_and_the_problem_type_are_imported_and_written(tmp_path: Path) -> None:
     make_checkpoint("classification", "bert", tmp_path / "theirs", problem_type="multi_label_classification")
     model = import_checkpoint(tmp_path / "theirs", task="classification", output=tmp_path / "ours", name="topics")
     assert model.heads["topics"].config.several
@@ -128,7 +131,7 @@ def test_several_labels_and_the_problem_type_go_in_and_out(tmp_path: Path) -> No
     assert config["label2id"] == {"sport": 0, "art": 1, "war": 2}
 
 
-def test_the_temperature_is_folded_in_and_what_is_lost_is_said(backbones: Path, tmp_path: Path) -> None:
+def test_the_temperature_is_in_the_weights_and_what_is_lost_is_named(backbones: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     rows = [{"text": f"{name} left {n}", "labels": [name]} for name in ("Ada", "Bob", "Cleo") for n in range(70)]
@@ -140,7 +143,7 @@ def test_the_temperature_is_folded_in_and_what_is_lost_is_said(backbones: Path, 
     temperature = model.heads["classification"].config.temperature
     assert temperature != 1
     _, lost = to_hugging_face(tmp_path / "model", "classification", output=tmp_path / "theirs")
-    assert lost == ["the thresholds of its labels: others take one half"]
+    assert lost == ["the thresholds of its labels: other libraries use one half"]
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "theirs").eval()
     mine = {name: value / temperature for name, value in ours(model, "classification", 5).items()}
     assert differences(mine, logits_of(theirs, model.backbone.info, 5)) <= TOLERANCE
@@ -149,22 +152,20 @@ def test_the_temperature_is_folded_in_and_what_is_lost_is_said(backbones: Path, 
     assert "transformers.AutoModelForSequenceClassification" in done.stdout
 
 
-def test_a_fresh_head_begins_with_the_pretrained_pooler(backbones: Path) -> None:
-    from nlptasks.backbones.pretrained import load_backbone
-    from nlptasks.heads.classification import ClassificationConfig, ClassificationHead
-
+def test_a_new_network_starts_with_the_pretrained_pooler(backbones: Path) -> None:
     backbone = load_backbone(str(backbones / "bert"))
-    head = ClassificationHead(ClassificationConfig(labels=("a", "b")), backbone=backbone.info)
-    head.adopt(backbone.pretrained)
+    network = SequenceClassifier(backbone.info, classes=2)
+    with torch.no_grad():
+        network.load_pretrained(backbone.pretrained)
     pretrained = load_file(backbones / "bert" / "model.safetensors")
-    own = head.layers.model.state_dict()["bert.pooler.dense.weight"]
+    own = network.layers.model.state_dict()["bert.pooler.dense.weight"]
     assert torch.equal(own, pretrained["pooler.dense.weight"])
 
 
 @pytest.mark.parametrize(
     ("tags", "scheme", "entities"),
     [
-        (("O", "B-PER", "I-PER"), "lenient", [("a b", "PER"), ("c", "PER")]),  # I-PER I-PER B-PER, as iob1 has it
+        (("O", "B-PER", "I-PER"), "lenient", [("a b", "PER"), ("c", "PER")]),  # I-PER I-PER B-PER in iob1
         (("O", "I-PER", "X"), "io", [("a b c", "PER")]),
         (("O", "B-PER", "I-PER", "E-PER", "S-PER"), "bioes", []),
     ],
@@ -175,8 +176,6 @@ def test_tags_of_any_scheme_are_read(tmp_path: Path, tags: tuple[str, ...], sche
     assert head.config.tags_scheme == scheme
     wanted = {"lenient": ["I-PER", "I-PER", "B-PER"], "io": ["I-PER"] * 3}.get(scheme)
     if wanted:
-        from nlptasks.text.tags import spans_of
-
         words = ["a", "b", "c"]
         found = [(" ".join(words[start:end]), label) for start, end, label in spans_of(wanted, scheme)]
         assert found == entities
@@ -196,7 +195,7 @@ def test_an_imported_tagger_is_evaluated_on_data_of_any_scheme(tmp_path: Path) -
         assert (metrics["PER.support"], metrics["LOC.support"]) == (1, 1)
 
 
-# What is refused.
+# What is refused
 
 
 def spoiled(folder: Path, **says: Any) -> None:
@@ -212,23 +211,23 @@ def test_gaps_in_the_labels_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("old", ["pytorch_model.bin", "tf_model.h5"])
-def test_weights_that_are_not_safetensors_are_refused_with_the_way_out(tmp_path: Path, old: str) -> None:
+def test_weights_that_are_not_safetensors_are_refused_with_a_fix(tmp_path: Path, old: str) -> None:
     make_checkpoint("classification", "bert", tmp_path / "theirs")
     (tmp_path / "theirs" / "model.safetensors").rename(tmp_path / "theirs" / old)
     with pytest.raises(ModelError, match=rf"only {old}; convert it to safetensors"):
         read_checkpoint(tmp_path / "theirs", task="classification", name="topics")
 
 
-def test_code_is_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_code_is_refused_with_a_fix(tmp_path: Path) -> None:
     make_checkpoint("classification", "bert", tmp_path / "theirs")
     spoiled(tmp_path / "theirs", auto_map={"AutoModelForSequenceClassification": "model.Evil"})
     (tmp_path / "theirs" / "model.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with pytest.raises(ModelError, match="has the key 'auto_map', which names code to be run; take a model"):
+    with pytest.raises(ModelError, match="has the key 'auto_map', which names code to run; use a model"):
         read_checkpoint(tmp_path / "theirs", task="classification", name="topics")
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_backbone_is_no_checkpoint(backbones: Path) -> None:
+def test_a_backbone_without_a_head_is_refused(backbones: Path) -> None:
     with pytest.raises(
         ModelError, match=r"is no checkpoint of AutoModelForSequenceClassification: it lacks .*classifier"
     ):
@@ -267,7 +266,7 @@ def test_a_checkpoint_for_another_task_is_refused(tmp_path: Path) -> None:
         (tiny.ARCHITECTURES["t5"][0], "has the architecture t5"),
     ],
 )
-def test_architectures_that_answer_by_more_than_states_are_refused_by_name(
+def test_architectures_whose_heads_use_more_than_states_are_refused_by_name(
     tmp_path: Path, config: Any, message: str
 ) -> None:
     described = config()
@@ -281,19 +280,19 @@ def test_architectures_that_answer_by_more_than_states_are_refused_by_name(
 
 def test_logits_that_differ_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_checkpoint("classification", "bert", tmp_path / "theirs")
-    take_over = nlptasks.models.huggingface._take_over
+    copy_weights = nlptasks.models.huggingface._copy_weights
 
-    def wrongly(borrowed: Any, original: Any, where: str) -> None:
-        take_over(borrowed, original, where)
-        borrowed.classifier.bias.data += 2e-5
+    def copy_wrongly(module: Any, original: Any, where: str) -> None:
+        copy_weights(module, original, where)
+        module.classifier.bias.data += 2e-5
 
-    monkeypatch.setattr(nlptasks.models.huggingface, "_take_over", wrongly)
+    monkeypatch.setattr(nlptasks.models.huggingface, "_copy_weights", copy_wrongly)
     with pytest.raises(ModelError, match=r"has the architecture bert, whose logits differ from the original's by 2"):
         import_checkpoint(tmp_path / "theirs", task="classification", output=tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
 
 
-def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     make_checkpoint("classification", "bert", tmp_path / "theirs")
     path = tmp_path / "theirs" / "model.safetensors"
     tensors = load_file(path)
@@ -303,7 +302,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "theirs", task="classification", name="topics")
 
 
-def test_a_head_without_such_a_class_cannot_leave(backbones: Path, tmp_path: Path) -> None:
+def test_a_head_without_an_auto_class_cannot_be_written(backbones: Path, tmp_path: Path) -> None:
     rows = [{"text": f"{name} left", "label": name} for name in ("Ada", "Bob")] * 3
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(own) + "\n" for own in rows))
     settings = TrainSettings(backbone=str(backbones / "bart"), epochs=1, lr=1e-3, precision="fp32")
@@ -313,9 +312,11 @@ def test_a_head_without_such_a_class_cannot_leave(backbones: Path, tmp_path: Pat
     assert not (tmp_path / "theirs").exists()
 
 
-def test_the_pipeline_says_what_a_checkpoint_cannot_do(tmp_path: Path) -> None:
+def test_the_pipeline_explains_the_limits_of_checkpoints(tmp_path: Path) -> None:
     make_checkpoint("classification", "bert", tmp_path / "theirs")
-    with pytest.raises(UsageError, match=r"has one head, not all; .* task: classification, ner, qa, sentiment"):
+    with pytest.raises(
+        UsageError, match=r"a Hugging Face checkpoint has one head; .* task: classification, ner, qa, sentiment"
+    ):
         pipeline(model=tmp_path / "theirs")
     with pytest.raises(UsageError, match=r"needs an exported model.*nlptasks import .* --task classification -o DIR"):
         pipeline("classification", model=tmp_path / "theirs", backend="onnx")
@@ -325,7 +326,7 @@ def test_the_pipeline_says_what_a_checkpoint_cannot_do(tmp_path: Path) -> None:
         pipeline("classification", model="owner/model")
 
 
-# The command line.
+# The command line
 
 
 def test_import_and_to_hf_by_command_line(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Several heads that learn together: whose turn it is, what is kept, and that nothing else changes."""
+"""Joint training of several heads: sampling, the kept epoch, and resuming."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from nlptasks.config import TrainSettings
 from nlptasks.errors import DataError, TrainingError, UsageError
 from nlptasks.pipeline import pipeline
 from nlptasks.storage import checkpoints as checkpoint
-from nlptasks.training.callbacks import Silent
+from nlptasks.training.callbacks import NoOpCallback
 from nlptasks.training.multitask_sampler import Schedule
-from nlptasks.training.run_state import Progress
+from nlptasks.training.run_state import TrainState
 
 
 def settings(backbones: Path, **more: Any) -> TrainSettings:
@@ -32,7 +32,7 @@ def settings(backbones: Path, **more: Any) -> TrainSettings:
 
 @pytest.fixture(scope="module")
 def data(conll_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Targets of two heads: many sentences with names, few with moods."""
+    """Targets for two heads: many rows for NER, few for sentiment."""
     place = tmp_path_factory.mktemp("moods")
     rows = [{"text": f"{name} {verb} .", "label": label} for name in ("Ada", "Bob", "Cleo") for verb, label in
             (("saw", "positive"), ("left", "negative"))]  # fmt: skip
@@ -45,7 +45,7 @@ def schedule(lengths: Mapping[str, list[int]], **more: Any) -> Schedule:
     return Schedule(lengths, **{"weights": dict.fromkeys(lengths, 1.0), "budget": 10, "size": 1, "seed": 0, **more})
 
 
-def test_a_head_alone_meets_each_row_once_an_epoch() -> None:
+def test_a_single_head_sees_each_row_once_per_epoch() -> None:
     alone = schedule({"a": [1] * 95})
     for epoch in range(3):
         turns = alone.epoch(epoch)
@@ -53,7 +53,7 @@ def test_a_head_alone_meets_each_row_once_an_epoch() -> None:
     assert alone.epoch(0) != alone.epoch(1)
 
 
-def test_turns_go_by_the_root_of_the_sizes_and_by_weight() -> None:
+def test_steps_are_in_proportion_to_the_weight_and_the_square_root_of_the_size() -> None:
     two = schedule({"large": [1] * 1600, "small": [1] * 100})  # 160 and 10 steps
     counts = Counter(turn.name for turn in two.epoch(0))
     assert counts.total() == pytest.approx(170, abs=1)
@@ -62,77 +62,77 @@ def test_turns_go_by_the_root_of_the_sizes_and_by_weight() -> None:
     even = Counter(turn.name for turn in weighted.epoch(0))
     assert even["large"] / even["small"] == pytest.approx(1, rel=0.05)
     names = [turn.name for turn in two.epoch(0)]
-    assert names != sorted(names)  # they take turns
+    assert names != sorted(names)  # in random order
 
 
-def test_rows_that_an_epoch_leaves_out_come_in_the_next() -> None:
+def test_rows_that_an_epoch_leaves_out_are_in_the_next() -> None:
     two = schedule({"large": [1] * 1600, "small": [1] * 100})
-    met: Counter[tuple[str, int]] = Counter()
+    counts: Counter[tuple[str, int]] = Counter()
     epochs = 40
     for epoch in range(epochs):
-        met.update((turn.name, index) for turn in two.epoch(epoch) for batch in turn.batches for index in batch)
+        counts.update((turn.name, index) for turn in two.epoch(epoch) for batch in turn.batches for index in batch)
     for name, size in (("large", 1600), ("small", 100)):
         expected = two.passes[name] * epochs
-        seen = [met[name, index] for index in range(size)]
+        seen = [counts[name, index] for index in range(size)]
         assert math.floor(expected) <= min(seen) <= max(seen) <= math.ceil(expected)
 
 
-def test_every_head_has_a_turn_in_every_epoch() -> None:
+def test_every_head_has_a_step_in_every_epoch() -> None:
     weights = {"large": 1.0, "small": 1e-9}
     two = schedule({"large": [1] * 1600, "small": [1] * 100}, weights=weights)
     assert all(Counter(turn.name for turn in two.epoch(epoch))["small"] >= 1 for epoch in range(20))
 
 
-def test_a_run_in_another_order_is_another_run(data: list[str], backbones: Path, tmp_path: Path) -> None:
-    class Stopping(Silent):
+def test_a_run_is_not_resumed_with_heads_in_another_order(data: list[str], backbones: Path, tmp_path: Path) -> None:
+    class Stopping(NoOpCallback):
         def step(self, done: int, total: int, head: str, loss: float) -> None:
             if done == 3:
                 os.kill(os.getpid(), signal.SIGINT)
 
     chosen = settings(backbones)
     with pytest.raises(KeyboardInterrupt):
-        nlptasks.train(data, output=tmp_path / "m", settings=chosen, reporter=Stopping())
-    with pytest.raises(TrainingError, match="was trained otherwise: order was"):
+        nlptasks.train(data, output=tmp_path / "m", settings=chosen, callback=Stopping())
+    with pytest.raises(TrainingError, match="was trained with other settings or data: order was"):
         nlptasks.train(data[::-1], output=tmp_path / "m", settings=chosen, resume=True)
 
 
-def test_all_batches_of_a_step_are_one_heads() -> None:
+def test_all_batches_of_a_step_belong_to_one_head() -> None:
     turns = schedule({"a": [1] * 90, "b": [1] * 35}, size=4).epoch(0)
     assert {len(turn.batches) for turn in turns} >= {4}
     assert all(len(turn.batches) <= 4 for turn in turns)
 
 
-def test_the_epoch_that_is_kept_has_the_best_mean_of_shares() -> None:
-    progress = Progress(history=[{"dev": {"a": 0.9, "b": 40.0}}, {"dev": {"a": 0.6, "b": 50.0}}])
-    assert progress.relative(1) == pytest.approx((1 + 0.8) / 2)
-    assert progress.relative(2) == pytest.approx((0.6 / 0.9 + 1) / 2)
-    none = Progress(history=[{"dev": {"a": 0.0}}, {"dev": {"a": math.nan}}, {"dev": {"a": 0.1}}])
+def test_the_epoch_with_the_best_mean_relative_score_is_kept() -> None:
+    state = TrainState(history=[{"dev": {"a": 0.9, "b": 40.0}}, {"dev": {"a": 0.6, "b": 50.0}}])
+    assert state.relative(1) == pytest.approx((1 + 0.8) / 2)
+    assert state.relative(2) == pytest.approx((0.6 / 0.9 + 1) / 2)
+    none = TrainState(history=[{"dev": {"a": 0.0}}, {"dev": {"a": math.nan}}, {"dev": {"a": 0.1}}])
     assert [none.relative(epoch) for epoch in (1, 2, 3)] == [0, 0, 1]
 
 
-def test_heads_learn_together(data: list[str], backbones: Path, tmp_path: Path) -> None:
-    class Ear(Silent):
-        told: list[Mapping[str, float]]
-        turns: set[str]
+def test_joint_training_learns_all_heads(data: list[str], backbones: Path, tmp_path: Path) -> None:
+    class Recorder(NoOpCallback):
+        metrics: list[Mapping[str, float]]
+        heads: set[str]
 
         def __init__(self) -> None:
-            self.told, self.turns = [], set()
+            self.metrics, self.heads = [], set()
 
         def step(self, done: int, total: int, head: str, loss: float) -> None:
-            self.turns.add(head)
+            self.heads.add(head)
 
         def evaluated(self, epoch: int, metrics: Mapping[str, float], best: bool) -> None:
-            self.told.append(metrics)
+            self.metrics.append(metrics)
 
-    ear = Ear()
+    recorder = Recorder()
     chosen = settings(backbones, epochs=20, patience=20)
-    result = nlptasks.train(data, output=tmp_path / "model", settings=chosen, reporter=ear)
+    result = nlptasks.train(data, output=tmp_path / "model", settings=chosen, callback=recorder)
     assert {name: own.metrics["dev"][own.main_metric] for name, own in result.heads.items()} == {
         "ner": 1.0,
         "mood": 1.0,
     }
-    assert ear.turns == {"ner", "mood"}
-    assert ear.told[0].keys() == {"ner f1", "mood accuracy"}
+    assert recorder.heads == {"ner", "mood"}
+    assert recorder.metrics[0].keys() == {"ner f1", "mood accuracy"}
     logs = json.loads((tmp_path / "model" / "training.json").read_text())
     assert logs["ner"]["together"] == logs["mood"]["together"] == ["ner", "mood"]
     assert logs["ner"]["history"][0].keys() == {"epoch", "loss", "dev"}
@@ -144,22 +144,22 @@ def test_heads_learn_together(data: list[str], backbones: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("tune", ["all", "top:1", "head"])
-def test_a_joint_run_goes_on_to_the_same_numbers(
+def test_a_resumed_joint_run_has_the_same_result(
     data: list[str], backbones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tune: str
 ) -> None:
-    class Stopping(Silent):
+    class Stopping(NoOpCallback):
         def step(self, done: int, total: int, head: str, loss: float) -> None:
             if done in stops:
                 stops.remove(done)
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "_LARGEST_SHARE", float("inf"))
+    monkeypatch.setattr(checkpoint, "_MAX_SHARE", float("inf"))
     chosen = settings(backbones, tune=tune, checkpoint_seconds=0.0, head_weights="mood:2")
     nlptasks.train(data, output=tmp_path / "whole", settings=chosen)
     stops = [2, 7, 9]
     while stops:
         with pytest.raises(KeyboardInterrupt):
-            nlptasks.train(data, output=tmp_path / "cut", settings=chosen, resume=True, reporter=Stopping())
+            nlptasks.train(data, output=tmp_path / "cut", settings=chosen, resume=True, callback=Stopping())
     nlptasks.train(data, output=tmp_path / "cut", settings=chosen, resume=True)
     names = ["backbone/model.safetensors", "heads/ner.safetensors", "heads/mood.safetensors"]
     one, two = ([(tmp_path / place / name).read_bytes() for name in names] for place in ("whole", "cut"))
@@ -167,7 +167,7 @@ def test_a_joint_run_goes_on_to_the_same_numbers(
     backbone = (tmp_path / "whole/backbone/model.safetensors").read_bytes()
     again = TrainSettings(**{**vars(chosen), "epochs": 1})
     nlptasks.train(data, output=tmp_path / "short", settings=again)
-    # a backbone that nobody trains is the same after one epoch as after two
+    # a frozen backbone is the same after one epoch and after two
     assert ((tmp_path / "short/backbone/model.safetensors").read_bytes() == backbone) == (tune != "all")
 
 
@@ -190,7 +190,7 @@ def test_the_command_line_trains_several_heads(data: list[str], backbones: Path,
     assert "mood on dev:" in said
 
 
-def test_columns_are_for_all_heads_or_for_one(data: list[str], backbones: Path, tmp_path: Path) -> None:
+def test_columns_are_renamed_for_all_heads_or_for_one(data: list[str], backbones: Path, tmp_path: Path) -> None:
     rows = [{"review": f"Ada {verb}", "stars": label} for verb, label in (("saw", "pos"), ("left", "neg"))] * 4
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     columns = "mood.text=review,mood.label=stars"
@@ -201,18 +201,18 @@ def test_columns_are_for_all_heads_or_for_one(data: list[str], backbones: Path, 
     assert (code, "names the head 'mod'; did you mean 'mood'" in said) == (2, True)
 
 
-def test_what_does_not_fit_is_named(data: list[str], backbones: Path, tmp_path: Path) -> None:
+def test_wrong_targets_weights_and_data_are_refused(data: list[str], backbones: Path, tmp_path: Path) -> None:
     def train(*targets: str, **more: Any) -> None:
         nlptasks.train(targets, output=tmp_path / "model", settings=settings(backbones, **more))
 
-    with pytest.raises(UsageError, match="names the head 'ner' twice; name them apart"):
+    with pytest.raises(UsageError, match="names the head 'ner' twice; give each a name"):
         train(data[0], data[0])
     with pytest.raises(UsageError, match="has no TASK"):
         train()
-    with pytest.raises(UsageError, match="--head-weights: has no head 'x' to weigh"):
+    with pytest.raises(UsageError, match="head_weights: names the unknown head 'x'"):
         train(*data, head_weights="x:2")
     for weights in ("ner", "ner:0", "ner:nan", "ner:inf", ":2", "ner:1e9", "ner:1,ner:2"):
-        with pytest.raises(UsageError, match=r"--head-weights: has .* write HEAD:WEIGHT"):
+        with pytest.raises(UsageError, match=r"head_weights: has .* write HEAD:WEIGHT"):
             train(*data, head_weights=weights)
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(DataError, match=r"empty\.jsonl: has no examples"):

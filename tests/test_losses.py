@@ -1,4 +1,4 @@
-"""Losses: the numbers of PyTorch, whatever the options; options that cannot be meant are refused."""
+"""Losses have the values of PyTorch with all options; wrong options are refused."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from nlptasks.backbones.backbone import BackboneInfo, read_config
+from nlptasks.backbones.info import BackboneInfo
+from nlptasks.backbones.pretrained import load_backbone
+from nlptasks.config import parse_options
 from nlptasks.errors import UsageError
-from nlptasks.heads.losses import class_weights, cross_entropy
+from nlptasks.heads.class_weights import class_weights
 from nlptasks.heads.ner import NerConfig, NerHead
+from nlptasks.networks.base import make_network
+from nlptasks.networks.losses import cross_entropy
 from nlptasks.types import Row
 
 TOLERANCE = 1e-6
@@ -23,6 +27,15 @@ ROWS = [
     Row({"tokens": "Ada Smith saw London today .", "tags": "B-PER I-PER O B-LOC O O"}, "a.jsonl:1"),
     Row({"text": "Bob left", "spans": [[0, 3, "PER"]]}, "a.jsonl:2"),
 ]
+
+
+@pytest.fixture(scope="module")
+def info(backbones: Path) -> BackboneInfo:
+    return load_backbone(str(backbones / "bert")).info
+
+
+def configured(info: BackboneInfo, given: dict[str, Any]) -> NerConfig:
+    return NerHead.configure(ROWS, NerConfig(**parse_options(NerConfig, given)), info)
 
 
 @pytest.mark.parametrize("weights", [(), (1.0, 1.0, 1.0), (0.2, 3.0, 1.5)])
@@ -50,7 +63,7 @@ def test_the_mean_by_the_formula() -> None:
     assert count.item() == pytest.approx(2.5)
 
 
-def test_without_options_the_sum_is_bit_for_bit_the_plain_one() -> None:
+def test_without_options_the_sum_equals_that_of_pytorch_bit_for_bit() -> None:
     logits = torch.randn(4, 7, 9, generator=torch.Generator().manual_seed(1))
     labels = torch.randint(0, 9, (4, 7), generator=torch.Generator().manual_seed(2))
     labels[:, 5:] = -100
@@ -60,7 +73,7 @@ def test_without_options_the_sum_is_bit_for_bit_the_plain_one() -> None:
     assert count.item() == 20
 
 
-def test_nothing_to_learn_from_is_a_sum_of_nothing() -> None:
+def test_a_batch_without_labels_has_the_sum_and_count_zero() -> None:
     for weights in ((), (1.0, 2.0)):
         total, count = cross_entropy(torch.zeros(1, 2, 2), torch.full((1, 2), -100), weights=weights, smoothing=0.1)
         assert (total.item(), count.item()) == (0, 0)
@@ -70,7 +83,10 @@ def test_nothing_to_learn_from_is_a_sum_of_nothing() -> None:
     ("option", "expected"),
     [
         ("none", {"O": 1, "PER": 1, "LOC": 1, "a:b": 1}),
-        ("balanced", {"O": 12 / (3 * 6), "PER": 12 / (3 * 4), "LOC": 12 / (3 * 2), "a:b": 1}),  # the last never occurs
+        (
+            "balanced",
+            {"O": 12 / (3 * 6), "PER": 12 / (3 * 4), "LOC": 12 / (3 * 2), "a:b": 1},
+        ),  # the last one never occurs
         ("PER:2.5", {"O": 1, "PER": 2.5, "LOC": 1, "a:b": 1}),
         ("O:0.1,a:b:3", {"O": 0.1, "PER": 1, "LOC": 1, "a:b": 3}),
     ],
@@ -85,66 +101,65 @@ def test_weights_of_classes(option: str, expected: dict[str, float]) -> None:
         ("PRE:2", "x: has the unknown label 'PRE'; did you mean 'PER'?"),
         ("XYZ:2", "has the unknown label 'XYZ'; known are: O, PER"),
         ("PER:2,PER:3", "has the label 'PER' twice; keep one of them"),
-        ("PER", "has 'PER'; take none, balanced or LABEL:WEIGHT,LABEL:WEIGHT"),
-        ("balance", "has 'balance'; take none, balanced"),
-        ("", "has ''; take none, balanced"),
-        ("PER:2,", "has ''; take none"),
+        ("PER", "has 'PER'; use none, balanced or LABEL:WEIGHT,LABEL:WEIGHT"),
+        ("balance", "has 'balance'; use none, balanced"),
+        ("", "has ''; use none, balanced"),
+        ("PER:2,", "has ''; use none"),
         ("PER:0", "has the weight '0' for 'PER'; give a finite number above 0"),
         ("PER:-1", "has the weight '-1'"),
         ("PER:nan", "has the weight 'nan'"),
         ("PER:inf", "has the weight 'inf'"),
         ("PER:two", "has the weight 'two'"),
-        ({"PER": 2}, "is {'PER': 2}; take none, balanced"),
+        ({"PER": 2}, "is {'PER': 2}; use none, balanced"),
     ],
 )
-def test_weights_that_cannot_be_meant(option: Any, message: str) -> None:
+def test_wrong_weights_are_refused(option: Any, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         class_weights(option, {"O": 6, "PER": 4}, where="x")
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("value", ["1", "-0.1", "nan", 1.0])
-def test_a_smoothing_that_is_no_share(value: Any) -> None:
-    with pytest.raises(UsageError, match=r"ner\.label_smoothing: is .*; give a number of at least 0, below 1"):
-        NerHead.configure(ROWS, {"label_smoothing": value})
+def test_label_smoothing_outside_its_range_is_refused(info: BackboneInfo, value: Any) -> None:
+    with pytest.raises(UsageError, match=r"^label_smoothing: is .*; give a number of at least 0, below 1"):
+        configured(info, {"label_smoothing": value})
 
 
-def test_the_weight_of_a_tag_is_that_of_its_label_among_all_words() -> None:
-    config = NerHead.configure(ROWS, {"class_weights": "balanced", "label_smoothing": "0.1"})
+def test_the_weight_of_a_tag_is_that_of_its_label_among_all_words(info: BackboneInfo) -> None:
+    config = configured(info, {"class_weights": "balanced", "label_smoothing": "0.1"})
     assert config.tags == ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
     assert config.weights == pytest.approx((8 / 12, 8 / 3, 8 / 3, 8 / 9, 8 / 9))  # 8 words: 4 O, 1 LOC, 3 PER
     assert config.label_smoothing == 0.1
-    assert NerHead.configure(ROWS, {"class_weights": "O:0.5"}).weights == (0.5, 1, 1, 1, 1)
-    with pytest.raises(UsageError, match=r"ner\.class_weights: has the unknown label 'B-PER'; did you mean 'PER'"):
-        NerHead.configure(ROWS, {"class_weights": "B-PER:2"})
+    assert configured(info, {"class_weights": "O:0.5"}).weights == (0.5, 1, 1, 1, 1)
+    with pytest.raises(UsageError, match=r"^class_weights: has the unknown label 'B-PER'; did you mean 'PER'"):
+        configured(info, {"class_weights": "B-PER:2"})
 
 
-def test_the_config_survives_json() -> None:
-    config = NerHead.configure(ROWS, {"class_weights": "balanced", "label_smoothing": 0.1})
+def test_the_config_survives_json(info: BackboneInfo) -> None:
+    config = configured(info, {"class_weights": "balanced", "label_smoothing": 0.1})
     read = json.loads(json.dumps(asdict(config)))
     again = NerConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in read.items()})
     assert again == config
 
 
-def trained_weights(backbones: Path, given: dict[str, str]) -> torch.Tensor:
-    """The output layer after three steps on the same states."""
-    config = read_config((backbones / "bert" / "config.json").read_bytes(), where="bert")
+def trained_weights(info: BackboneInfo, given: dict[str, str]) -> torch.Tensor:
+    """Return the weights of the network after three steps on the same hidden states."""
     torch.manual_seed(0)
-    info = BackboneInfo("bert", None, config, 64, 0, True)
-    head = NerHead(NerHead.configure(ROWS, given), backbone=info).eval()
+    head = NerHead(configured(info, given), info)
+    network = make_network(head.network, info, head.network_options()).eval()
     states = torch.randn(2, 3, info.width)
     batch = {"mask": torch.ones(2, 3, dtype=torch.long), "labels": LABELS}
-    optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     for _ in range(3):
-        total, count = head.loss(states, batch)
+        total, count = network.loss(network.training_outputs(states, batch), batch)
         optimizer.zero_grad()
         (total / count).backward()
         optimizer.step()
-    return torch.cat([weight.detach().flatten() for weight in head.parameters()])
+    return torch.cat([weight.detach().flatten() for weight in network.parameters()])
 
 
-def test_the_options_change_what_is_learned(backbones: Path) -> None:
-    plain = trained_weights(backbones, {})
-    assert torch.equal(plain, trained_weights(backbones, {"class_weights": "none", "label_smoothing": "0"}))
+def test_the_options_change_the_trained_weights(info: BackboneInfo) -> None:
+    plain = trained_weights(info, {})
+    assert torch.equal(plain, trained_weights(info, {"class_weights": "none", "label_smoothing": "0"}))
     for given in ({"class_weights": "balanced"}, {"class_weights": "LOC:3"}, {"label_smoothing": "0.1"}):
-        assert not torch.allclose(plain, trained_weights(backbones, given), atol=1e-4)
+        assert not torch.allclose(plain, trained_weights(info, given), atol=1e-4)

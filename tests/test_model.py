@@ -1,10 +1,11 @@
-"""Model folders: complete or not there, checked at every load."""
+"""Model folders: written completely or not at all, checked at every load."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ import torch
 import nlptasks
 import nlptasks.models.model
 from nlptasks.errors import ModelError, UsageError
-from nlptasks.models.model import ModelFolder
-from nlptasks.storage.atomic import written_beside
+from nlptasks.models.folder import ModelFolder
+from nlptasks.registry import head_class, tasks
+from nlptasks.storage.atomic import sealed, unsealed, written_beside
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def listed_files(trained: Path) -> list[str]:
     return [*json.loads((trained / "nlptasks.json").read_text())["files"]]
 
 
-def test_the_folder_has_what_it_says(trained: Path) -> None:
+def test_the_folder_contains_exactly_the_listed_files(trained: Path) -> None:
     assert {path.relative_to(trained).as_posix() for path in trained.rglob("*") if path.is_file()} == {
         *listed_files(trained),
         "nlptasks.json",
@@ -46,7 +48,7 @@ def test_saving_what_was_loaded_gives_the_same_weights(trained: Path, tmp_path: 
     assert all(torch.equal(one, two) for one, two in zip(model.parameters(), again.parameters(), strict=True))
 
 
-def test_folders_that_are_no_model_are_refused(tmp_path: Path) -> None:
+def test_other_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no nlptasks\.json, so it is no model; give the folder"):
         nlptasks.Model.load(tmp_path)
     with pytest.raises(ModelError, match="is no folder"):
@@ -60,10 +62,10 @@ def test_a_head_is_found_by_name_or_by_its_task(trained: Path) -> None:
         stored.head_name("nre")
 
 
-def test_a_used_folder_is_not_overwritten_unasked(trained: Path, tmp_path: Path) -> None:
+def test_a_used_folder_is_only_overwritten_on_request(trained: Path, tmp_path: Path) -> None:
     model = nlptasks.Model.load(trained)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match="is not empty; give another -o, or --overwrite"):
+    with pytest.raises(UsageError, match="is not empty; use another --output, or --overwrite"):
         model.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     model.save(tmp_path / "new")
@@ -76,11 +78,11 @@ def test_an_output_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: p
         raise PermissionError("Permission denied")
 
     monkeypatch.setattr("pathlib.Path.iterdir", failing)
-    with pytest.raises(UsageError, match=r"cannot be read \(Permission denied\); give another -o"):
+    with pytest.raises(UsageError, match=r"cannot be read \(Permission denied\); use another --output"):
         nlptasks.models.model.check_output(tmp_path, overwrite=True)
 
 
-def test_overwriting_replaces_all_of_it(model_folder: Path) -> None:
+def test_overwriting_replaces_everything(model_folder: Path) -> None:
     model = nlptasks.Model.load(model_folder)
     (model_folder / "stray").write_text("")
     model.save(model_folder, overwrite=True)
@@ -88,7 +90,7 @@ def test_overwriting_replaces_all_of_it(model_folder: Path) -> None:
     assert [path.name for path in model_folder.parent.iterdir()] == ["model"]
 
 
-def test_a_failed_write_leaves_nothing_and_harms_nothing(model_folder: Path) -> None:
+def test_a_failed_write_leaves_nothing_behind(model_folder: Path) -> None:
     before = (model_folder / "nlptasks.json").read_bytes()
 
     def write() -> None:
@@ -102,9 +104,7 @@ def test_a_failed_write_leaves_nothing_and_harms_nothing(model_folder: Path) -> 
     assert [path.name for path in model_folder.parent.iterdir()] == ["model"]
 
 
-def test_what_stood_there_comes_back_if_the_last_step_fails(
-    model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_old_model_is_restored_if_the_last_step_fails(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = nlptasks.Model.load(model_folder)
     rename, calls = os.rename, []
 
@@ -122,7 +122,7 @@ def test_what_stood_there_comes_back_if_the_last_step_fails(
     assert [path.name for path in model_folder.parent.iterdir()] == ["model"]
 
 
-def test_the_folder_one_stands_in_is_refused(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_working_folder_is_refused(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="cannot be replaced as a whole"):
         nlptasks.Model.load(trained).save(".")
@@ -131,6 +131,31 @@ def test_the_folder_one_stands_in_is_refused(trained: Path, tmp_path: Path, monk
 @pytest.mark.parametrize("name", ["type", "values", "train", "float"])
 def test_heads_may_have_any_name(trained: Path, tmp_path: Path, name: str) -> None:
     model = nlptasks.Model.load(trained)
-    other = nlptasks.models.model.Model(model.backbone, {name: model.heads["ner"]}, {name: model.records["ner"]})
+    own = ({name: found["ner"]} for found in (model.heads, model.networks, model.records))
+    other = nlptasks.models.model.Model(model.backbone, *own)
     other.save(tmp_path / "m")
     assert list(nlptasks.Model.load(tmp_path / "m").heads) == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("temperature", 0), ("temperature", -1), ("label_smoothing", 2), ("tags", 5)]
+)
+def test_values_out_of_range_are_refused_when_a_model_is_loaded(model_folder: Path, name: str, value: object) -> None:
+    manifest = unsealed((model_folder / "nlptasks.json").read_bytes())
+    manifest["heads"]["ner"]["config"][name] = value
+    (model_folder / "nlptasks.json").write_bytes(sealed(manifest))
+    with pytest.raises(ModelError, match=rf"is damaged \({name} of the head ner is {value}"):
+        nlptasks.Model.load(model_folder)
+    with pytest.raises(ModelError, match="is damaged"):
+        ModelFolder.open(model_folder).heads()
+
+
+@pytest.mark.parametrize("task", tasks())
+def test_temperatures_must_be_positive(task: str) -> None:
+    cls = head_class(task).Config
+    for item in fields(cls):
+        if item.name == "temperature" and not item.metadata["given"]:
+            assert cls(temperature=0.5).temperature == 0.5
+            for value in (0, -1.0, float("nan"), float("inf")):
+                with pytest.raises(UsageError, match="temperature: is"):
+                    cls(temperature=value)

@@ -31,9 +31,9 @@ from nlptasks.exporting.exporter import ExportReport, export
 from nlptasks.exporting.precisions import PRECISIONS
 from nlptasks.exporting.tracing import _PLAIN
 from nlptasks.heads.ner import NerHead
-from nlptasks.heads.seq2seq import Text
+from nlptasks.heads.seq2seq import GeneratedText
 from nlptasks.inference.scoring import Evaluation, read_gold
-from nlptasks.models.model import ModelFolder
+from nlptasks.models.folder import ModelFolder
 from nlptasks.pipeline import pipeline
 from nlptasks.runtimes.pytorch import TorchRuntime
 from nlptasks.storage.atomic import unsealed
@@ -202,7 +202,7 @@ def test_points_are_hundredths_of_a_perfect_metric(
 @pytest.mark.parametrize("task", ["translation", "summarization"])
 def test_a_head_that_writes_says_what_its_metric_is_for_perfect_answers(task: str, backbones: Path) -> None:
     subject = checks.make_subject(task, backbones / "bert")
-    perfect = [Text(example.targets[0], 1.0, False) for example in subject.examples]
+    perfect = [GeneratedText(example.targets[0], 1.0, False) for example in subject.examples]
     metrics = subject.head.metrics(subject.examples, perfect)
     assert metrics[subject.head.main_metric] == pytest.approx(subject.head.perfect)
 

@@ -1,4 +1,4 @@
-"""What is held out of train is new to what stays there."""
+"""Held-out rows share no text with the rest of train."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def sequences(text: str, length: int) -> set[tuple[str, ...]]:
 
 @given(st.lists(WORDS, min_size=2, max_size=40), st.integers(0, 3))
 @settings(deadline=None)
-def test_nothing_of_five_words_is_shared_and_nothing_short_stands_inside(rows: list[list[str]], seed: int) -> None:
+def test_no_five_words_are_shared_and_no_short_text_is_contained(rows: list[list[str]], seed: int) -> None:
     texts = [" ".join(words) for words in rows]
     size = len(texts) // 2
     drawn = unrelated_rows([[text] for text in texts], size, seed=seed)
@@ -29,7 +29,7 @@ def test_nothing_of_five_words_is_shared_and_nothing_short_stands_inside(rows: l
     random_rows = list(range(len(texts)))
     random.Random(seed).shuffle(random_rows)
     if drawn == set(random_rows[:size]):
-        return  # too few could be had
+        return  # too few rows are unrelated
     kept = [text for row, text in enumerate(texts) if row not in drawn]
     for row in drawn:
         words = texts[row].split()
@@ -53,7 +53,7 @@ def test_phrases_of_one_sentence_are_held_out_together() -> None:
         assert owner[one] != owner[two] or (one in drawn) == (two in drawn)
 
 
-def test_what_many_rows_share_relates_nobody() -> None:
+def test_text_that_many_rows_share_is_ignored() -> None:
     texts = [[f"number {number} is here; kind regards from all of us"] for number in range(200)]
     assert len(unrelated_rows(texts, 20, seed=0)) == 20
 
@@ -67,12 +67,12 @@ def test_copies_are_held_out_together_or_not_at_all() -> None:
         assert not drawn & set(range(10, 70))
 
 
-def test_rows_that_are_all_related_are_drawn_at_random() -> None:
+def test_rows_are_drawn_at_random_if_all_are_related() -> None:
     texts = [["one two three four five"]] * 30
     assert len(unrelated_rows(texts, 3, seed=0)) == 3
 
 
-def test_characters_stand_for_words_where_there_are_no_spaces() -> None:
+def test_text_without_spaces_is_compared_by_characters() -> None:
     texts = [["北京是中国的首都和政治中心" + "甲乙丙丁戊己庚辛壬癸"[number]] for number in range(10)] + [
         [chr(0x4E00 + 40 * number + step) for step in range(20)] for number in range(10)
     ]
@@ -90,10 +90,10 @@ def test_questions_on_one_paragraph_are_held_out_together() -> None:
 
 
 @pytest.mark.parametrize("texts", [[], [[]], [[""], [""]], [[], ["a"], ["b c"]]])
-def test_empty_texts_are_no_error(texts: list[list[str]]) -> None:
+def test_empty_texts_are_accepted(texts: list[list[str]]) -> None:
     assert len(unrelated_rows(texts, len(texts) // 2, seed=0)) == len(texts) // 2
 
 
-def test_the_draw_is_a_function_of_the_seed() -> None:
+def test_the_split_depends_only_on_the_seed() -> None:
     texts = [[f"text {row}"] for row in range(100)]
     assert unrelated_rows(texts, 10, seed=0) == unrelated_rows(texts, 10, seed=0) != unrelated_rows(texts, 10, seed=1)

@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped or damaged go on to the same numbers, or say why they cannot."""
+"""Killed, stopped and damaged runs are resumed with the same result, or refused with the reason."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from nlptasks.errors import ModelError, TrainingError, UsageError
 from nlptasks.heads.ner import NerHead
 from nlptasks.storage import checkpoints as checkpoint
 from nlptasks.storage.checkpoints import Checkpoint, Checkpoints, newest
-from nlptasks.training.callbacks import Silent
+from nlptasks.training.callbacks import NoOpCallback
 
 
-class Stopping(Silent):
-    """A reporter that asks a run to stop, by a signal that comes while a step is under way."""
+class Stopping(NoOpCallback):
+    """Sends a signal to its own process during a step."""
 
     def __init__(self, step: int, number: int = signal.SIGINT) -> None:
         self.at, self.number, self.notes = step, number, list[str]()
@@ -45,7 +45,7 @@ def train(
     backbones: Path, conll_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> partial[nlptasks.training.run.TrainResult]:
     """Train with a checkpoint after each step."""
-    monkeypatch.setattr(checkpoint, "_LARGEST_SHARE", float("inf"))
+    monkeypatch.setattr(checkpoint, "_MAX_SHARE", float("inf"))
     return partial(nlptasks.train, f"ner={conll_data}")
 
 
@@ -60,10 +60,10 @@ def outcome(folder: Path) -> tuple[bytes, ...]:
     return *(file.read_bytes() for file in files), json.dumps([log["history"], log["metrics"]]).encode()
 
 
-def test_a_head_that_writes_goes_on_to_the_same_numbers(
+def test_a_resumed_run_of_a_generative_head_has_the_same_result(
     backbones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "_LARGEST_SHARE", float("inf"))
+    monkeypatch.setattr(checkpoint, "_MAX_SHARE", float("inf"))
     rows = "".join(json.dumps({"source": f"ada {n}", "target": f"Ada Nummer {n}"}) + "\n" for n in range(40))
     (tmp_path / "train.jsonl").write_text(rows)
     train = partial(nlptasks.train, f"translation={tmp_path / 'train.jsonl'}")
@@ -73,20 +73,20 @@ def test_a_head_that_writes_goes_on_to_the_same_numbers(
         stopped_at(train, tmp_path / "cut", step, chosen, resume=number > 0)
     train(output=tmp_path / "cut", settings=chosen, resume=True)
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
-    assert len(list((tmp_path / "cut" / "heads").iterdir())) == 2  # its weights, and the vocabulary that it learned
+    assert len(list((tmp_path / "cut" / "heads").iterdir())) == 2  # its weights, and its target vocabulary
 
 
 def stopped_at(train: partial, output: Path, step: int, options: TrainSettings, **more: bool) -> list[str]:
-    reporter = Stopping(step)
+    callback = Stopping(step)
     with pytest.raises(KeyboardInterrupt):
-        train(output=output, settings=options, reporter=reporter, **more)
-    return reporter.notes
+        train(output=output, settings=options, callback=callback, **more)
+    return callback.notes
 
 
 @pytest.mark.parametrize(
     "options", [{}, {"accumulate": 3}, {"tune": "head"}, {"precision": "bf16", "layer_decay": 0.8}]
 )
-def test_a_stopped_run_goes_on_to_the_same_numbers(
+def test_a_resumed_run_has_the_same_result(
     train: partial, backbones: Path, tmp_path: Path, options: dict[str, object]
 ) -> None:
     chosen = settings(backbones, **options)
@@ -95,7 +95,7 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(
     steps = [2, 4, 6] if options else [2, 7, 10, 13, 20]  # 10 steps make an epoch
     for number, step in enumerate(steps):
         notes = stopped_at(train, tmp_path / "cut", step, chosen, resume=number > 0)
-        assert notes[-1] == f"stopped after step {step}; --resume goes on from there"
+        assert notes[-1] == f"stopped after step {step}; continue with --resume"
     train(output=tmp_path / "cut", settings=chosen, resume=True)
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == sorted(
@@ -107,28 +107,28 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(
 @pytest.mark.parametrize(
     ("number", "error", "code"), [(signal.SIGINT, KeyboardInterrupt, None), (signal.SIGTERM, SystemExit, 143)]
 )
-def test_a_signal_ends_the_step_and_saves(
+def test_after_a_signal_the_step_is_completed_and_saved(
     train: partial, backbones: Path, tmp_path: Path, number: int, error: type[BaseException], code: int | None
 ) -> None:
     before = signal.getsignal(number)
     with pytest.raises(error) as caught:
-        train(output=tmp_path / "m", settings=settings(backbones), reporter=Stopping(3, number))
+        train(output=tmp_path / "m", settings=settings(backbones), callback=Stopping(3, number))
     assert getattr(caught.value, "code", None) == code
     assert signal.getsignal(number) is before
     found = newest(tmp_path / "m")
     assert found
-    assert found.record["progress"]["step"] == 3
+    assert found.record["state"]["step"] == 3
 
 
 @pytest.mark.parametrize("tune", ["all", "head"])
-def test_a_signal_during_an_evaluation_loses_nothing(
+def test_a_signal_during_an_evaluation_does_not_change_the_result(
     train: partial, backbones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tune: str
 ) -> None:
     chosen = settings(backbones, tune=tune)
-    calls = []
+    calls: list[NerHead] = []
 
     def counted(head: NerHead, *given: object) -> object:
-        calls.append(head.training)
+        calls.append(head)
         if len(calls) in stops:
             os.kill(os.getpid(), signal.SIGINT)
         return decode(head, *given)  # type: ignore[arg-type]
@@ -137,11 +137,8 @@ def test_a_signal_during_an_evaluation_loses_nothing(
     monkeypatch.setattr(NerHead, "decode", counted)
     train(output=tmp_path / "whole", settings=chosen)
     third = len(calls) // 3  # two evaluations in training, one of the weights that are kept
-    for stop in (
-        third // 2,
-        third + 3,
-        third + 3,
-    ):  # in the first on dev, in the second, in the last, as each life counts
+    # In the first evaluation on dev, in the second one, and in the last one: each run counts its own calls.
+    for stop in (third // 2, third + 3, third + 3):
         calls.clear()
         stops = {stop}
         with pytest.raises(KeyboardInterrupt):
@@ -180,19 +177,19 @@ def test_the_command_line_exits_with_the_signals_code(
     ]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 143
-    assert "stopped after step 2; --resume goes on from there" in result.stderr
+    assert "stopped after step 2; continue with --resume" in result.stderr
     monkeypatch.setattr(progress.ProgressBar, "step", step)
     result = CliRunner().invoke(main, words)
     assert (result.exit_code, "--resume" in result.stderr) == (2, True)
     result = CliRunner().invoke(main, [*words, "--resume"])
     assert result.exit_code == 0, result.stderr
-    assert "goes on after step 2 of" in result.stderr
+    assert "resumed after step 2 of" in result.stderr
     result = CliRunner().invoke(main, [*words, "--resume"])
     assert result.exit_code == 0, result.stderr
-    assert "is trained already" in result.stderr
+    assert "is already trained" in result.stderr
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before(
     train: partial, backbones: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     chosen = settings(backbones)
@@ -205,7 +202,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
         caplog.clear()
         found = newest(tmp_path / "cut")
         assert found
-        assert found.record["progress"]["step"] == 4
+        assert found.record["state"]["step"] == 4
         assert f"{newest_one.name}: is damaged" in caplog.text
         file.write_bytes(content)
     (newest_one / "state.json").unlink()
@@ -214,25 +211,27 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert older.name < newest_one.name
 
 
-def test_without_a_whole_checkpoint_nothing_begins_silently(train: partial, backbones: Path, tmp_path: Path) -> None:
+def test_a_run_without_an_intact_checkpoint_is_not_resumed(train: partial, backbones: Path, tmp_path: Path) -> None:
     stopped_at(train, tmp_path / "m", 2, settings(backbones))
     for file in (tmp_path / "m/checkpoints").glob("0*/state.json"):
         file.write_text("{}")
-    with pytest.raises(TrainingError, match=r"has no whole checkpoint \(0000.*--overwrite"):
+    with pytest.raises(TrainingError, match=r"has no intact checkpoint \(0000.*--overwrite"):
         train(output=tmp_path / "m", settings=settings(backbones), resume=True)
 
 
-def test_resuming_where_nothing_is_begins_and_says_so(train: partial, backbones: Path, tmp_path: Path) -> None:
-    reporter = Stopping(0)
-    train(output=tmp_path / "m", settings=settings(backbones, epochs=1), resume=True, reporter=reporter)
-    assert any("there is no checkpoint to go on from" in note for note in reporter.notes)
+def test_resuming_without_a_checkpoint_starts_a_run_with_a_note(
+    train: partial, backbones: Path, tmp_path: Path
+) -> None:
+    callback = Stopping(0)
+    train(output=tmp_path / "m", settings=settings(backbones, epochs=1), resume=True, callback=callback)
+    assert any("there is no checkpoint to resume from" in note for note in callback.notes)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="is not empty"):
         train(output=tmp_path / "other", settings=settings(backbones), resume=True)
 
 
-def test_what_differs_is_listed(
+def test_differences_between_the_runs_are_listed(
     train: partial, backbones: Path, conll_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped_at(train, tmp_path / "m", 2, settings(backbones))
@@ -262,12 +261,14 @@ def test_what_differs_is_listed(
         torch.set_num_threads(threads)
 
 
-def test_a_finished_run_is_not_taken_for_another(trained: Path, conll_data: Path, backbones: Path) -> None:
-    with pytest.raises(TrainingError, match=r"was trained otherwise: settings\.batch_tokens was 128, is 64"):
+def test_a_finished_run_with_other_settings_is_not_returned(trained: Path, conll_data: Path, backbones: Path) -> None:
+    with pytest.raises(
+        TrainingError, match=r"was trained with other settings or data: settings\.batch_tokens was 128, is 64"
+    ):
         nlptasks.train(f"ner={conll_data}", output=trained, settings=settings(backbones), resume=True)
 
 
-def test_overwriting_begins_again_and_keeps_the_old_model_until_then(
+def test_overwriting_keeps_the_old_model_until_the_new_one_is_complete(
     train: partial, trained: Path, backbones: Path, tmp_path: Path
 ) -> None:
     nlptasks.Model.load(trained).save(tmp_path / "m")
@@ -276,7 +277,7 @@ def test_overwriting_begins_again_and_keeps_the_old_model_until_then(
     stopped_at(train, tmp_path / "m", 2, settings(backbones), overwrite=True)
     found = newest(tmp_path / "m")
     assert found
-    assert found.record["progress"]["step"] == 2
+    assert found.record["state"]["step"] == 2
     train(output=tmp_path / "m", settings=settings(backbones), resume=True)
     assert not (tmp_path / "m" / "checkpoints").exists()
     assert nlptasks.Model.load(tmp_path / "m")
@@ -291,7 +292,9 @@ def test_two_runs_do_not_write_to_one_place(train: partial, backbones: Path, tmp
         train(output=tmp_path / "m", settings=settings(backbones), resume=True)
 
 
-@pytest.mark.parametrize("call", ["storage.atomic.os.fsync", "storage.atomic.os.rename", "storage.safetensors.save_file"])
+@pytest.mark.parametrize(
+    "call", ["storage.atomic.os.fsync", "storage.atomic.os.rename", "storage.safetensors.save_file"]
+)
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     one = Checkpoint({"weights": {"a": torch.ones(3)}}, {"progress": 1})
     with Checkpoints(tmp_path / "m", fresh=True, seconds=0) as checkpoints:
@@ -310,7 +313,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pyt
 
 
 def ran(*words: str) -> dict[str, Any]:
-    """What ``runs.py`` found."""
+    """Return the output of ``runs.py``."""
     script = Path(__file__).parent / "runs.py"
     done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -318,21 +321,21 @@ def ran(*words: str) -> dict[str, Any]:
     return found
 
 
-def test_runs_killed_at_random_come_to_the_same_numbers() -> None:
+def test_runs_killed_at_random_have_the_same_result() -> None:
     found = ran("kills", "--kills", "8")
     assert found["kills"] >= 8
     assert found["inside_a_save"] > 0
     assert found["differences"] == 0
 
 
-def test_runs_that_end_before_any_write_come_to_the_same_numbers() -> None:
+def test_runs_that_crash_before_any_write_have_the_same_result() -> None:
     found = ran("crashes", "--every", "4")
     assert found["crashes"] > 10
     assert found["differences"] == 0
 
 
 @pytest.mark.parametrize("what", ["processes", "joint"])
-def test_two_processes_learn_what_one_learns_from_the_same_batches(what: str) -> None:
+def test_two_processes_have_the_same_result_as_one_with_the_same_batches(what: str) -> None:
     found = ran(what)
     assert found["processes"] == 2
     assert found["digests"][0] == found["digests"][1]
@@ -345,26 +348,30 @@ def test_a_folder_without_a_run_is_not_resumed(train: partial, trained: Path, ba
     other = tmp_path / "project"
     (other / "checkpoints/epoch=3").mkdir(parents=True)
     (other / "thesis.txt").write_text("mine")
-    with pytest.raises(UsageError, match="is not empty, and no run has begun there; give another -o, or --overwrite"):
+    with pytest.raises(
+        UsageError, match="is not empty, and contains no unfinished run; use another --output, or --overwrite"
+    ):
         train(output=other, settings=settings(backbones), resume=True)
     nlptasks.Model.load(trained).save(tmp_path / "model")  # without the log of its training
-    with pytest.raises(UsageError, match="no run has begun there"):
+    with pytest.raises(UsageError, match="contains no unfinished run"):
         train(output=tmp_path / "model", settings=settings(backbones), resume=True)
     assert (other / "thesis.txt").read_text() == "mine"
 
 
-def test_files_that_come_while_it_runs_are_not_lost(train: partial, backbones: Path, tmp_path: Path) -> None:
-    class Writing(Silent):
+def test_files_created_during_a_run_are_not_lost(train: partial, backbones: Path, tmp_path: Path) -> None:
+    class Writing(NoOpCallback):
         def evaluated(self, epoch: int, metrics: object, best: bool) -> None:
             (tmp_path / "m/notes.txt").write_text("mine")
 
-    with pytest.raises(ModelError, match=r"has notes\.txt, which was not there when training began; move it elsewhere"):
-        train(output=tmp_path / "m", settings=settings(backbones), reporter=Writing())
+    with pytest.raises(
+        ModelError, match=r"has notes\.txt, which was not there when training started; move it elsewhere"
+    ):
+        train(output=tmp_path / "m", settings=settings(backbones), callback=Writing())
     (tmp_path / "m/notes.txt").rename(tmp_path / "notes.txt")
     assert train(output=tmp_path / "m", settings=settings(backbones), resume=True).heads["ner"].metrics
 
 
-def test_a_damaged_log_of_a_finished_run_is_named(
+def test_a_damaged_log_of_a_finished_run_is_reported(
     train: partial, trained: Path, backbones: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(trained, tmp_path / "m")
@@ -373,7 +380,7 @@ def test_a_damaged_log_of_a_finished_run_is_named(
         train(output=tmp_path / "m", settings=settings(backbones), resume=True)
 
 
-def test_after_a_fall_back_the_whole_checkpoint_is_kept(tmp_path: Path) -> None:
+def test_the_intact_checkpoint_is_kept_after_a_fallback(tmp_path: Path) -> None:
     with Checkpoints(tmp_path / "m", fresh=True, seconds=0) as checkpoints:
         for number in (1, 2, 3):
             checkpoints.save(Checkpoint({"weights": {"a": torch.ones(3)}}, {"progress": number}))
@@ -392,13 +399,13 @@ def test_a_folder_may_have_any_name(train: partial, backbones: Path, tmp_path: P
     stopped_at(train, output, 3, settings(backbones))
     output.rename(tmp_path / ".run[1].old-abc")  # as a kill between two renames leaves it
     (tmp_path / ".run[1].tmp-abc").mkdir()
-    reporter = Stopping(0)
-    train(output=output, settings=settings(backbones), resume=True, reporter=reporter)
-    assert any(note.startswith("goes on after step 3") for note in reporter.notes)
+    callback = Stopping(0)
+    train(output=output, settings=settings(backbones), resume=True, callback=callback)
+    assert any(note.startswith("resumed after step 3") for note in callback.notes)
     assert [path.name for path in tmp_path.iterdir()] == ["run[1]"]
 
 
-def test_the_backbones_path_may_be_written_in_another_way(
+def test_the_path_of_the_backbone_may_be_relative(
     train: partial, backbones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped_at(train, tmp_path / "m", 3, settings(backbones))
@@ -447,7 +454,7 @@ def test_a_launcher_that_is_terminated_leaves_a_checkpoint(backbones: Path, conl
             if line.startswith("epoch 1:"):
                 process.terminate()
     assert process.returncode != 0
-    assert any("--resume goes on from there" in line for line in notes), "".join(notes)
+    assert any("continue with --resume" in line for line in notes), "".join(notes)
     found = newest(tmp_path / "m")
     assert found
-    assert found.record["progress"]["epoch"] >= 1
+    assert found.record["state"]["epoch"] >= 1

@@ -1,4 +1,4 @@
-"""Both runtimes under what happens to them: forks, threads, Ctrl-C, company; numbers in bf16; backends that are none."""
+"""Both runtimes with forks, threads, Ctrl-C and little memory; bf16; how backends are named and what they import."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ from answering import TEXTS, check_same, check_threads, numbers_of, opened, run
 from runs import code_of, forked
 from torch import nn
 
-import nlptasks
 from nlptasks.errors import OutOfMemoryError, UsageError
+from nlptasks.exporting.precisions import PRECISIONS
 from nlptasks.runtimes import pytorch
 from nlptasks.runtimes.base import ENCODE, Tensors
-from nlptasks.runtimes.onnx import OnnxRuntime
+from nlptasks.runtimes.onnx import OnnxRuntime, thread_count
+from nlptasks.runtimes.onnx_backend import OnnxBackend
 from nlptasks.runtimes.providers import CUDA
-from nlptasks.runtimes.pytorch import has_bf16, open_torch, pack_linears
+from nlptasks.runtimes.pytorch import has_bf16, pack_linears
+from nlptasks.runtimes.pytorch_backend import TorchBackend
 
 BACKENDS = ["torch", "onnx:fp32"]
 CPU = torch.device("cpu")
@@ -39,9 +41,9 @@ FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fo
 
 
 def in_fork(work: Callable[[], object], log: Path) -> int:
-    """The exit code of a child that does this: 42 for a `UsageError`, which is logged; if it hangs it is ended."""
+    """Return the exit code of a forked child: 42 for a `UsageError`, which is logged. A child that hangs is killed."""
 
-    def told() -> None:
+    def logged() -> None:
         signal.alarm(60)
         try:
             work()
@@ -49,26 +51,27 @@ def in_fork(work: Callable[[], object], log: Path) -> int:
             os.write(1, f"{error}\n".encode())
             sys.exit(42)
 
-    return code_of(forked(told, log))
+    return code_of(forked(logged, log))
 
 
 @FORK
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_child_that_was_forked_after_use_gets_an_error(exported: Path, tmp_path: Path, backend: str) -> None:
+def test_use_in_a_child_forked_after_opening_is_an_error(exported: Path, tmp_path: Path, backend: str) -> None:
     pipe = opened(exported, backend, "ner")
     expected = pipe(TEXTS)
     for work in (lambda: pipe(TEXTS), lambda: pipe("Ada"), lambda: next(pipe.stream(TEXTS))):
         assert in_fork(work, tmp_path / "log") == 42
-    told = (
-        f"the model: was opened in process {os.getpid()}, which was forked since; open it in the process that uses it"
+    message = (
+        f"the model: was opened in process {os.getpid()} before this process was forked; "
+        "open it in the process that uses it"
     )
-    assert (tmp_path / "log").read_text().count(told) == 3
-    assert pipe(TEXTS) == expected  # here it goes on
+    assert (tmp_path / "log").read_text().count(message) == 3
+    assert pipe(TEXTS) == expected  # the parent can go on
 
 
 @FORK
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_stream_does_not_go_on_in_a_child(exported: Path, tmp_path: Path, backend: str) -> None:
+def test_a_stream_cannot_continue_in_a_child(exported: Path, tmp_path: Path, backend: str) -> None:
     stream = opened(exported, backend, "ner").stream(TEXTS * 9)
     next(stream)
     assert in_fork(lambda: list(stream), tmp_path / "log") == 42
@@ -79,7 +82,7 @@ def test_a_stream_does_not_go_on_in_a_child(exported: Path, tmp_path: Path, back
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("model", ["exported", "both_exported"])
-def test_many_threads_get_their_own_answers(model: str, backend: str, request: pytest.FixtureRequest) -> None:
+def test_each_thread_gets_its_own_results(model: str, backend: str, request: pytest.FixtureRequest) -> None:
     pipe = opened(request.getfixturevalue(model), backend)
     places = ["Rome", "Paris", "Berlin", "London"] * 4
     texts = [f"{'saw . ' * (4 * number)}Ada Smith left {place} ." for number, place in enumerate(places)]
@@ -92,10 +95,10 @@ ENDLESS = """
 import itertools, signal, sys
 from nlptasks.pipeline import pipeline
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what runs in the background without it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for background processes
 for backend in sys.argv[2:]:
     pipe = pipeline("ner", model=sys.argv[1], backend=backend, device="cpu")
-    runtime, passes = pipe.engine.runtime, itertools.count()
+    runtime, passes = pipe._engine.runtime, itertools.count()
     expected, run = pipe("Ada Smith saw London ."), runtime.run
 
     def counted(*given):
@@ -111,7 +114,7 @@ for backend in sys.argv[2:]:
 """
 
 
-def test_ctrl_c_stops_a_long_list_and_leaves_the_pipeline_good(exported: Path) -> None:
+def test_the_pipeline_can_be_used_after_ctrl_c(exported: Path) -> None:
     command = [sys.executable, "-c", ENDLESS, str(exported), *BACKENDS]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         watch = threading.Timer(300, process.kill)  # a process that does not stop must not hang the tests
@@ -128,37 +131,38 @@ def test_ctrl_c_stops_a_long_list_and_leaves_the_pipeline_good(exported: Path) -
             process.kill()
 
 
-# R11: company and threads make no difference
+# R11: batches and threads do not change results
 
 LABELS = """
 import json, sys, torch
 from nlptasks.pipeline import pipeline
+from nlptasks.runtimes.onnx import thread_count
 
 texts = json.load(sys.stdin)
 found = {}
 for backend in sys.argv[2:]:
     pipe = pipeline("ner", model=sys.argv[1], backend=backend, device="cpu")
     found[backend] = [[(one.label, one.start, one.end) for one in own] for own in pipe(texts)]
-print(json.dumps({"threads": torch.get_num_threads(), "found": found}))
+print(json.dumps({"threads": [torch.get_num_threads(), thread_count()], "found": found}))
 """
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_company_makes_no_difference(both_exported: Path, backend: str) -> None:
+def test_results_do_not_depend_on_the_batch(both_exported: Path, backend: str) -> None:
     pipe = opened(both_exported, backend)
     texts = [f"{text} {number}" for number in range(8) for text in TEXTS]
     check_same(pipe(texts), [pipe(text) for text in texts])
 
 
-def test_the_number_of_threads_makes_no_difference(exported: Path) -> None:
+def test_results_do_not_depend_on_the_number_of_threads(exported: Path) -> None:
     def labels(threads: int) -> dict[str, Any]:
         command = [sys.executable, "-c", LABELS, str(exported), *BACKENDS]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         done = subprocess.run(command, input=json.dumps(TEXTS), env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        told: dict[str, Any] = json.loads(done.stdout)
-        assert told["threads"] == threads
-        return told["found"]
+        answer: dict[str, Any] = json.loads(done.stdout)
+        assert answer["threads"] == [min(threads, os.cpu_count() or 1)] * 2
+        return answer["found"]
 
     one, two = labels(1), labels(2)
     assert one == two
@@ -166,78 +170,78 @@ def test_the_number_of_threads_makes_no_difference(exported: Path) -> None:
     assert len(one["torch"][0]) == 2
 
 
-# More at a time than there is memory for
+# Too little memory
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_what_does_not_fit_into_memory_is_run_in_smaller_batches(
+def test_batches_become_smaller_when_memory_is_short(
     both_exported: Path, backend: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pipe = opened(both_exported, backend)
     texts = [f"{text} {number}" for number in range(8) for text in TEXTS]
-    expected, run, heights = pipe(texts), pipe.engine.runtime.run, []
+    expected, run, heights = pipe(texts), pipe._engine.runtime.run, []
 
     def tight(graph: str, inputs: Tensors, heads: Any = None) -> Tensors:
         heights.append(len(inputs["ids"]))
         if heights[-1] > most:
-            raise OutOfMemoryError(f"the graph {graph}", "is too much", "give less")
+            raise OutOfMemoryError(f"the graph {graph}", "is too much", "use less")
         return run(graph, inputs, heads)
 
     most = 4
-    monkeypatch.setattr(pipe.engine.runtime, "run", tight)
+    monkeypatch.setattr(pipe._engine.runtime, "run", tight)
     with caplog.at_level("WARNING", "nlptasks"):
         check_same(pipe(texts), expected)
     assert max(heights) > most
     failed = sum(height > most for height in heights)
-    assert sum(" tokens at most from now on" in line for line in caplog.messages) == failed < 8
+    assert sum(" tokens from now on" in line for line in caplog.messages) == failed < 8
     heights.clear()
     check_same(pipe(texts), expected)
-    assert max(heights) <= most  # it was learned for good
+    assert max(heights) <= most  # the limit is remembered
     most = 0
     heights.clear()
-    with pytest.raises(OutOfMemoryError, match=r"a text of \d+ tokens: .*is too much; give shorter texts"):
+    with pytest.raises(OutOfMemoryError, match=r"a text of \d+ tokens: .*is too much; use shorter texts"):
         pipe(texts)
     assert heights[-1] == 1
-    assert len(heights) < 10  # one text that fails ends it
+    assert len(heights) < 10  # the first text that does not fit stops everything
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_python_without_memory_is_the_same(exported: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_memory_error_of_python_is_handled_alike(
+    exported: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipe = opened(exported, backend)
-    expected, run = pipe(TEXTS * 3), pipe.engine.runtime.run
+    expected, run = pipe(TEXTS * 3), pipe._engine.runtime.run
 
     def tight(graph: str, inputs: Tensors, heads: Any = None) -> Tensors:
         if len(inputs["ids"]) > 4:
             raise MemoryError
         return run(graph, inputs, heads)
 
-    monkeypatch.setattr(pipe.engine.runtime, "run", tight)
+    monkeypatch.setattr(pipe._engine.runtime, "run", tight)
     check_same(pipe(TEXTS * 3), expected)
 
 
 class _Hungry(nn.Module):
-    """Takes more memory than there is anywhere."""
+    """Needs more memory than any machine has."""
 
     def forward(self, inputs: Tensors, heads: Any = None) -> Tensors:
         return {"own": torch.ones(1).expand(2**46).clone()}
 
 
 def _hungry_graph(path: Path) -> OnnxRuntime:
-    """The same on ONNX Runtime."""
+    """Return a runtime of a graph that does the same."""
     values = [
         onnx.helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ["n"]),
         onnx.helper.make_tensor_value_info("own", onnx.TensorProto.FLOAT, None),
     ]
-    nodes = [
-        onnx.helper.make_node("ConstantOfShape", ["ids"], ["own"]),
-    ]
-    graph = onnx.helper.make_graph(nodes, "hungry", values[:1], values[1:])
+    node = onnx.helper.make_node("ConstantOfShape", ["ids"], ["own"])
+    graph = onnx.helper.make_graph([node], "hungry", values[:1], values[1:])
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10), path)
     return OnnxRuntime({ENCODE: path}, device="cpu", precision="fp32")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_too_little_memory_is_known_by_what_the_runtimes_say(backend: str, tmp_path: Path) -> None:
+def test_too_little_memory_is_recognised_by_the_runtimes_messages(backend: str, tmp_path: Path) -> None:
     hungry = {
         "torch": lambda: pytorch.TorchRuntime({ENCODE: _Hungry()}, CPU),
         "onnx:fp32": lambda: _hungry_graph(tmp_path / "model.onnx"),
@@ -247,11 +251,11 @@ def test_too_little_memory_is_known_by_what_the_runtimes_say(backend: str, tmp_p
     assert caught.value.exit_code == 6
 
 
-# R4: nodes that are not where they should be
+# R4: nodes on other devices
 
 
 class _OnCuda:
-    """A session as it looks where CUDA runs most of a graph."""
+    """A session of which CUDA runs most nodes."""
 
     def get_providers(self) -> list[str]:
         return [CUDA, "CPUExecutionProvider"]
@@ -267,27 +271,25 @@ class _OnCuda:
         return [SimpleNamespace(ep_name=name, get_nodes=lambda n=number: [None] * n) for name, number in placed.items()]
 
 
-def test_the_share_of_nodes_on_each_provider_is_told(
+def test_the_share_of_nodes_on_cuda_is_in_the_name(
     exported: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    runtime: Any = opened(exported, "onnx:fp32").engine.runtime
-    assert runtime.shares == {"CPUExecutionProvider": 1}  # as the runtime itself says
+    runtime: Any = opened(exported, "onnx:fp32")._engine.runtime
+    assert runtime.shares == {"CPUExecutionProvider": 1}  # as ONNX Runtime itself says
     assert runtime.name == "ONNX Runtime fp32 on the CPU"
     monkeypatch.setattr("nlptasks.runtimes.onnx.open_session", lambda *_: _OnCuda())
     with caplog.at_level("INFO", "nlptasks"):
-        runtime = opened(exported, "onnx:fp32").engine.runtime
+        runtime = opened(exported, "onnx:fp32")._engine.runtime
     assert runtime.shares == {CUDA: 29 / 30, "CPUExecutionProvider": 1 / 30}
     assert "ner runs on ONNX Runtime fp32 on CUDA (97% of the nodes)" in caplog.messages
-    monkeypatch.delattr(_OnCuda, "get_provider_graph_assignment_info")  # as before ONNX Runtime could say
-    assert opened(exported, "onnx:fp32").engine.runtime.name == "ONNX Runtime fp32 on CUDA"
+    monkeypatch.delattr(_OnCuda, "get_provider_graph_assignment_info")  # as in older versions
+    assert opened(exported, "onnx:fp32")._engine.runtime.name == "ONNX Runtime fp32 on CUDA"
 
 
 # How sessions are made
 
 
-def test_sessions_have_the_threads_and_the_memory_that_they_should(
-    exported: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_options_of_sessions(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[Any, dict[str, Any]]] = []
     session = onnxruntime.InferenceSession
 
@@ -296,28 +298,24 @@ def test_sessions_have_the_threads_and_the_memory_that_they_should(
         return session(content, options, **how)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", noting)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        pipe = opened(exported, "onnx:fp32")
-    finally:
-        torch.set_num_threads(threads)
+    monkeypatch.setattr("nlptasks.runtimes.onnx.thread_count", lambda: 3)
+    pipe = opened(exported, "onnx:fp32")
     assert pipe("Ada Smith left")
     [(options, how)] = made
     assert options.intra_op_num_threads == 3
-    assert not options.enable_mem_pattern  # a plan for every shape would be kept
+    assert not options.enable_mem_pattern  # a plan would be kept for every shape
     assert how["disabled_optimizers"] == ["SkipLayerNormFusion", "BiasGeluFusion"]
     assert how["enable_fallback"] == 0
 
 
-def test_sessions_on_different_devices_go_to_the_cpu_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_sessions_run_on_the_cpu_if_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     class OnCpu(_OnCuda):
         def get_providers(self) -> list[str]:
             return ["CPUExecutionProvider"]
 
-    def opens(path: Path, device: str, wanted: Any) -> Any:
+    def opens(path: Path, device: str, heads: Any) -> Any:
         asked.append((path.name, device))
         return _OnCuda() if device == "auto" and path.name == "one" else OnCpu()
 
@@ -326,6 +324,44 @@ def test_sessions_on_different_devices_go_to_the_cpu_together(tmp_path: Path, mo
     runtime = OnnxRuntime(files, device="auto", precision="fp32")
     assert runtime.device == "cpu"
     assert asked == [("one", "auto"), ("two", "auto"), ("one", "cpu"), ("two", "cpu")]
+
+
+# Threads
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity of processes")
+@pytest.mark.parametrize(
+    "environment", [{}, {"OMP_NUM_THREADS": "1"}, {"OMP_NUM_THREADS": "2"}, {"OMP_NUM_THREADS": "1,2"},
+                    {"OMP_NUM_THREADS": "x"}, {"MKL_NUM_THREADS": "1", "OMP_NUM_THREADS": "2"}], ids=str
+)  # fmt: skip
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_onnx_runtime_uses_as_many_threads_as_pytorch(environment: dict[str, str], cpus: int) -> None:
+    allowed = sorted(os.sched_getaffinity(0))[:cpus]
+    if environment.get("OMP_NUM_THREADS") == "2" and len(allowed) == 1:
+        pytest.skip("PyTorch would use more threads than there are CPUs")
+    code = (
+        f"import os; os.sched_setaffinity(0, {allowed}); import torch; from nlptasks.runtimes.onnx import thread_count"
+    )
+    others = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; print(torch.get_num_threads(), thread_count())"],
+        env=others | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    ours, theirs = done.stdout.split()
+    assert ours == theirs
+
+
+def test_physical_cores_are_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for cpu, siblings in enumerate(["0,2", "1,3", "0,2", "1,3"]):
+        (tmp_path / str(cpu)).write_text(siblings)
+    monkeypatch.setattr("nlptasks.runtimes.onnx._CORES", str(tmp_path / "{}"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3, 4}, raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    assert thread_count() == 3  # of the last one nothing is known
 
 
 # R9: memory
@@ -353,28 +389,26 @@ print(resident() - before)
 """
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="this system does not say how much memory is resident"
-)
-def test_memory_does_not_grow_with_texts_of_every_length(exported: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not report resident memory")
+def test_memory_does_not_grow_with_many_lengths(exported: Path) -> None:
     command = [sys.executable, "-c", GROWTH, str(exported), "onnx"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 20  # MiB
 
 
-# bf16, and backends that are none
+# bf16, and names of backends
 
-BF16 = pytest.mark.skipif(not has_bf16(CPU), reason="this processor does not multiply bf16")
+BF16 = pytest.mark.skipif(not has_bf16(CPU), reason="this CPU does not support bf16")
 
 
 @BF16
-def test_bf16_gives_nearly_the_same(both: Path) -> None:
+def test_bf16_gives_nearly_the_same_results(both: Path) -> None:
     one, two = opened(both, "torch"), opened(both, "torch:bf16")
     assert (one.backend, two.backend) == ("PyTorch on the CPU", "PyTorch bf16 on the CPU")
     before, after = one(TEXTS), two(TEXTS)
     check_same(before, after, tolerance=0.05)
-    assert numbers_of(before) != pytest.approx(numbers_of(after), abs=1e-5)  # it is not fp32 after all
+    assert numbers_of(before) != pytest.approx(numbers_of(after), abs=1e-5)  # it is not fp32
 
 
 @BF16
@@ -382,7 +416,7 @@ def test_packed_layers_multiply_in_bf16() -> None:
     module = nn.Sequential(nn.Linear(24, 40), nn.GELU(), nn.Linear(40, 3, bias=False)).eval()
     x = torch.randn(2, 5, 24)
     expected = module(x)
-    pack_linears(module, kind=torch.bfloat16)
+    pack_linears(module, dtype=torch.bfloat16)
     assert not any(type(layer) is nn.Linear for layer in module)
     with torch.inference_mode():
         found = module(x)
@@ -390,20 +424,20 @@ def test_packed_layers_multiply_in_bf16() -> None:
     assert found.dtype == torch.float32
     assert torch.allclose(found, expected, atol=0.03)
     assert not torch.allclose(found, expected, atol=1e-6)
-    assert torch.equal(found, turned)  # what does not lie in one piece
+    assert torch.equal(found, turned)  # not contiguous
 
 
-def test_layers_of_other_numbers_are_not_packed() -> None:
+def test_only_fp32_layers_are_packed() -> None:
     module = nn.Sequential(nn.Linear(24, 40).double(), nn.Linear(40, 3).to(torch.bfloat16))
     pack_linears(module, few_rows=True)
     assert [type(layer) for layer in module] == [nn.Linear, nn.Linear]
 
 
-def test_bf16_is_refused_where_it_is_only_imitated(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_without_hardware_support_is_refused(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pytorch, "has_bf16", lambda device: False)
     done = run("predict", exported, "Ada", "--backend", "torch:bf16", "--device", "cpu")
     assert done.exit_code == 6
-    assert done.stderr == "error: backend torch:bf16: needs what this cpu does not have; take torch\n"
+    assert done.stderr == "error: --backend torch:bf16: bf16 is not supported by this CPU; use --backend torch\n"
     assert opened(exported, "torch:fp32", "ner").backend == "PyTorch on the CPU"
 
 
@@ -423,6 +457,31 @@ def test_an_unknown_backend_is_refused_with_a_suggestion(exported: Path, backend
     assert str(caught.value).startswith(f"backend {backend!r}: is unknown; {suggestion}")
 
 
-def test_an_unknown_precision_of_pytorch_is_refused(exported: Path) -> None:
-    with pytest.raises(UsageError, match="precision 'fp8': is unknown to PyTorch's backend; take fp32, bf16"):
-        open_torch(nlptasks.Model.load(exported).graphs(), "cpu", "fp8")
+def test_backends_name_the_precisions_that_exist() -> None:
+    assert list(OnnxBackend.precisions) == list(PRECISIONS)
+    assert list(TorchBackend.precisions) == list(pytorch._TYPES)
+
+
+# What is imported
+
+IMPORTS = """
+import sys
+from nlptasks.pipeline import pipeline
+
+pipe = pipeline("ner", model=sys.argv[1], backend=sys.argv[2], device="cpu")
+assert pipe("Ada Smith saw London .")
+print(*(name for name in ("torch", "transformers", "onnx") if name in sys.modules))
+"""
+
+
+@pytest.mark.parametrize("backend", ["onnx", "onnx:fp32", "auto"])
+def test_an_export_is_run_without_pytorch_and_without_onnx(exported: Path, backend: str) -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTS, str(exported), backend], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+def test_only_pruning_imports_onnx(both_exported: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTS, str(both_exported), "onnx"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["onnx"]

@@ -1,4 +1,4 @@
-"""``nlptasks plugin new``: what it writes works unedited and is clean; and what the page about plugins says is so."""
+"""``nlptasks plugin new`` writes a package that works unedited, and the head and the network of the guide work."""
 
 from __future__ import annotations
 
@@ -14,17 +14,23 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from torch import nn
 
 import nlptasks
+from nlptasks.backbones.info import ENCODER, BackboneInfo
 from nlptasks.cli.main import main
 from nlptasks.errors import UsageError
+from nlptasks.heads.base import read_gold, sample_folder
+from nlptasks.inference import serialization
+from nlptasks.networks.base import Network
 from nlptasks.registry import head_class, tasks
 from nlptasks.scaffolding.plugin import Plugin
-from nlptasks.testing.checks import check_all
+from nlptasks.testing.checks import check_all, make_head
 from nlptasks.testing.commands import check_commands
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "plugins" / "README.md"
+GUIDE = ROOT / "plugins" / "README.md"
+BACKBONE = BackboneInfo("tiny", None, ENCODER, 4, 64, 64, 9, 2, 0)
 NAMES = ("level-2", "spam", "a", "how_hard", "a" + "b-1_" * 9 + "c2d")
 
 
@@ -33,7 +39,7 @@ def new(*arguments: object) -> Result:
 
 
 def registered_as(plugin: Plugin, place: Path) -> None:
-    """What an installer writes beside a package, from what its pyproject.toml says."""
+    """Write what an installer writes beside a package, from its pyproject.toml."""
     text = (place / "pyproject.toml").read_text()
     [name], [version] = (
         re.findall('^name = "(.*)"', text, re.MULTILINE),
@@ -44,30 +50,50 @@ def registered_as(plugin: Plugin, place: Path) -> None:
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     (info / "entry_points.txt").write_text(f"[nlptasks.heads]\n{point.replace(chr(34), '')}\n")
-    importlib.invalidate_caches()  # the folder was not there when it came into the path
+    importlib.invalidate_caches()  # the folder did not exist when it was added to the path
 
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder for the package of a plugin, which is found there as if it were installed."""
+    """Return a folder for the package of a plugin, which is found there as if it were installed."""
     place = tmp_path / "package"
     monkeypatch.syspath_prepend(place)
-    monkeypatch.setenv("PYTHONPATH", str(place))  # for what runs in a process of its own
+    monkeypatch.setenv("PYTHONPATH", str(place))  # for other processes
+    serialization._class_of.cache_clear()  # classes of an earlier test have the same names
     yield place
     for name in [name for name in sys.modules if name.startswith("nlptasks_")]:
         del sys.modules[name]
 
 
-def from_page(place: Path) -> None:
-    """Do what the page says: its files, in the place of those that are there."""
-    blocks = re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```\n", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+def blocks(kind: str) -> list[tuple[str, str]]:
+    """Return the file and the contents of each code block of the guide that is marked with this word."""
+    return re.findall(rf"<!-- {kind}: (\S+) -->\n```\w+\n(.*?)```\n", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def from_guide(place: Path) -> None:
+    """Write the files of the guide into a generated package."""
     files: dict[str, str] = {}
-    for name, block in blocks:
-        files[name] = files.get(name, "") + block
-    assert len(files) == 4
+    for name, block in blocks("file"):
+        files[name] = files.get(name, "") + ("\n\n" if name in files else "") + block
+    new_files = {name for name in files if not (place / name).is_file()}
+    assert new_files == {"nlptasks_spam/network.py"}, "the guide replaces generated files, and adds a network"
+    assert len(files) == 5
     for name, text in files.items():
-        assert (place / name).is_file(), "the page replaces what was generated"
         (place / name).write_text(text, encoding="utf-8")
+
+
+def with_own_network(place: Path) -> None:
+    """Change the lines of the head that name its network and its options, as the guide says."""
+    [(name, block)] = blocks("change")
+    text = (place / name).read_text(encoding="utf-8")
+    for line in block.splitlines():
+        start = line.partition('"')[0]
+        old = [
+            one for one in text.splitlines() if one.startswith(start) and ('"classes"' in one) == ('"classes"' in line)
+        ]
+        assert len(old) == 1
+        text = text.replace(old[0], line)
+    (place / name).write_text(text, encoding="utf-8")
 
 
 def test_a_new_plugin_conforms_unedited(installed: Path, backbones: Path, tmp_path: Path) -> None:
@@ -83,49 +109,63 @@ def test_a_new_plugin_works_on_the_command_line(installed: Path, backbones: Path
     check_commands("level", backbones / "bert", tmp_path / "model")
 
 
-def test_the_score_is_learned_and_keeps_to_its_scale(installed: Path, tmp_path: Path) -> None:
+def test_a_new_plugin_is_one_short_head_without_pytorch(installed: Path) -> None:
+    assert new("level", "-o", installed).exit_code == 0
+    files = [path.relative_to(installed).as_posix() for path in (installed / "nlptasks_level").rglob("*.py")]
+    assert files == ["nlptasks_level/__init__.py"]
+    assert len((installed / files[0]).read_text().splitlines()) <= 70
+    code = "import sys, nlptasks_level; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_labels_of_other_columns_are_learned(installed: Path, tmp_path: Path) -> None:
     assert new("level", "-o", installed).exit_code == 0
     registered_as(Plugin("level"), installed)
-    stars = tmp_path / "stars"
-    stars.mkdir()
+    topics = tmp_path / "topics"
+    topics.mkdir()
     for part in ("train", "dev", "test"):
-        rows = [json.loads(line) for line in (head_class("level").sample_folder() / f"{part}.jsonl").open()]
-        lines = [json.dumps({"text": row["text"], "stars": 1 + 4 * row["score"]}) + "\n" for row in rows]
-        (stars / f"{part}.jsonl").write_text("".join(lines))
-    target = nlptasks.Target(
-        "level", "level", str(stars), columns={"score": "stars"}, options={"lowest": 1, "highest": "5"}
-    )
+        rows = [json.loads(line) for line in (sample_folder(head_class("level")) / f"{part}.jsonl").open()]
+        lines = [json.dumps({"text": row["text"], "topic": row["label"].upper()}) + "\n" for row in rows]
+        (topics / f"{part}.jsonl").write_text("".join(lines))
+    target = nlptasks.Target("level", "level", str(topics), columns={"label": "topic"})
     trained = nlptasks.train(target, output=tmp_path / "model").heads["level"]
-    assert trained.metrics["test"]["pearson"] > 0.6  # chance is 0, with a standard deviation of 0.3 among 12 rows
-    assert trained.metrics["test"]["mae"] < 4 / 3
+    assert trained.metrics["test"]["accuracy"] > 0.6  # the most frequent label has 5 of 12 rows
+    assert set(trained.metrics["test"]) > {"NOW.f1", "SOON.f1", "LATER.f1"}
 
 
 @pytest.mark.parametrize(
-    ("options", "row", "message"),
+    ("fields", "message"),
     [
-        ({}, {"text": "A", "score": "much"}, "score is 'much', expected a number from 0.0 to 1.0"),
-        ({}, {"text": "A", "score": 3}, "score is 3, expected a number from 0.0 to 1.0"),
-        ({}, {"text": "A", "score": float("nan")}, "score is nan, expected"),
-        ({"highest": 5}, {"text": "A", "score": [1]}, r"score is \[1\], expected a number from 0.0 to 5"),
+        ({"text": "A", "label": "much"}, "rows.jsonl:1: has the unknown label 'much'; correct it"),
+        ({"text": "A", "label": 3}, "rows.jsonl:1: label is 3, expected a string"),
+        ({"text": "A", "label": None}, "rows.jsonl:1: label is None, expected a string"),
+        ({"text": ["A"], "label": "now"}, r"rows.jsonl:1: text is \['A'\], expected a string"),
+        ({"text": "A"}, "rows.jsonl:1: has no gold answer among text"),
+        ({"text": "A", "label": ""}, "rows.jsonl:1: has no gold answer among text, label"),
     ],
 )
-def test_wrong_scores_are_told(options: dict, row: dict, message: str, installed: Path) -> None:
+def test_wrong_rows_are_refused(fields: dict, message: str, installed: Path) -> None:
     assert new("level", "-o", installed).exit_code == 0
     registered_as(Plugin("level"), installed)
     cls = head_class("level")
-    head = cls(cls.configure([], options), backbone=type("Info", (), {"width": 4})())
+    rows = [nlptasks.Row({"text": "A", "label": label}, "train.jsonl:1") for label in ("now", "later")]
+    head = cls(cls.configure(rows, cls.Config(), BACKBONE), BACKBONE)
+    assert head.network_options() == {"classes": 2}
     with pytest.raises(nlptasks.DataError, match=message):
-        head.read(nlptasks.Row(row, "rows.jsonl:1"))
+        read_gold(head, [nlptasks.Row(fields, "rows.jsonl:1")])
 
 
-def test_a_scale_that_is_none_is_refused(installed: Path) -> None:
+def test_training_rows_without_labels_are_reported_together(installed: Path) -> None:
     assert new("level", "-o", installed).exit_code == 0
     registered_as(Plugin("level"), installed)
-    with pytest.raises(UsageError, match=r"lowest: is 1\.0, and highest is 1\.0; give a lower one"):
-        head_class("level").configure([], {"lowest": 1})
+    cls = head_class("level")
+    rows = [nlptasks.Row({"text": "A"}, f"train.jsonl:{line}") for line in (1, 2)]
+    with pytest.raises(nlptasks.DataError, match=r"train\.jsonl:1 and 1 more: has no 'label', only text"):
+        cls.configure(rows, cls.Config(), BACKBONE)
 
 
-def test_what_is_told_can_be_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_output_names_the_files_and_the_next_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     done = new("how_hard")
     assert done.exit_code == 0
@@ -150,7 +190,7 @@ def test_what_is_told_can_be_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("task", NAMES)
-def test_what_is_written_is_clean(task: str, tmp_path: Path) -> None:
+def test_a_new_plugin_is_formatted_and_passes_the_linter(task: str, tmp_path: Path) -> None:
     ruff = shutil.which("ruff")
     if ruff is None:
         pytest.skip("ruff is not installed")
@@ -164,19 +204,31 @@ def test_what_is_written_is_clean(task: str, tmp_path: Path) -> None:
         assert path.is_dir() or "$" not in path.read_text(), path
 
 
+def test_mypy_accepts_a_new_plugin_and_the_guide(tmp_path: Path) -> None:
+    pytest.importorskip("mypy", reason="mypy is not installed")
+    for place in (tmp_path / "spam", tmp_path / "guide"):
+        Plugin("spam").write(place)
+    from_guide(tmp_path / "guide")
+    for place in (tmp_path / "spam", tmp_path / "guide"):
+        options = ["--strict", "--follow-imports=silent", "--cache-dir", tmp_path / "cache"]
+        command = [sys.executable, "-m", "mypy", *options, "nlptasks_spam"]
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("Spam", "head name 'Spam': does not fit; take 1 to 40 of a-z, 0-9, _ and -, a letter first"),
-        ("2spam", "head name '2spam': does not fit"),
-        ("", "head name '': does not fit"),
-        ("../spam", "head name '../spam': does not fit"),
-        ("a" * 41, "does not fit"),
-        ("spam-", "task 'spam-': ends with '-'; let it end as a package may: with a letter or a digit"),
-        ("ner", f"task 'ner': is registered already, by nlptasks {nlptasks.__version__}; take another name\n"),
+        ("Spam", "head name 'Spam': is not valid; use 1 to 40 of a-z, 0-9, _ and -, a letter first"),
+        ("2spam", "head name '2spam': is not valid"),
+        ("", "head name '': is not valid"),
+        ("../spam", "head name '../spam': is not valid"),
+        ("a" * 41, "is not valid"),
+        ("spam-", "task 'spam-': ends with '-'; end it with a letter or a digit, as packages do"),
+        ("ner", f"task 'ner': is registered already, by nlptasks {nlptasks.__version__}; use another name\n"),
     ],
 )
-def test_names_that_do_not_fit_are_refused(name: str, message: str, tmp_path: Path) -> None:
+def test_names_that_cannot_be_used_are_refused(name: str, message: str, tmp_path: Path) -> None:
     done = new(name, "-o", tmp_path / "package")
     assert (done.exit_code, message in done.stderr) == (2, True), done.stderr
     assert not (tmp_path / "package").exists()
@@ -187,11 +239,11 @@ def test_a_task_or_a_module_of_another_package_is_refused(installed: Path, tmp_p
     registered_as(Plugin("how-hard"), installed)
     done = new("how-hard", "-o", tmp_path / "other")
     expected = (
-        "is registered already, by nlptasks-how-hard 0.1.0; take another name, or first pip uninstall nlptasks-how-hard"
+        "is registered already, by nlptasks-how-hard 0.1.0; use another name, or first pip uninstall nlptasks-how-hard"
     )
     assert (done.exit_code, expected in done.stderr) == (2, True), done.stderr
     done = new("how_hard", "-o", tmp_path / "other")
-    expected = "needs the module nlptasks_how_hard, which is that of the task how-hard of nlptasks-how-hard 0.1.0"
+    expected = "needs the module nlptasks_how_hard, which belongs to the task how-hard of nlptasks-how-hard 0.1.0"
     assert (done.exit_code, expected in done.stderr) == (2, True), done.stderr
     assert not (tmp_path / "other").exists()
 
@@ -199,11 +251,11 @@ def test_a_task_or_a_module_of_another_package_is_refused(installed: Path, tmp_p
 def test_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "package"
     place.mkdir()
-    assert new("spam", "-o", place).exit_code == 0, "an empty folder is as good as none"
+    assert new("spam", "-o", place).exit_code == 0, "an empty folder may be used"
     before = (place / "README.md").read_text()
     (place / "README.md").write_text(before + "mine")
     done = new("spam", "-o", place)
-    assert (done.exit_code, "is not empty; give another -o\n" in done.stderr) == (2, True), done.stderr
+    assert (done.exit_code, "is not empty; use another -o\n" in done.stderr) == (2, True), done.stderr
     assert (place / "README.md").read_text() == before + "mine"
     done = new("spam", "-o", place / "README.md")
     assert (done.exit_code, "is a file" in done.stderr) == (2, True), done.stderr
@@ -211,7 +263,7 @@ def test_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     done = new("spam", "-o", ".")
-    assert (done.exit_code, "give a folder inside it" in done.stderr) == (2, True), done.stderr
+    assert (done.exit_code, "folder inside it" in done.stderr) == (2, True), done.stderr
 
 
 def test_a_package_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,21 +288,52 @@ def test_help_is_quick() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_pages_head_conforms(installed: Path, backbones: Path, tmp_path: Path) -> None:
+def test_the_head_of_the_guide_conforms(installed: Path, backbones: Path, tmp_path: Path) -> None:
     assert new("spam", "-o", installed).exit_code == 0
-    from_page(installed)
+    from_guide(installed)
     registered_as(Plugin("spam"), installed)
     assert head_class("spam").__module__ == "nlptasks_spam"
+    assert "nlptasks_spam.network" not in sys.modules
     check_all("spam", backbones / "bert", tmp_path / "model")
 
 
-def test_the_page_names_everything_public() -> None:
-    page = PAGE.read_text(encoding="utf-8").partition("## Public names\n")[2].partition("\n## ")[0]
-    named = re.findall(r"^- `(\w+)`: ", page, re.MULTILINE)
-    assert sorted(named) == sorted(nlptasks.__all__)
+def test_the_network_of_the_guide_conforms(installed: Path, backbones: Path, tmp_path: Path) -> None:
+    assert new("spam", "-o", installed).exit_code == 0
+    from_guide(installed)
+    with_own_network(installed)
+    registered_as(Plugin("spam"), installed)
+    head = make_head("spam", backbones / "bert")
+    assert type(head.network).__module__ == "nlptasks_spam.network"
+    check_all("spam", backbones / "bert", tmp_path / "model")
 
 
-def test_pip_installs_what_is_written(tmp_path: Path, backbones: Path) -> None:
+def test_the_guide_names_everything_public() -> None:
+    section = GUIDE.read_text(encoding="utf-8").partition("## Public names\n")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    named = [name for line in rows for name in re.findall(r"`(\w+)`", line)]
+    assert sorted(named) == sorted({*nlptasks.__all__})
+
+
+def test_the_tables_of_the_guide_name_the_members_of_the_contract() -> None:
+    page = GUIDE.read_text(encoding="utf-8")
+    sections = {
+        "## The contract of a head\n": {*public(nlptasks.Head), *public(nlptasks.Schema)} - {"config"},
+        "## The contract of a network\n": {name for name in public(Network) if name not in public(nn.Module)},
+    }
+    for title, members in sections.items():
+        section = page.partition(title)[2].partition("\n## ")[0]
+        first_cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("|")]
+        named = {name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)}
+        assert members <= named, members - named
+
+
+def public(cls: type) -> set[str]:
+    """Return the names of a class's members, with those that are only annotated."""
+    annotated = {name for base in cls.__mro__ for name in vars(base).get("__annotations__", {})}
+    return {name for name in {*dir(cls), *annotated} if not name.startswith("_")}
+
+
+def test_pip_installs_a_new_plugin(tmp_path: Path, backbones: Path) -> None:
     pytest.importorskip("setuptools", "77", reason="pip may fetch no newer one here")
     assert new("how-hard", "-o", tmp_path / "package").exit_code == 0
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--no-build-isolation"]
@@ -262,8 +345,8 @@ def test_pip_installs_what_is_written(tmp_path: Path, backbones: Path) -> None:
     assert (done.returncode, "how-hard on test:" in done.stdout) == (0, True), done.stderr
 
 
-def test_every_template_goes_along_in_a_wheel(tmp_path: Path) -> None:
-    """The patterns of the package's data, as setuptools reads them."""
+def test_a_wheel_contains_every_template(tmp_path: Path) -> None:
+    """The patterns of the package data are read as setuptools reads them."""
     setuptools = pytest.importorskip("setuptools")
     found = setuptools.Distribution({"packages": ["nlptasks"], "package_dir": {"nlptasks": str(ROOT / "nlptasks")}})
     [patterns] = re.findall(r"^nlptasks = (\[.*\])$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The search: the tokens and scores of transformers' ``generate``, for every decoder, and what ``generate`` does not promise."""
+"""The search: tokens and scores of ``generate`` in transformers for every decoder, and guarantees that ``generate`` lacks."""
 
 from __future__ import annotations
 
@@ -15,25 +15,29 @@ from nlptasks.errors import BackendError, UsageError
 from nlptasks.exporting.exporter import export_graph
 from nlptasks.exporting.precisions import PRECISIONS
 from nlptasks.exporting.tracing import Engine, further
+from nlptasks.generation.cache import empty_cache
 from nlptasks.generation.decoder import Decoder
-from nlptasks.generation.search import Hypothesis, Marks, SearchOptions, search
-from nlptasks.generation.step_graph import CachedStepper, StepGraph
-from nlptasks.runtimes.base import Pass, Runtime
+from nlptasks.generation.hypotheses import Hypothesis
+from nlptasks.generation.options import SearchOptions, SpecialTokens
+from nlptasks.generation.search import search
+from nlptasks.generation.seq2seq_generator import CachedStepper
+from nlptasks.generation.step_graph import StepGraph
+from nlptasks.runtimes.base import EncodedBatch, Runtime
 from nlptasks.runtimes.onnx import OnnxRuntime
 from nlptasks.runtimes.pytorch import TorchRuntime
 
 ENDS = (2, 5, 17, 33, 60, 80, 101, 140, 203)
-"""Many tokens end a text, so that texts of random models do end."""
+"""Many tokens end a text, so that the texts of random models end."""
 
 MOST = 12
 
 
 class Steps:
-    """Runs a decoder; remembers how many sources each step had, and how many tokens it read."""
+    """Runs a decoder, and records how many sources each step had and how many tokens it read."""
 
     def __init__(self, decoder: Decoder, cross: dict[str, torch.Tensor], mask: torch.Tensor) -> None:
         self.decoder, self.cross, self.mask = decoder, cross, mask
-        self.past = decoder.empty_cache()
+        self.past = {name: torch.from_numpy(empty) for name, empty in empty_cache(StepGraph(decoder).spec()).items()}
         self.groups: list[int] = []
         self.lengths: list[int] = []
 
@@ -52,7 +56,7 @@ class Steps:
 
 
 class Writer:
-    """A random encoder-decoder of ours and of Hugging Face, with the same weights and sources."""
+    """A random encoder-decoder, as ours and as Hugging Face's, with the same weights and sources."""
 
     def __init__(self, name: str, *, layers: int = 3, spread: float = 3.0) -> None:
         config = tiny.WRITERS[name]()
@@ -67,8 +71,8 @@ class Writer:
         self.mask[3, 2:] = 0
         self.start = config.decoder_start_token_id
 
-    def marks(self, **more: Any) -> Marks:
-        return Marks(prompt=(self.start,), end=ENDS, **more)
+    def special(self, **more: Any) -> SpecialTokens:
+        return SpecialTokens(prompt=(self.start,), end=ENDS, **more)
 
     def steps(self, rows: list[int] | None = None) -> Steps:
         chosen = list(range(len(self.ids))) if rows is None else rows
@@ -77,9 +81,9 @@ class Writer:
             states = encoder(input_ids=self.ids[chosen], attention_mask=self.mask[chosen]).last_hidden_state
             return Steps(self.decoder, self.decoder.cross(states, self.mask[chosen]), self.mask[chosen])
 
-    def ours(self, options: SearchOptions, marks: Marks | None = None, **more: Any) -> list[list[Hypothesis]]:
+    def ours(self, options: SearchOptions, special: SpecialTokens | None = None, **more: Any) -> list[list[Hypothesis]]:
         sources = [row.numpy() for row in self.ids]
-        return search(self.steps(), sources=sources, marks=marks or self.marks(), options=options, **more)
+        return search(self.steps(), sources=sources, special=special or self.special(), options=options, **more)
 
     def generate(self, **options: Any) -> Any:
         with torch.no_grad():
@@ -103,33 +107,33 @@ def bart() -> Writer:
     return Writer("bart")
 
 
-WAYS: dict[str, dict[str, Any]] = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "greedy": {},
-    "no run of two twice": {"no_repeat_ngram_size": 2},
-    "repetition costs, and four at least": {"repetition_penalty": 1.3, "min_new_tokens": 4},
+    "no bigram twice": {"no_repeat_ngram_size": 2},
+    "repetition penalty, at least four tokens": {"repetition_penalty": 1.3, "min_new_tokens": 4},
     "beams": {"num_beams": 4},
-    "beams, probabilities that add up": {"num_beams": 4, "renormalize_logits": True, "repetition_penalty": 1.5},
-    "beams, long ones": {"num_beams": 4, "length_penalty": 2.0, "no_repeat_ngram_size": 3},
-    "beams, short ones": {"num_beams": 4, "length_penalty": -1.0},
-    "beams, length free": {"num_beams": 2, "length_penalty": 0.0},
-    "beams, first come": {"num_beams": 4, "early_stopping": True, "num_return_sequences": 3},
-    "beams, to the end": {"num_beams": 3, "early_stopping": "never", "length_penalty": 0.5, "min_new_tokens": 3},
+    "beams, renormalised": {"num_beams": 4, "renormalize_logits": True, "repetition_penalty": 1.5},
+    "beams, long answers": {"num_beams": 4, "length_penalty": 2.0, "no_repeat_ngram_size": 3},
+    "beams, short answers": {"num_beams": 4, "length_penalty": -1.0},
+    "beams, any length": {"num_beams": 2, "length_penalty": 0.0},
+    "beams, stop early": {"num_beams": 4, "early_stopping": True, "num_return_sequences": 3},
+    "beams, never stop early": {"num_beams": 3, "early_stopping": "never", "length_penalty": 0.5, "min_new_tokens": 3},
     "one token": {"max_new_tokens": 1},
     "one token, beams": {"max_new_tokens": 1, "num_beams": 3},
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("forced", [False, True])
-def test_the_tokens_are_those_of_generate(writer: Writer, way: str, forced: bool) -> None:
-    given = {"max_new_tokens": MOST, **WAYS[way]}
-    marks = writer.marks(forced_first=7, forced_last=2) if forced else writer.marks()
+def test_tokens_equal_generate(writer: Writer, name: str, forced: bool) -> None:
+    given = {"max_new_tokens": MOST, **OPTIONS[name]}
+    special = writer.special(forced_first=7, forced_last=2) if forced else writer.special()
     theirs = writer.generate(
-        do_sample=False, forced_bos_token_id=marks.forced_first, forced_eos_token_id=marks.forced_last, **given
+        do_sample=False, forced_bos_token_id=special.forced_first, forced_eos_token_id=special.forced_last, **given
     )
     early = {"early_stopping": str(given["early_stopping"]).lower()} if "early_stopping" in given else {}
     options = SearchOptions(**{**given, **early})
-    found = [one for hypotheses in writer.ours(options, marks) for one in hypotheses]
+    found = [one for hypotheses in writer.ours(options, special) for one in hypotheses]
     for number, (one, row) in enumerate(zip(found, theirs.sequences[:, 1:].tolist(), strict=True)):
         end = next((place for place, token in enumerate(row) if token in ENDS), len(row))
         assert one.tokens == tuple(row[:end])
@@ -139,25 +143,25 @@ def test_the_tokens_are_those_of_generate(writer: Writer, way: str, forced: bool
 
 
 @pytest.mark.parametrize("name", tiny.WRITERS)
-def test_onnx_runtime_writes_the_same(name: str, tmp_path: Path) -> None:
+def test_onnx_runtime_generates_the_same(name: str, tmp_path: Path) -> None:
     writer = Writer(name, layers=1, spread=1.0)
-    path, graph = tmp_path / "step.onnx", "head.step"
-    _, parity = export_graph(further(graph, StepGraph(writer.decoder)), path, PRECISIONS["fp32"])
+    path, graph, step = tmp_path / "step.onnx", "head.step", StepGraph(writer.decoder)
+    _, parity = export_graph(further(graph, step), path, PRECISIONS["fp32"])
     assert parity.max_difference <= 1e-4
     assert parity.agreement == 1
     cross = {name: OrtValue.ortvalue_from_numpy(tensor.numpy()) for name, tensor in writer.steps().cross.items()}
     runtimes: list[tuple[Runtime, Any]] = [
-        (TorchRuntime({graph: StepGraph(writer.decoder)}, torch.device("cpu")), writer.steps().cross),
-        (OnnxRuntime({graph: path}, device="cpu", precision="fp32"), cross),
+        (TorchRuntime({graph: step}, torch.device("cpu")), writer.steps().cross),
+        (OnnxRuntime({graph: path}, device="cpu", precision="fp32", specs={graph: step.spec()}), cross),
     ]
-    for way in ("greedy", "beams", "beams, long ones"):
-        options, written = SearchOptions(max_new_tokens=MOST, **WAYS[way]), []
+    for one in ("greedy", "beams", "beams, long answers"):
+        options, generated = SearchOptions(max_new_tokens=MOST, **OPTIONS[one]), []
         for runtime, outputs in runtimes:
-            passed = Pass("head", dict.fromkeys(range(len(writer.ids))), writer.mask.numpy(), outputs, runtime)
-            stepper = CachedStepper(passed, np.arange(len(writer.ids)), writer.decoder)
-            found = search(stepper, sources=list(writer.ids.numpy()), marks=writer.marks(), options=options)
-            written.append([[one.tokens for one in own] for own in found])
-        assert written[0] == written[1]
+            batch = EncodedBatch("head", dict.fromkeys(range(len(writer.ids))), writer.mask.numpy(), outputs, runtime)
+            stepper = CachedStepper(batch, np.arange(len(writer.ids)), runtime.spec(graph))
+            found = search(stepper, sources=list(writer.ids.numpy()), special=writer.special(), options=options)
+            generated.append([[one.tokens for one in own] for own in found])
+        assert generated[0] == generated[1]
 
 
 def test_every_exporter_is_tried(bart: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,23 +183,23 @@ def test_every_exporter_is_tried(bart: Writer, tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_sources_that_are_done_are_dropped(beams: int) -> None:
+def test_finished_sources_are_dropped(beams: int) -> None:
     writer = Writer("m2m100")
     options = SearchOptions(max_new_tokens=MOST, num_beams=beams)
-    endless = writer.ours(options, Marks(prompt=(2,), end=()))
+    endless = writer.ours(options, SpecialTokens(prompt=(2,), end=()))
     never = {token for own in endless[:2] for one in own for token in one.tokens}
-    marks = Marks(prompt=(2,), end=tuple(set(range(3, 300)) - never))  # two sources go on, as they did
+    special = SpecialTokens(prompt=(2,), end=tuple(set(range(3, 300)) - never))  # two sources continue as before
     steps = writer.steps()
-    whole = search(steps, sources=list(writer.ids.numpy()), marks=marks, options=options)
+    whole = search(steps, sources=list(writer.ids.numpy()), special=special, options=options)
     assert steps.groups[0] == len(writer.ids)
     assert steps.groups[-1] < len(writer.ids)
     for row in range(len(writer.ids)):
-        [alone] = search(writer.steps([row]), sources=[writer.ids[row].numpy()], marks=marks, options=options)
+        [alone] = search(writer.steps([row]), sources=[writer.ids[row].numpy()], special=special, options=options)
         assert [one.tokens for one in alone] == [one.tokens for one in whole[row]]
 
 
 def test_a_prompt_of_several_tokens_is_read_at_once(bart: Writer) -> None:
-    marks = Marks(prompt=(2, 9, 11), end=ENDS)
+    special = SpecialTokens(prompt=(2, 9, 11), end=ENDS)
     with torch.no_grad():
         prompt = torch.tensor([[2, 9, 11]] * len(bart.ids))
         theirs = bart.theirs.generate(
@@ -208,25 +212,25 @@ def test_a_prompt_of_several_tokens_is_read_at_once(bart: Writer) -> None:
         )
     steps = bart.steps()
     options = SearchOptions(max_new_tokens=MOST)
-    found = search(steps, sources=list(bart.ids.numpy()), marks=marks, options=options)
+    found = search(steps, sources=list(bart.ids.numpy()), special=special, options=options)
     assert steps.lengths == [3] + [1] * (len(steps.lengths) - 1)
     for [one], row in zip(found, theirs[:, 3:].tolist(), strict=True):
         assert list(one.tokens) == row[: len(one.tokens)]
         assert one.ended == (row[len(one.tokens) :][:1] in [[end] for end in ENDS])
 
 
-def test_samples_depend_on_seed_and_source_alone(bart: Writer) -> None:
+def test_samples_depend_only_on_seed_and_source(bart: Writer) -> None:
     options = SearchOptions(max_new_tokens=MOST, do_sample=True, top_k=0, temperature=2.0, num_return_sequences=2)
     found = bart.ours(options)
     assert found == bart.ours(options)
     assert all(len(own) == 2 for own in found)
     assert len({one.tokens for own in found for one in own}) > len(found)
     assert found != bart.ours(SearchOptions(**{**vars(options), "seed": 1}))
-    [alone] = search(bart.steps([4]), sources=[bart.ids[4].numpy()], marks=bart.marks(), options=options)
+    [alone] = search(bart.steps([4]), sources=[bart.ids[4].numpy()], special=bart.special(), options=options)
     assert [one.tokens for one in alone] == [one.tokens for one in found[4]]
 
 
-def test_a_sample_of_one_token_is_the_likeliest(bart: Writer) -> None:
+def test_sampling_from_one_token_is_greedy(bart: Writer) -> None:
     greedy = bart.ours(SearchOptions(max_new_tokens=MOST))
     for narrow in ({"top_k": 1}, {"top_p": 1e-6, "top_k": 0}, {"temperature": 1e-4}):
         options = SearchOptions(max_new_tokens=MOST, do_sample=True, **narrow)
@@ -235,11 +239,11 @@ def test_a_sample_of_one_token_is_the_likeliest(bart: Writer) -> None:
         ]
 
 
-def test_tokens_are_drawn_as_often_as_they_are_likely(bart: Writer) -> None:
+def test_tokens_are_sampled_by_their_probability(bart: Writer) -> None:
     count = 4000
     options = SearchOptions(max_new_tokens=1, do_sample=True, top_k=4, num_return_sequences=count)
-    marks = Marks(prompt=(2,), end=())
-    [found] = search(bart.steps([0]), sources=[bart.ids[0].numpy()], marks=marks, options=options)
+    special = SpecialTokens(prompt=(2,), end=())
+    [found] = search(bart.steps([0]), sources=[bart.ids[0].numpy()], special=special, options=options)
     logits = bart.steps([0]).advance(np.array([[[2]]]), np.array([[0]]))[0, 0]
     likely = logits.topk(4)
     drawn = np.array([one.tokens[0] for one in found])
@@ -247,34 +251,36 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(bart: Writer) -> None:
     assert shares == pytest.approx(likely.values.softmax(-1).tolist(), abs=0.03)
 
 
-def test_tokens_are_heard_as_they_are_written(bart: Writer) -> None:
-    heard: dict[int, list[int]] = {}
+def test_tokens_are_streamed(bart: Writer) -> None:
+    streamed: dict[int, list[int]] = {}
     found = bart.ours(
-        SearchOptions(max_new_tokens=MOST), listener=lambda source, token: heard.setdefault(source, []).append(token)
+        SearchOptions(max_new_tokens=MOST), streamer=lambda source, token: streamed.setdefault(source, []).append(token)
     )
-    assert {source: tuple(tokens) for source, tokens in heard.items()} == {
+    assert {source: tuple(tokens) for source, tokens in streamed.items()} == {
         source: own[0].tokens for source, own in enumerate(found) if own[0].tokens
     }
 
 
-def test_beams_are_not_heard(bart: Writer) -> None:
-    with pytest.raises(UsageError, match="num_beams: is 2, with a listener"):
-        bart.ours(SearchOptions(num_beams=2), listener=lambda source, token: None)
+def test_beams_cannot_be_streamed(bart: Writer) -> None:
+    with pytest.raises(UsageError, match="num_beams: is 2, and the text is streamed"):
+        bart.ours(SearchOptions(num_beams=2), streamer=lambda source, token: None)
 
 
-def test_a_text_without_end_is_bounded_and_says_so(bart: Writer) -> None:
+def test_a_text_without_end_is_bounded_and_not_ended(bart: Writer) -> None:
     for beams in (1, 3):
-        found = bart.ours(SearchOptions(max_new_tokens=5, num_beams=beams), Marks(prompt=(2,), end=()))
+        found = bart.ours(SearchOptions(max_new_tokens=5, num_beams=beams), SpecialTokens(prompt=(2,), end=()))
         assert all(len(own[0].tokens) == 5 and not own[0].ended for own in found)
         assert all(0 < own[0].mean_probability < 1 for own in found)
         forced = bart.ours(
-            SearchOptions(max_new_tokens=5, min_new_tokens=5, num_beams=beams), bart.marks(forced_last=2)
+            SearchOptions(max_new_tokens=5, min_new_tokens=5, num_beams=beams), bart.special(forced_last=2)
         )
-        assert all(len(own[0].tokens) == 4 and not own[0].ended for own in forced)  # an end for lack of room is none
+        assert all(
+            len(own[0].tokens) == 4 and not own[0].ended for own in forced
+        )  # an end for lack of room does not count
 
 
 class Even:
-    """Finds every token of three equally likely."""
+    """Gives three tokens equal scores."""
 
     def advance(self, tokens: np.ndarray, rows: np.ndarray) -> torch.Tensor:
         return torch.zeros(*rows.shape, 3)
@@ -283,24 +289,24 @@ class Even:
         pass
 
 
-def test_an_end_that_is_forced_is_not_in_the_score() -> None:
-    marks = Marks(prompt=(0,), end=(1,), forced_last=1, never=(1,))
-    [[one]] = search(Even(), sources=[np.array([5])], marks=marks, options=SearchOptions(max_new_tokens=4))
+def test_a_forced_end_does_not_count_in_the_score() -> None:
+    special = SpecialTokens(prompt=(0,), end=(1,), forced_last=1, never=(1,))
+    [[one]] = search(Even(), sources=[np.array([5])], special=special, options=SearchOptions(max_new_tokens=4))
     assert (len(one.tokens), one.ended) == (3, False)
     assert one.mean_probability == pytest.approx(1 / 3)
 
 
-def test_what_has_ended_does_not_go_on() -> None:
-    marks = Marks(prompt=(0,), end=(1,), forced_first=1)
+def test_an_ended_hypothesis_does_not_continue() -> None:
+    special = SpecialTokens(prompt=(0,), end=(1,), forced_first=1)
     options = SearchOptions(max_new_tokens=4, num_beams=2, num_return_sequences=2)
-    [[one, other]] = search(Even(), sources=[np.array([5])], marks=marks, options=options)
+    [[one, other]] = search(Even(), sources=[np.array([5])], special=special, options=options)
     assert (one.tokens, one.log_probability) == ((), 0)
     assert other.log_probability < -1e8
 
 
-def test_whole_numbers_will_do() -> None:
+def test_integers_are_allowed_for_floats() -> None:
     options = SearchOptions(max_new_tokens=2, do_sample=True, temperature=2, top_p=1, repetition_penalty=2)
-    assert search(Even(), sources=[np.array([5])], marks=Marks(prompt=(0,), end=()), options=options)
+    assert search(Even(), sources=[np.array([5])], special=SpecialTokens(prompt=(0,), end=()), options=options)
 
 
 @pytest.mark.parametrize(
@@ -322,6 +328,6 @@ def test_whole_numbers_will_do() -> None:
         ({"length_penalty": 1000.0}, "length_penalty: is 1000.0; give a number of at least -10, at most 10"),
     ],
 )
-def test_what_cannot_be_searched_for_is_refused(given: dict[str, Any], message: str) -> None:
+def test_impossible_options_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         SearchOptions(**given)

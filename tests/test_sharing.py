@@ -14,24 +14,29 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from nlptasks.backbones.architecture import hf_config
 from nlptasks.backbones.backbone import Backbone
 from nlptasks.backbones.layer_sharing import Branch
 from nlptasks.backbones.pretrained import load_backbone
 from nlptasks.errors import UsageError
 from nlptasks.inference.batching import random_batch
 from nlptasks.models.model import Model
+from nlptasks.networks.base import Network
 from nlptasks.testing.backbones import save_tokenizer, unigram, wordpiece
-from nlptasks.types import Source
+from nlptasks.types import ModelInput
 
 
-class Reads(nn.Module):
-    """Stands for a head: its output is the states."""
+class Reads(Network):
+    """A network whose output is the hidden states."""
+
+    outputs: Mapping[str, str] = {"states": "BSH"}
+    targets: Mapping[str, str] = {}
 
     def forward(self, states: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"states": states}
 
-    def loss(self, states: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return states.square().sum(), batch["mask"].sum()
+    def loss(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return outputs["states"].square().sum(), batch["mask"].sum()
 
 
 DEPTHS = {"one": 1, "none": 0, "two": 2, "other": 1, "free": 0}
@@ -49,7 +54,7 @@ def backbone(request: pytest.FixtureRequest, backbones: Path, tmp_path_factory: 
 
 
 def moved(backbone: Backbone, depth: int) -> Branch:
-    """A branch that answers otherwise than the backbone."""
+    """Return a branch whose outputs differ from those of the backbone."""
     branch = backbone.branch(depth)
     with torch.no_grad():
         for weight in branch.parameters():
@@ -59,7 +64,7 @@ def moved(backbone: Backbone, depth: int) -> Branch:
 
 def model_of(backbone: Backbone, depths: Mapping[str, int] = DEPTHS) -> Model:
     branches = {name: moved(backbone, depth) for name, depth in depths.items() if depth}
-    return Model(backbone, {name: Reads() for name in depths}, {}, branches).eval()  # type: ignore[misc]
+    return Model(backbone, {}, {name: Reads() for name in depths}, {}, branches).eval()
 
 
 def inputs(backbone: Backbone) -> dict[str, Tensor]:
@@ -67,20 +72,20 @@ def inputs(backbone: Backbone) -> dict[str, Tensor]:
 
 
 def alone(backbone: Backbone, branch: Branch | None, batch: Mapping[str, Tensor]) -> Tensor:
-    """The states of Hugging Face's model with the branch's weights in it, by no code of ours."""
-    config = backbone.info.config
+    """Return the hidden states of Hugging Face's model with the branch's weights, without our code."""
+    config = hf_config(backbone.info)
     full = transformers.AutoModel.from_config(config).eval()
-    trunk = full.get_encoder() if config.is_encoder_decoder else full
-    weights = {**backbone.trunk.state_dict(), **(branch.tensors() if branch else {})}
-    trunk.load_state_dict(weights, strict=False)
+    base_model = full.get_encoder() if config.is_encoder_decoder else full
+    weights = {**backbone.base_model.state_dict(), **(branch.tensors() if branch else {})}
+    base_model.load_state_dict(weights, strict=False)
     given = {"input_ids": batch["ids"], "attention_mask": batch["mask"]}
     if "types" in batch:
         given["token_type_ids"] = batch["types"]
-    states: Tensor = trunk(**given).last_hidden_state
+    states: Tensor = base_model(**given).last_hidden_state
     return states
 
 
-def test_each_head_reads_what_a_model_of_its_own_would_give(backbone: Backbone) -> None:
+def test_each_head_reads_the_states_of_a_separate_model(backbone: Backbone) -> None:
     model, batch = model_of(backbone), inputs(backbone)
     with torch.no_grad():
         found = model(batch)
@@ -91,7 +96,7 @@ def test_each_head_reads_what_a_model_of_its_own_would_give(backbone: Backbone) 
     assert not torch.allclose(found["one.states"], found["other.states"], atol=1e-3)
 
 
-def test_gradients_reach_the_trained_branch_alone(backbone: Backbone) -> None:
+def test_gradients_reach_only_the_trained_branch(backbone: Backbone) -> None:
     model, batch = model_of(backbone), inputs(backbone)
     backbone.requires_grad_(False)
     model.loss("two", batch)[0].backward()
@@ -101,7 +106,7 @@ def test_gradients_reach_the_trained_branch_alone(backbone: Backbone) -> None:
 
 
 def layers_run(model: Model, work: Callable[[], object]) -> Counter[str]:
-    """How often each layer ran, by whose it is and its number in the backbone."""
+    """Return how often each layer ran, by its owner and its index in the backbone."""
     counts: Counter[str] = Counter()
     layers = {f"shared {number}": layer for number, layer in enumerate(shared_layers(model.backbone))}
     for name, branch in model.branches.items():
@@ -118,11 +123,11 @@ def layers_run(model: Model, work: Callable[[], object]) -> Counter[str]:
 
 def shared_layers(backbone: Backbone) -> Sequence[nn.Module]:
     path = backbone.branch(1).path
-    return list(backbone.trunk.get_submodule(path).children())
+    return list(backbone.base_model.get_submodule(path).children())
 
 
 def test_every_layer_runs_once_and_only_those_that_are_needed(backbones: Path) -> None:
-    backbone = load_backbone(str(backbones / "modernbert")).eval()  # which has four
+    backbone = load_backbone(str(backbones / "modernbert")).eval()  # it has four layers
     model, batch = model_of(backbone), inputs(backbone)
     shared = [f"shared {number}" for number in range(4)]
     owned = ["one 3", "two 2", "two 3", "other 3"]
@@ -141,7 +146,7 @@ def test_weights_are_held_once_however_many_heads_there_are(backbones: Path) -> 
 
 
 def held(module: nn.Module) -> int:
-    """Bytes of all storages that a module keeps alive."""
+    """Return the bytes of all storages that a module keeps alive."""
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
         for tensor in [*module.parameters(), *module.buffers()]
@@ -154,7 +159,7 @@ def test_a_change_of_attention_reaches_the_branches(backbones: Path) -> None:
     model, batch = model_of(backbone), inputs(backbone)
     with torch.no_grad():
         before = model(batch)["two.states"]
-        backbone.trunk.set_attn_implementation("eager")  # type: ignore[operator]
+        backbone.base_model.set_attn_implementation("eager")  # type: ignore[operator]
         attention = next(module for name, module in model.branches["two"].named_modules() if name.endswith(".self"))
         assert attention.config._attn_implementation == "eager"  # type: ignore[union-attr]
         assert torch.allclose(model(batch)["two.states"], before, atol=1e-5)
@@ -188,22 +193,22 @@ def test_models_can_be_copied(backbones: Path) -> None:
         assert torch.equal(again(batch)["two.states"], model(batch)["two.states"])
 
 
-@pytest.mark.parametrize(("depth", "message"), [(99, "asks for 99 layers, the backbone has 2; take top:1 to top:2")])
+@pytest.mark.parametrize(("depth", "message"), [(99, "asks for 99 layers, the backbone has 2; use top:1 to top:2")])
 def test_more_layers_than_there_are_cannot_be_owned(backbones: Path, depth: int, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load_backbone(str(backbones / "bert")).branch(depth)
 
 
-def test_layers_that_are_one_cannot_be_owned(tmp_path: Path) -> None:
+def test_layers_with_shared_weights_cannot_be_owned(tmp_path: Path) -> None:
     sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
     config = transformers.AlbertConfig(vocab_size=300, embedding_size=16, **sizes)
     transformers.AlbertModel(config).save_pretrained(tmp_path)
     save_tokenizer(wordpiece(), tmp_path)
     backbone = load_backbone(str(tmp_path))
-    with pytest.raises(UsageError, match=r"albert: it has no list of layers .*; take --tune head"):
+    with pytest.raises(UsageError, match=r"albert, which has no list of layers; use --tune head"):
         backbone.branch(1)
     assert backbone.layers == 0
-    [[window]] = backbone.tokenizer().windows([Source("Ada saw London.")])
+    [[window]] = backbone.tokenizer().windows([ModelInput(("Ada saw London.",))])
     assert backbone(
         {"ids": torch.from_numpy(window.ids)[None], "mask": torch.ones(1, len(window)), **_types(window)}
     ).shape

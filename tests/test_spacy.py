@@ -1,7 +1,8 @@
-"""The spaCy component: one pass for all heads, written where spaCy has a place for it, through files, bytes and processes."""
+"""The spaCy component: one pass for all heads, spaCy's own annotations, files, bytes and processes."""
 
 from __future__ import annotations
 
+import copy as copylib
 import gc
 import json
 import os
@@ -25,11 +26,11 @@ from spacy.util import load_model_from_config
 
 import nlptasks
 from nlptasks.errors import ModelError, UsageError
-from nlptasks.heads.ner import Entity
+from nlptasks.heads.ner import Entity, NerHead
 from nlptasks.heads.qa import Answer
-from nlptasks.heads.seq2seq import Text
+from nlptasks.heads.seq2seq import GeneratedText
 from nlptasks.integrations.spacy.component import Component
-from nlptasks.models.model import ModelFolder
+from nlptasks.models.folder import ModelFolder
 from nlptasks.pipeline import pipeline
 
 TEXT = "Ada Smith saw London ."
@@ -37,7 +38,7 @@ TEXTS = [TEXT, "", "Bob left Paris .", "saw", "Cleo Smith left Rome and Berlin .
 
 
 def blank(model: Path, language: str = "en", **config: Any) -> Language:
-    """A blank pipeline with the component."""
+    """Return a blank pipeline with the component."""
     nlp = spacy.blank(language)
     nlp.add_pipe("nlptasks", config={"model": str(model), **config})
     return nlp
@@ -49,8 +50,8 @@ def component_of(nlp: Language) -> Component:
     return found
 
 
-def said(doc: Doc) -> dict[str, Any]:
-    """All that the component writes, as plain values."""
+def written(doc: Doc) -> dict[str, Any]:
+    """Return everything that the component writes, as plain values."""
     return {
         "results": doc._.nlptasks,
         "ents": [(ent.start_char, ent.end_char, ent.label_) for ent in doc.ents],
@@ -60,20 +61,20 @@ def said(doc: Doc) -> dict[str, Any]:
 
 
 def answering(component: Component, monkeypatch: pytest.MonkeyPatch, decode: Callable[[Any], Any]) -> None:
-    """Let the head `ner` of a component give what a function makes of its example."""
+    """Let the head `ner` of a component return the result of a function of its example."""
     monkeypatch.setattr(component.heads["ner"], "decode", lambda example, *_: decode(example))
 
 
 @pytest.fixture(scope="module")
 def six(backbones: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with a head of every task, which has hardly learned anything."""
+    """A model with a head of every task, hardly trained."""
     place = tmp_path_factory.mktemp("six")
     return covering.train(
         covering.targets(covering.built_in(), place / "data", rows=12), backbones / "bert", place / "model"
     )
 
 
-# What is written
+# Annotations
 
 
 def test_results_are_those_of_the_pipeline(both: Path) -> None:
@@ -149,22 +150,22 @@ def test_two_components_in_one_pipeline(six: Path, both: Path) -> None:
     assert isinstance(doc._.answer("Who?", head="qa"), Answer)
 
 
-def test_a_head_whose_name_another_component_has_is_told(
+def test_a_warning_names_results_that_are_overwritten(
     trained: Path, both: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     nlp = blank(trained)
     nlp.add_pipe("nlptasks", name="more", config={"model": str(both), "heads": ["ner", "mood"]})
     with caplog.at_level("WARNING", "nlptasks"):
         list(nlp.pipe(TEXTS))
-    told = "more replaces what another component wrote for ner; give heads different names (nlptasks rename)"
-    assert sum(line.startswith(told) for line in caplog.messages) == 1
+    warning = "more overwrites what another component wrote for ner; give heads different names (nlptasks rename)"
+    assert sum(line.startswith(warning) for line in caplog.messages) == 1
     nlp = blank(both, heads=["mood"])
     nlp.add_pipe("nlptasks", name="more", config={"model": str(both), "heads": ["topic"]})
     caplog.clear()
     with caplog.at_level("WARNING", "nlptasks"):
         list(nlp.pipe(TEXTS))
-    told = "more replaces what another component wrote for negative, positive; "
-    assert sum(line.startswith(told) for line in caplog.messages) == 1
+    warning = "more overwrites what another component wrote for negative, positive; "
+    assert sum(line.startswith(warning) for line in caplog.messages) == 1
     again = blank(both)
     caplog.clear()
     with caplog.at_level("WARNING", "nlptasks"):
@@ -185,7 +186,9 @@ def test_a_copy_of_a_pipeline_answers_when_the_first_is_gone(six: Path) -> None:
     assert isinstance(doc._.answer("What is old?"), Answer)
 
 
-def test_heads_that_read_no_documents_are_told(trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warning_names_heads_that_read_no_documents(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     rows = [{"text": "Ada saw", "text_pair": other, "label": label} for other, label in (("Rome", "y"), ("a", "n"))]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 4))
     model = shutil.copytree(trained, tmp_path / "model")
@@ -197,9 +200,22 @@ def test_heads_that_read_no_documents_are_told(trained: Path, tmp_path: Path, ca
     assert set(nlp(TEXT)._.nlptasks) == {"ner"}
 
 
-def test_what_was_written_before_is_written_anew(six: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_without_a_writer_only_has_results(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NerHead, "spacy", None)
+    doc = blank(trained)(TEXT)
+    assert [entity.text for entity in doc._.nlptasks["ner"]] == ["Ada Smith", "London"]
+    assert len(doc.ents) == len(doc.spans) == 0
+
+
+def test_a_copied_component_gives_the_same_results(both: Path) -> None:
+    nlp = blank(both)
+    copy = copylib.deepcopy(component_of(nlp))
+    assert written(copy(nlp.make_doc(TEXT))) == written(nlp(TEXT))
+
+
+def test_earlier_values_are_overwritten(six: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nlp = blank(six, heads=["summarization"])
-    monkeypatch.setattr(component_of(nlp).heads["summarization"], "decode", lambda *_: Text("new", 0.5, False))
+    monkeypatch.setattr(component_of(nlp).heads["summarization"], "decode", lambda *_: GeneratedText("new", 0.5, False))
     doc = nlp.make_doc(TEXT)
     doc._.summary = "old"
     assert nlp(doc)._.summary == "new"
@@ -223,7 +239,7 @@ def test_spacys_own_scores(both: Path) -> None:
     assert nlp.evaluate(bare).get("ents_f") is None
 
 
-def test_options_of_heads_are_as_told(six: Path) -> None:
+def test_options_of_heads_are_used(six: Path) -> None:
     nlp = blank(six, heads=["qa"], options={"qa": {"top_k": 2}})
     doc = nlp("Rome is old and big.")
     assert len(doc._.answer("What is old?")) == 2
@@ -270,7 +286,7 @@ def test_entities_are_widened_to_tokens_and_counted(
     assert sum("widened to whole tokens" in line for line in caplog.messages) == is_widened
     nlp(nlp.make_doc(text) if not words else Doc(nlp.vocab, words=words, spaces=spaces))
     assert component_of(nlp).widened == 2 * is_widened
-    assert sum("widened to whole tokens" in line for line in caplog.messages) == is_widened  # said once
+    assert sum("widened to whole tokens" in line for line in caplog.messages) == is_widened  # warned once
 
 
 def test_entities_that_are_widened_to_one_token_are_all_kept(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +320,7 @@ def test_earlier_entities_are_kept_replaced_or_merged(trained: Path, policy: str
     ids = {label: f"id {label}" for _, _, label in EARLIER}
     assert [ent.ent_id_ for ent in doc.ents] == [ids.get(label, "") for label in POLICIES[policy]]
     assert [ent.label_ for ent in doc.ents] == POLICIES[policy]
-    assert [span.label_ for span in doc.spans["ner"]] == ["PER", "LOC"]  # these are there whatever happens
+    assert [span.label_ for span in doc.spans["ner"]] == ["PER", "LOC"]  # for every policy
 
 
 def test_heads_without_entities_leave_those_of_others_alone(both: Path) -> None:
@@ -316,7 +332,7 @@ def test_heads_without_entities_leave_those_of_others_alone(both: Path) -> None:
     assert set(doc.cats) == {"old", "negative", "positive"}
 
 
-# S2: what is wrong is said when the component is added
+# S2: errors are reported when the component is added
 
 
 @pytest.mark.parametrize(
@@ -339,16 +355,16 @@ def test_wrong_config(trained: Path, config: dict[str, Any], kind: type[Exceptio
         spacy.blank("en").add_pipe("nlptasks", config=given | config)
 
 
-def test_backend_and_batches_are_as_told(exported: Path) -> None:
+def test_backend_and_batch_size_are_used(exported: Path) -> None:
     texts = TEXTS * 3
-    expected = [said(doc) for doc in blank(exported, backend="torch").pipe(texts)]
+    expected = [written(doc) for doc in blank(exported, backend="torch").pipe(texts)]
     nlp = blank(exported, backend="onnx", batch_tokens=64)
-    found = [said(doc) for doc in nlp.pipe(texts, batch_size=4)]
+    found = [written(doc) for doc in nlp.pipe(texts, batch_size=4)]
     assert component_of(nlp).heads.keys() == {"ner"}
     assert [one["ents"] for one in found] == [one["ents"] for one in expected]
 
 
-def test_extensions_of_others_stay_theirs(six: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_extensions_of_other_packages_are_kept(six: Path, caplog: pytest.LogCaptureFixture) -> None:
     code = (
         "import sys, spacy; from spacy.tokens import Doc, Span\n"
         "Doc.set_extension('answer', default=1); Span.set_extension('score', getter=lambda span: 2)\n"
@@ -362,34 +378,45 @@ def test_extensions_of_others_stay_theirs(six: Path, caplog: pytest.LogCaptureFi
     done = script(code, six)
     assert done.stdout.splitlines() == [
         "1 2",
-        "doc._.summary: is an extension of somebody else; remove it: Doc.remove_extension('summary'), or leave out the head",
+        "doc._.summary: is an extension of another package; remove it: Doc.remove_extension('summary'), or leave out the head",
     ]
-    assert "doc._.answer is an extension of somebody else, and stays theirs" in done.stderr
+    assert "doc._.answer is an extension of another package and is kept" in done.stderr
 
 
-# S1, S10: who is missing
+# S1, S10: missing packages
 
 
 def script(code: str, *arguments: object, seconds: float = 240) -> subprocess.CompletedProcess[str]:
-    """What a process of its own does."""
+    """Run code in a new process."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     assert done.returncode == 0, done.stderr
     return done
 
 
-@pytest.mark.parametrize("missing", ["torch", "onnxruntime", "transformers"])
-def test_spacy_starts_whatever_is_broken_here(missing: str, trained: Path) -> None:
+@pytest.mark.parametrize(
+    ("missing", "model", "expected"),
+    [
+        ("torch", "trained", "only now\n2\n"),
+        ("transformers", "trained", "only now\n2\n"),
+        ("onnxruntime", "trained", "2\n"),
+        ("torch", "exported", "2\n"),
+        ("transformers", "exported", "2\n"),
+    ],
+)
+def test_spacy_starts_even_if_a_package_is_broken(
+    missing: str, model: str, expected: str, request: pytest.FixtureRequest
+) -> None:
     code = (
         "import sys; sys.modules[sys.argv[1]] = None; import spacy; nlp = spacy.blank('en')\n"
         "try: nlp.add_pipe('nlptasks', config={'model': sys.argv[2]})\n"
         "except ImportError as error: print('only now')\n"
         "print(len(nlp('Ada saw')))"
     )
-    assert script(code, missing, trained).stdout == "only now\n2\n"
+    assert script(code, missing, request.getfixturevalue(model)).stdout == expected
 
 
-def test_spacy_starts_without_importing_what_is_heavy() -> None:
+def test_spacy_starts_without_heavy_imports() -> None:
     code = (
         "import sys, spacy; spacy.blank('en'); spacy.registry.factories.get('nlptasks')\n"
         "print(sorted({name.split('.')[0] for name in sys.modules} & {'torch', 'transformers', 'onnxruntime', 'onnx'}))\n"
@@ -402,7 +429,7 @@ def test_spacy_starts_without_importing_what_is_heavy() -> None:
     assert own == str([*packages, "nlptasks.integrations.spacy.factory", "nlptasks.version"])
 
 
-def test_all_but_the_component_works_without_spacy(trained: Path) -> None:
+def test_everything_but_the_component_works_without_spacy(trained: Path) -> None:
     code = (
         "import sys; sys.modules['spacy'] = None\n"
         "import nlptasks, nlptasks.cli.main, nlptasks.pipeline\n"
@@ -438,7 +465,7 @@ def test_a_bad_document_goes_to_the_error_handler_alone(trained: Path, monkeypat
     ]
 
 
-def test_what_cannot_be_written_is_handled_alone(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_that_cannot_be_written_is_handled_alone(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nlp = blank(trained)
     answering(component_of(nlp), monkeypatch, lambda example: {1, 2} if example.text == "saw" else [])
     with pytest.raises(UsageError, match="a result: holds set, expected dataclasses, lists"):
@@ -447,7 +474,7 @@ def test_what_cannot_be_written_is_handled_alone(trained: Path, monkeypatch: pyt
     assert [doc.text for doc in nlp.pipe(TEXTS)] == [text for text in TEXTS if text != "saw"]
 
 
-def test_a_document_that_cannot_be_written_is_as_it_was(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_document_that_cannot_be_annotated_does_not_change(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nlp = blank(trained, ents="replace")
     answering(component_of(nlp), monkeypatch, lambda example: [Entity("a", "A", 10**6, 10**6 + 1, 0.5)])
     doc = nlp.make_doc(TEXT)
@@ -543,17 +570,19 @@ def test_a_memory_zone_leaves_no_strings_and_no_documents(trained: Path) -> None
 
 
 @pytest.mark.parametrize("store", ["copy", "reference"])
-@pytest.mark.parametrize("way", ["disk", "bytes", "pickle"])
-def test_pipelines_go_to_disk_bytes_and_pickles(both_exported: Path, tmp_path: Path, store: str, way: str) -> None:
+@pytest.mark.parametrize("target", ["disk", "bytes", "pickle"])
+def test_pipelines_are_saved_to_disk_bytes_and_pickles(
+    both_exported: Path, tmp_path: Path, store: str, target: str
+) -> None:
     nlp = blank(both_exported, store=store, heads=["mood", "ner"])
-    expected = [said(doc) for doc in nlp.pipe(TEXTS)]
-    if way == "disk":
+    expected = [written(doc) for doc in nlp.pipe(TEXTS)]
+    if target == "disk":
         nlp.to_disk(tmp_path / "kept")
         nlp.to_disk(tmp_path / "kept")  # over itself
         again = spacy.load(tmp_path / "kept")
         again.to_disk(tmp_path / "kept")  # over what it is running from
         again = spacy.load(tmp_path / "kept")
-    elif way == "bytes":
+    elif target == "bytes":
         again = load_model_from_config(nlp.config).from_bytes(nlp.to_bytes())
         again = load_model_from_config(again.config).from_bytes(again.to_bytes())
     else:
@@ -561,8 +590,8 @@ def test_pipelines_go_to_disk_bytes_and_pickles(both_exported: Path, tmp_path: P
         again.add_pipe("nlptasks", config={"model": str(both_exported)})
         component = pickle.loads(pickle.dumps(component_of(nlp)))
         again._components[0] = ("nlptasks", component)
-    assert [said(doc) for doc in again.pipe(TEXTS)] == expected
-    assert nlp.config["components"] == again.config["components"] or way == "pickle"
+    assert [written(doc) for doc in again.pipe(TEXTS)] == expected
+    assert nlp.config["components"] == again.config["components"] or target == "pickle"
 
 
 def moved(model: Path, tmp_path: Path) -> Path:
@@ -572,25 +601,25 @@ def moved(model: Path, tmp_path: Path) -> Path:
 def test_a_copy_needs_nothing_from_where_it_was_made(exported: Path, tmp_path: Path) -> None:
     own = moved(exported, tmp_path)
     nlp = blank(own)
-    expected = said(nlp(TEXT))
+    expected = written(nlp(TEXT))
     nlp.to_disk(tmp_path / "kept")
     content = nlp.to_bytes()
     config = nlp.config
     shutil.rmtree(own)
     (tmp_path / "kept").rename(tmp_path / "elsewhere")
     loaded = spacy.load(tmp_path / "elsewhere")
-    assert said(loaded(TEXT)) == expected
+    assert written(loaded(TEXT)) == expected
     stored = ModelFolder.open(tmp_path / "elsewhere/nlptasks")
     assert set(stored.exports) == {"fp32"}
     from_bytes = load_model_from_config(config).from_bytes(content)
-    assert said(from_bytes(TEXT)) == expected
+    assert written(from_bytes(TEXT)) == expected
     component = pickle.loads(pickle.dumps(component_of(from_bytes)))  # which runs from a temporary folder
     del from_bytes
     gc.collect()
-    assert said(component(nlp.make_doc(TEXT))) == expected
+    assert written(component(nlp.make_doc(TEXT))) == expected
 
 
-def test_what_is_built_from_a_config_alone_opens_the_model_when_it_is_needed(trained: Path, tmp_path: Path) -> None:
+def test_a_pipeline_from_a_config_opens_the_model_when_it_is_needed(trained: Path, tmp_path: Path) -> None:
     own = moved(trained, tmp_path)
     config = blank(own).config
     nlp = load_model_from_config(config)
@@ -602,11 +631,11 @@ def test_what_is_built_from_a_config_alone_opens_the_model_when_it_is_needed(tra
         nlp(TEXT)
 
 
-def test_what_was_left_out_comes_from_the_config(trained: Path, tmp_path: Path) -> None:
+def test_an_excluded_component_uses_the_model_of_the_config(trained: Path, tmp_path: Path) -> None:
     nlp = blank(trained)
     nlp.to_disk(tmp_path / "kept", exclude=["nlptasks"])
     assert not (tmp_path / "kept/nlptasks").exists()
-    assert said(spacy.load(tmp_path / "kept")(TEXT)) == said(nlp(TEXT))
+    assert written(spacy.load(tmp_path / "kept")(TEXT)) == written(nlp(TEXT))
 
 
 def flip(path: Path) -> None:
@@ -633,7 +662,7 @@ def test_a_damaged_copy_is_refused_by_name(
         spacy.load(tmp_path / "kept")
 
 
-def test_a_reference_knows_what_it_refers_to(trained: Path, both: Path, tmp_path: Path) -> None:
+def test_a_reference_checks_its_model(trained: Path, both: Path, tmp_path: Path) -> None:
     own = moved(trained, tmp_path)
     nlp = blank(own, store="reference")
     nlp.to_disk(tmp_path / "kept")
@@ -654,20 +683,20 @@ def test_a_reference_knows_what_it_refers_to(trained: Path, both: Path, tmp_path
         spacy.load(tmp_path / "kept")
 
 
-@pytest.mark.parametrize("way", ["to_disk", "to_bytes", "pickle"])
+@pytest.mark.parametrize("method", ["to_disk", "to_bytes", "pickle"])
 @pytest.mark.parametrize("store", ["copy", "reference"])
-def test_the_model_that_runs_is_kept_or_none(trained: Path, both: Path, tmp_path: Path, way: str, store: str) -> None:
+def test_only_the_model_that_runs_is_saved(trained: Path, both: Path, tmp_path: Path, method: str, store: str) -> None:
     own = moved(trained, tmp_path)
     component = component_of(blank(own, store=store))
     shutil.rmtree(own)
     shutil.copytree(both, own)  # as training again does
-    ways: dict[str, Callable[[], Any]] = {
+    methods: dict[str, Callable[[], Any]] = {
         "to_disk": lambda: component.to_disk(tmp_path / "kept"),
         "to_bytes": component.to_bytes,
         "pickle": lambda: pickle.loads(pickle.dumps(component)).open(),
     }
     with pytest.raises(ModelError, match=r"refers to the model .*own, which was changed since"):
-        ways[way]()
+        methods[method]()
 
 
 def test_a_temporary_folder_is_never_referred_to(trained: Path, tmp_path: Path) -> None:
@@ -700,7 +729,7 @@ def test_a_relative_folder_is_found_from_elsewhere(
         (b"\x81\xa4copy\x82\xa1a\xc4\x01x\xa3a/b\xc4\x01x", "cannot be written to"),
     ],
 )
-def test_bytes_of_others_are_refused(trained: Path, content: bytes, message: str) -> None:
+def test_other_bytes_are_refused(trained: Path, content: bytes, message: str) -> None:
     nlp = blank(trained)
     component = component_of(nlp)
     with pytest.raises(ModelError, match=message):
@@ -709,7 +738,7 @@ def test_bytes_of_others_are_refused(trained: Path, content: bytes, message: str
     assert component.to_bytes()
 
 
-def test_what_is_no_folder_cannot_be_kept(trained: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_cannot_be_copied(trained: Path, tmp_path: Path) -> None:
     hf = tmp_path / "hf"
     done = script(
         "import sys; from nlptasks.cli.main import main; main(sys.argv[1:])", "to-hf", trained, "ner", "-o", hf
@@ -728,10 +757,10 @@ def test_documents_go_through_docbins_with_their_results(both: Path, tmp_path: P
     docs = list(nlp.pipe(TEXTS))
     DocBin(docs=docs, store_user_data=True).to_disk(tmp_path / "docs.spacy")
     again = list(DocBin().from_disk(tmp_path / "docs.spacy").get_docs(nlp.vocab))
-    assert [said(doc) for doc in again] == [said(doc) for doc in docs]
+    assert [written(doc) for doc in again] == [written(doc) for doc in docs]
 
 
-def test_a_document_from_elsewhere_says_what_to_do(six: Path, tmp_path: Path) -> None:
+def test_a_document_from_another_process_says_what_to_do(six: Path, tmp_path: Path) -> None:
     code = (
         "import sys, spacy; nlp = spacy.blank('en'); nlp.add_pipe('nlptasks', config={'model': sys.argv[1]})\n"
         "open(sys.argv[2], 'wb').write(nlp('Rome is old.').to_bytes())"
@@ -742,7 +771,7 @@ def test_a_document_from_elsewhere_says_what_to_do(six: Path, tmp_path: Path) ->
     assert doc._.nlptasks.keys() == component_of(nlp).heads.keys() - {"qa"}
     with pytest.raises(
         UsageError,
-        match=r"no component that read the document is there in this process; .* nlp.get_pipe\('nlptasks'\).answer",
+        match=r"no component of this process has read the document; .* nlp.get_pipe\('nlptasks'\).answer",
     ):
         doc._.answer("What?")
     assert isinstance(component_of(nlp).answer(doc, "What?"), Answer)
@@ -788,7 +817,7 @@ def test_processes(both: Path, both_exported: Path, tmp_path: Path, how: str, ba
     assert done.stdout.startswith(expected[how]), done.stdout + done.stderr
 
 
-# Company
+# Other tools
 
 
 def test_displacy_shows_the_entities(trained: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tag schemes: detection, conversion without loss, the best legal sequence."""
+"""Tag schemes: detection, lossless conversion, the best legal sequence."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ GOLDEN = [
 
 
 @pytest.mark.parametrize(("scheme", "tags", "spans"), GOLDEN)
-def test_tags_mean_these_spans(scheme: str, tags: str, spans: list) -> None:
+def test_tags_are_read_as_spans(scheme: str, tags: str, spans: list) -> None:
     assert spans_of(tags.split(), scheme) == spans
 
 
@@ -57,7 +57,7 @@ def test_tags_mean_these_spans(scheme: str, tags: str, spans: list) -> None:
         ([], "iob2"),
     ],
 )
-def test_scheme_is_detected(sentences: list[str], scheme: str) -> None:
+def test_the_scheme_is_detected(sentences: list[str], scheme: str) -> None:
     assert detect_scheme([tags.split() for tags in sentences]) == scheme
 
 
@@ -67,16 +67,16 @@ def test_scheme_is_detected(sentences: list[str], scheme: str) -> None:
         (["B-A O", "O I-A B-B"], (1, 1)),  # IOB2, or IOB1, but not both
         (["B-A I-B"], (0, 1)),
         (["B-A E-A", "I-A"], (1, 0)),
-        (["PER O E-MAIL"], (0, 2)),  # undeclared, it may be the end of a MAIL
+        (["PER O E-MAIL"], (0, 2)),  # without a declared scheme, it may be the end of a MAIL
     ],
 )
-def test_tags_of_no_scheme_are_refused_with_their_place(sentences: list[str], place: tuple[int, int]) -> None:
+def test_tags_of_no_scheme_are_refused_with_their_position(sentences: list[str], place: tuple[int, int]) -> None:
     with pytest.raises(TagError) as caught:
         detect_scheme([tags.split() for tags in sentences])
     assert (caught.value.sentence, caught.value.word) == place
 
 
-def test_illegal_tag_is_named() -> None:
+def test_the_message_names_the_illegal_tag() -> None:
     with pytest.raises(TagError, match="'I-PER' after 'O', which is illegal in iob2"):
         spans_of(["O", "I-PER"], "iob2")
     assert first_illegal(["B-A"], "bioes") == 0  # a span may not stay open
@@ -93,7 +93,7 @@ def some_spans(draw: st.DrawFn, *, touching: bool) -> tuple[list, int]:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @given(data=st.data())
-def test_spans_survive_being_written_as_tags(scheme: str, data: st.DataObject) -> None:
+def test_spans_survive_a_conversion_to_tags(scheme: str, data: st.DataObject) -> None:
     spans, length = some_spans(data.draw, touching=scheme != "io")
     tags = tags_of(spans, length, scheme)
     assert spans_of(tags, scheme) == spans
@@ -104,7 +104,7 @@ def test_spans_survive_being_written_as_tags(scheme: str, data: st.DataObject) -
 @pytest.mark.parametrize("scheme", SCHEMES)
 @given(seed=st.integers(0, 10_000), words=st.integers(1, 5))
 @settings(deadline=None)  # 9**5 sequences take a while on a busy machine
-def test_decoder_finds_what_trying_every_sequence_finds(scheme: str, seed: int, words: int) -> None:
+def test_the_decoder_finds_the_best_of_all_legal_sequences(scheme: str, seed: int, words: int) -> None:
     tags = tag_set(["A", "B"], scheme)
     scores = np.random.default_rng(seed).normal(size=(words, len(tags))).astype(np.float32)
 
@@ -116,5 +116,5 @@ def test_decoder_finds_what_trying_every_sequence_finds(scheme: str, seed: int, 
     assert tuple(TagDecoder(tags, scheme).best(scores)) == best
 
 
-def test_decoder_of_nothing() -> None:
+def test_the_decoder_accepts_an_empty_sequence() -> None:
     assert len(TagDecoder(("O", "B-A", "I-A"), "iob2").best(np.zeros((0, 3), dtype=np.float32))) == 0

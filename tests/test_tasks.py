@@ -1,4 +1,4 @@
-"""All tasks from end to end: one model a task on its sample data, on the command line and from Python, on both backends."""
+"""All tasks from end to end: a model for each task on its sample data, on the command line and from Python, on both backends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import nlptasks
 from nlptasks.cli.main import main
 from nlptasks.config import TrainSettings
 from nlptasks.errors import DataError, UsageError
-from nlptasks.models.model import ModelFolder
+from nlptasks.heads.base import sample_folder
+from nlptasks.models.folder import ModelFolder
 from nlptasks.pipeline import pipeline
 from nlptasks.registry import head_class
 
@@ -43,7 +44,7 @@ def sentiment(backbones: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.mark.parametrize("task", ["qa", "sentiment"])
-def test_temperature_and_calibration_error_are_kept_and_told(task: str, request: pytest.FixtureRequest) -> None:
+def test_temperature_and_calibration_error_are_recorded(task: str, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(task)
     log = tiny.log_of(model)
     temperature = log["fitted"]["temperature"]
@@ -57,11 +58,9 @@ def test_temperature_and_calibration_error_are_kept_and_told(task: str, request:
     assert f"fitted to {log['rows']['calibration']} rows held out of train" in card
 
 
-def test_the_calibration_error_is_that_of_the_answers(sentiment: Path) -> None:
-    """Worked out again from what the saved model answers."""
-    rows = [
-        json.loads(line) for line in (head_class("sentiment").sample_folder() / "test.jsonl").open(encoding="utf-8")
-    ]
+def test_the_calibration_error_is_that_of_the_results(sentiment: Path) -> None:
+    """It is computed again from the results of the saved model."""
+    rows = [json.loads(line) for line in (sample_folder(head_class("sentiment")) / "test.jsonl").open(encoding="utf-8")]
     bins: dict[int, list[float]] = {}
     for row, found in zip(rows, pipeline("sentiment", model=sentiment)([row["text"] for row in rows]), strict=True):
         bins.setdefault(min(int(found.score * 15), 14), []).append(found.score - (found.label == row["label"]))
@@ -70,13 +69,13 @@ def test_the_calibration_error_is_that_of_the_answers(sentiment: Path) -> None:
     assert log["calibration_error"]["test"]["after"] == pytest.approx(error, abs=1e-4)
 
 
-def test_unanswerable_questions_give_a_threshold(qa: Path) -> None:
+def test_a_threshold_for_unanswerable_questions_is_fitted(qa: Path) -> None:
     config = ModelFolder.open(qa).records["qa"].config
     assert config["unanswerable"]
     assert tiny.log_of(qa)["fitted"]["null_threshold"] == config["null_threshold"]
 
 
-def test_a_bare_text_is_left_out_by_a_head_that_reads_pairs(qa: Path) -> None:
+def test_a_bare_text_is_skipped_by_a_head_that_reads_pairs(qa: Path) -> None:
     done = run("predict", qa, TEXT, "--json")
     assert (done.exit_code, json.loads(done.stdout)) == (0, {"text": TEXT, "results": {}})
     assert "text:1: has no 'question'" in done.stderr
@@ -86,7 +85,7 @@ def test_a_bare_text_is_left_out_by_a_head_that_reads_pairs(qa: Path) -> None:
         pipeline("qa", model=qa)(TEXT)
 
 
-def test_pairs_are_told_with_their_own_fields(qa: Path, tmp_path: Path) -> None:
+def test_records_of_pairs_have_their_own_fields(qa: Path, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"id": 7, **QUESTION}) + "\n")
     done = run("predict", qa, "--input", path, "--json")
@@ -97,7 +96,7 @@ def test_pairs_are_told_with_their_own_fields(qa: Path, tmp_path: Path) -> None:
     assert TEXT[answer["start"] : answer["end"]] == answer["text"]
 
 
-def test_options_can_be_changed_at_run(qa: Path, tmp_path: Path) -> None:
+def test_some_options_can_be_changed_at_run_time(qa: Path, tmp_path: Path) -> None:
     best = pipeline("qa", model=qa, options={"qa": {"no_answer": "false"}})(QUESTION)
     three = pipeline("qa", model=qa, options={"qa": {"no_answer": "false", "top_k": 3}})(QUESTION)
     assert (len(three), three[0]) == (3, best)
@@ -117,45 +116,45 @@ def test_options_can_be_changed_at_run(qa: Path, tmp_path: Path) -> None:
         ({"ner": {"top_k": 3}}, r"has no head 'ner'; known are: qa"),
     ],
 )
-def test_wrong_options_at_run_are_refused(qa: Path, options: Any, message: str) -> None:
+def test_wrong_options_at_run_time_are_refused(qa: Path, options: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         pipeline("qa", model=qa, options=options)
 
 
-def test_options_of_the_training_cannot_be_changed_at_run(sentiment: Path) -> None:
-    with pytest.raises(UsageError, match=r"sentiment.class_weights: is an option of the training"):
+def test_options_of_training_cannot_be_changed_at_run_time(sentiment: Path) -> None:
+    with pytest.raises(UsageError, match=r"sentiment.class_weights: is an option of training"):
         pipeline("sentiment", model=sentiment, options={"sentiment": {"class_weights": "balanced"}})
 
 
 @pytest.mark.parametrize("task", ["qa", "sentiment"])
-def test_evaluation_gives_what_training_gave_on_both_backends(task: str, request: pytest.FixtureRequest) -> None:
+def test_evaluation_gives_the_metrics_of_training_on_both_backends(task: str, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(task)
     log = tiny.log_of(model)["metrics"]["test"]
-    sample = head_class(task).sample_folder()
+    sample = sample_folder(head_class(task))
     done = run("evaluate", model, f"{task}={sample}", "--json", "--backend", "torch")
     found = json.loads(done.stdout)
-    assert (found["split"], found["main_metric"]) == ("test", head_class(task).main_metric)
+    assert (found["split"], found["main_metric"]) == ("test", tiny.log_of(model)["main_metric"])
     assert found["metrics"] == pytest.approx(log)
     assert run("export", model).exit_code == 0
     done = run("evaluate", model, f"{task}={sample}", "--json", "--backend", "onnx")
     assert json.loads(done.stdout)["metrics"] == pytest.approx(log)
 
 
-def test_prediction_does_not_ask_for_gold_answers(sentiment: Path, qa: Path, tmp_path: Path) -> None:
+def test_prediction_ignores_gold_answers(sentiment: Path, qa: Path, tmp_path: Path) -> None:
     for model, row in ((sentiment, {"text": TEXT, "label": -1}), (qa, {**QUESTION, "answers": "?", "answer_start": 7})):
         path = tmp_path / "rows.jsonl"
         path.write_text(json.dumps(row) + "\n")
         assert run("predict", model, "--input", path, "--json").exit_code == 0
 
 
-def test_a_slip_in_a_path_is_no_name_of_the_hub(sentiment: Path) -> None:
+def test_a_typo_in_a_path_is_no_name_on_the_hub(sentiment: Path) -> None:
     for slip in ("runs/nope", str(sentiment.parent / "nope")):
         done = run("predict", slip, TEXT)
         assert (done.exit_code, f"{slip}: is no folder, so it is no model" in done.stderr) == (4, True)
 
 
 @pytest.mark.parametrize("task", ["qa", "sentiment"])
-def test_temperatures_are_folded_into_checkpoints(task: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_temperatures_are_included_in_checkpoints(task: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     model = request.getfixturevalue(task)
     assert run("to-hf", model, task, "-o", tmp_path / "theirs").exit_code == 0
     row = QUESTION if task == "qa" else TEXT
@@ -173,7 +172,7 @@ def test_people_see_text_label_and_score(sentiment: Path) -> None:
     assert any(f" {label}]" in done.stdout for label in ("negative", "neutral", "positive"))
 
 
-def test_spacy_has_the_scores_of_labels(sentiment: Path) -> None:
+def test_spacy_documents_have_the_scores_of_labels(sentiment: Path) -> None:
     import spacy
 
     nlp = spacy.blank("en")

@@ -1,4 +1,4 @@
-"""Words of plain text and their place among tokens."""
+"""Word segmentation of plain text, and alignment of words and tokens."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def visible(text: str) -> bool:
 @given(st.text())
 @example("a\u200db . \u0301")
 @example("'\u0301s'\u0301")
-def test_words_cover_the_text_in_order_and_split_no_written_character(text: str) -> None:
+def test_words_cover_the_text_in_order_and_never_split_a_character(text: str) -> None:
     at = 0
     for start, end in words(text):
         assert at <= start < end
@@ -64,7 +64,7 @@ def test_words_cover_the_text_in_order_and_split_no_written_character(text: str)
 
 
 @given(st.lists(st.text(min_size=1)))
-def test_joined_words_stand_where_they_are_said_to(given_words: list[str]) -> None:
+def test_spans_of_joined_words_are_exact(given_words: list[str]) -> None:
     text, spans = join_words(given_words)
     assert [text[start:end] for start, end in spans] == given_words
     source, places = close_unspaced(text, spans)
@@ -76,7 +76,7 @@ def test_characters_of_an_unspaced_script_are_written_without_spaces() -> None:
     assert close_unspaced(text, spans)[0] == "我爱 Paris 和北京"
 
 
-def test_lone_surrogates_become_readable_and_offsets_stay() -> None:
+def test_lone_surrogates_are_replaced_without_changing_offsets() -> None:
     assert readable("a\ud800b\udfff") == "a\ufffdb\ufffd"
 
 

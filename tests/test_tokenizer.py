@@ -1,7 +1,8 @@
-"""Windows: special tokens, cutting, offsets, and independence of a tokenizer's published state."""
+"""Windows: special tokens, cuts, offsets, contradicting options, and tokenizers that are refused."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 import tiny
 import tokenizers
+from tokenizers import normalizers
 
+from nlptasks.backbones.pretrained import embedded_folder
 from nlptasks.errors import ModelError, UsageError
-from nlptasks.text.windowing import Tokenizer
-from nlptasks.types import FIRST, SECOND, SPECIAL, Source
+from nlptasks.text.windows import Tokenizer, check_expansion
+from nlptasks.types import FIRST, SECOND, SPECIAL, Beginning, End, ModelInput, Parts
 
 KINDS = {"wordpiece": "bert", "bytes": "roberta", "unigram": "xlm-roberta"}
 
@@ -22,17 +25,17 @@ def backend(request: pytest.FixtureRequest, backbones: object) -> tokenizers.Tok
     return tokenizers.Tokenizer.from_file(f"{backbones}/{KINDS[request.param]}/tokenizer.json")
 
 
-def test_short_texts_are_one_window_with_the_models_special_tokens(backend: tokenizers.Tokenizer) -> None:
+def test_a_short_text_is_one_window_with_special_tokens(backend: tokenizers.Tokenizer) -> None:
     text = "Ada saw London."
-    [[window]] = Tokenizer(backend, max_tokens=40).windows([Source(text)])
+    [[window]] = Tokenizer(backend, max_tokens=40).windows([ModelInput((text,))])
     assert window.ids.tolist() == backend.encode(text).ids
     assert window.parts.tolist() == [FIRST if s == 0 else SPECIAL for s in backend.encode(text).special_tokens_mask]
     assert window.opens
     assert window.closes
 
 
-def test_pairs_have_the_models_template(backend: tokenizers.Tokenizer) -> None:
-    [[window]] = Tokenizer(backend, max_tokens=40).windows([Source("Who left?", "Bob left.")])
+def test_pairs_use_the_template_of_the_tokenizer(backend: tokenizers.Tokenizer) -> None:
+    [[window]] = Tokenizer(backend, max_tokens=40).windows([ModelInput(("Who left?", "Bob left."))])
     encoded = backend.encode("Who left?", "Bob left.")
     assert window.ids.tolist() == encoded.ids
     assert window.types.tolist() == encoded.type_ids
@@ -41,10 +44,10 @@ def test_pairs_have_the_models_template(backend: tokenizers.Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("words", [1, 10, 29, 30, 31, 60, 500])
-def test_windows_overlap_and_lose_nothing(backend: tokenizers.Tokenizer, words: int) -> None:
+def test_windows_overlap_and_contain_every_token(backend: tokenizers.Tokenizer, words: int) -> None:
     text = " ".join(["b"] * words)
     tokenizer = Tokenizer(backend, max_tokens=32)
-    [windows] = tokenizer.windows([Source(text)])
+    [windows] = tokenizer.windows([ModelInput((text,))])
     whole = backend.encode(text, add_special_tokens=False)
     assert all(len(window) <= 32 for window in windows)
     assert [window.opens for window in windows] == [True] + [False] * (len(windows) - 1)
@@ -58,7 +61,7 @@ def test_windows_overlap_and_lose_nothing(backend: tokenizers.Tokenizer, words: 
 
 def test_only_the_second_text_of_a_pair_is_cut(backend: tokenizers.Tokenizer) -> None:
     tokenizer = Tokenizer(backend, max_tokens=48)
-    [windows] = tokenizer.windows([Source("Who left?", "b " * 200)])
+    [windows] = tokenizer.windows([ModelInput(("Who left?", "b " * 200))])
     question = windows[0].ids[windows[0].parts == FIRST]
     assert len(windows) > 3
     assert all(np.array_equal(window.ids[window.parts == FIRST], question) for window in windows)
@@ -67,15 +70,15 @@ def test_only_the_second_text_of_a_pair_is_cut(backend: tokenizers.Tokenizer) ->
 @pytest.mark.parametrize(
     ("first", "second"), [(3, 200), (200, 3), (200, 200), (90, 900), (13, 13), (15, 14), (0, 5), (5, 0)]
 )
-def test_every_token_of_a_pair_is_read_and_a_short_text_meets_all_of_the_other(
+def test_every_token_of_a_pair_is_read_and_a_short_text_is_paired_with_all_of_the_other(
     backend: tokenizers.Tokenizer, first: int, second: int
 ) -> None:
     tokenizer = Tokenizer(backend, max_tokens=32)
-    [windows] = tokenizer.windows([Source(" ".join(["b"] * first), " ".join(["c"] * second))])
+    [windows] = tokenizer.windows([ModelInput((" ".join(["b"] * first), " ".join(["c"] * second)))])
     offsets = [[{tuple(own) for own in one.offsets[one.parts == part]} for part in (FIRST, SECOND)] for one in windows]
     assert [len(set().union(*own)) for own in zip(*offsets, strict=True)] == [first, second]
-    met = {(one, two) for firsts, seconds in offsets for one in firsts for two in seconds}
-    assert len(met) == first * second or min(first, second) > 14
+    paired = {(one, two) for firsts, seconds in offsets for one in firsts for two in seconds}
+    assert len(paired) == first * second or min(first, second) > 14
     assert all(len(window) <= 32 for window in windows)
     assert len(windows) <= 2 + (first + second) // 8  # linear in the lengths
     numbered = {
@@ -87,19 +90,19 @@ def test_every_token_of_a_pair_is_read_and_a_short_text_meets_all_of_the_other(
 
 
 def test_texts_without_tokens_have_no_window(backend: tokenizers.Tokenizer) -> None:
-    assert Tokenizer(backend, max_tokens=32).windows([Source("")]) == [[]]
+    assert Tokenizer(backend, max_tokens=32).windows([ModelInput(("",))]) == [[]]
     assert Tokenizer(backend, max_tokens=32).windows([]) == []
 
 
 @pytest.mark.parametrize("text", ["</s>", "<s> a", "a <mask> b", "<pad>"])
 def test_special_tokens_in_a_text_are_text(backend: tokenizers.Tokenizer, text: str) -> None:
-    [[window]] = Tokenizer(backend, max_tokens=32).windows([Source(text)])
+    [[window]] = Tokenizer(backend, max_tokens=32).windows([ModelInput((text,))])
     special = {backend.token_to_id(token) for token in ("<pad>", "<s>", "</s>", "<mask>")}
     assert not special & set(window.ids[window.parts == FIRST].tolist())
 
 
-def test_lone_surrogates_are_no_error(backend: tokenizers.Tokenizer) -> None:
-    [[window]] = Tokenizer(backend, max_tokens=32).windows([Source("a\ud800b")])
+def test_lone_surrogates_are_accepted(backend: tokenizers.Tokenizer) -> None:
+    [[window]] = Tokenizer(backend, max_tokens=32).windows([ModelInput(("a\ud800b",))])
     assert window.offsets.max() <= 3
 
 
@@ -112,13 +115,61 @@ def test_too_short_windows_are_refused() -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        {"second": "b", "prefix": "c"},
-        {"second": "b", "continued": True},
-        {"second": "b", "markup": True},
-        {"markup": True, "prefix": "c"},
+        {"texts": ("a", "b"), "prefix": "c"},
+        {"texts": ("a", "b"), "replaced": ((1, 2),)},
+        {"texts": ("a", "b"), "cut": Beginning()},
+        {"texts": ("a", "b"), "cut": Parts()},
+        {"texts": ("a", "b"), "cut": End()},
+        {"texts": ("a", "b"), "markup": True},
+        {"texts": ("a",), "markup": True, "prefix": "c"},
     ],
     ids=str,
 )
-def test_sources_that_contradict_themselves_are_refused(given: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="leave one of the two out"):
-        Source("a", **given)
+def test_model_inputs_with_contradicting_options_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="remove one of the two"):
+        ModelInput(**given)
+
+
+@pytest.mark.parametrize("texts", ["a", (), ("a", "b", "c")])
+def test_model_inputs_have_one_or_two_texts(texts: Any) -> None:
+    with pytest.raises(UsageError, match="pass a tuple of one or two strings"):
+        ModelInput(texts)
+
+
+def replacing(*replacements: tuple[Any, str]) -> tokenizers.Tokenizer:
+    """Return a tokenizer whose normalizer does these replacements one after the other."""
+    backend = tiny.ARCHITECTURES["bert"][1]()
+    steps = [normalizers.Replace(pattern, content) for pattern, content in replacements]
+    backend.normalizer = normalizers.Sequence([backend.normalizer, normalizers.Sequence(steps)])
+    return backend
+
+
+def test_tokenizers_that_expand_a_text_without_limit_are_refused() -> None:
+    backend = replacing(*[("a", "a" * 100)] * 4)
+    with pytest.raises(
+        ModelError,
+        match=r"x: has replacements that can make a text 100000000 times as long; use a backbone with another",
+    ):
+        check_expansion(backend, where="x")
+
+
+@pytest.mark.parametrize(
+    ("replacements", "refused"),
+    [
+        ([("a", "a" * 64)], False),
+        ([("a", "a" * 65)], True),
+        ([("a", "a" * 8)] * 2, False),
+        ([("a", "a" * 8), ("b", "b" * 9)], True),
+        ([("``", '"'), ("a" * 10, "b" * 100)], False),
+        ([(tokenizers.Regex("a{100}"), "b" * 65)], True),  # a regular expression may match a single character
+        ([("a", "")] * 9, False),
+    ],
+)
+def test_the_limit_of_replacements_is_their_product(replacements: list[tuple[Any, str]], refused: bool) -> None:
+    with pytest.raises(ModelError) if refused else nullcontext():
+        check_expansion(replacing(*replacements), where="x")
+
+
+def test_common_tokenizers_are_not_refused(backend: tokenizers.Tokenizer) -> None:
+    check_expansion(backend, where="tiny")
+    check_expansion(tokenizers.Tokenizer.from_file(f"{embedded_folder()}/tokenizer.json"), where="minilm")

@@ -1,4 +1,4 @@
-"""Tiny backbones of every architecture, made from a config with random weights, each with a tokenizer of its family's kind."""
+"""Tiny backbones of every architecture, with random weights and a tokenizer like that of real ones."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _config(cls: type, **more: Any) -> Callable[[], Any]:
 
 
 def _roberta(cls: type) -> Callable[[], Any]:
-    # RoBERTa counts positions from behind the padding's id: 128 rows hold 126 tokens for id 1, 127 for id 0.
+    # RoBERTa's first position is the padding's id + 1: 128 rows hold 126 tokens for id 1, 127 for id 0.
     return _config(cls, type_vocab_size=1)
 
 
@@ -101,7 +101,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], Any], Callable[[], tokenizers.Tokeni
     "xlm-roberta": (_roberta(transformers.XLMRobertaConfig), unigram),
     **{name: (TINY[name].config, TINY[name].tokenizer) for name in ("t5", "bart")},
 }
-"""Name: config and tokenizer."""
+"""Config and tokenizer by name."""
 
 
 _T5 = {
@@ -131,11 +131,11 @@ WRITERS: dict[str, Callable[[], Any]] = {
     "mt5": lambda: transformers.MT5Config(**_T5, feed_forward_proj="gated-gelu"),
     "t5-v1.1": _t5(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
 }
-"""Configs of encoder-decoders, decoders of other depths than their encoders where `generate` bears it."""
+"""Configs of encoder-decoders. Decoders have another depth than their encoders where `generate` supports it."""
 
 
 def _with_codes(*codes: str, single: str) -> Callable[[], tokenizers.Tokenizer]:
-    """Pieces, and the codes of languages that texts are marked with."""
+    """Return a tokenizer that has language codes and adds one to texts."""
 
     def make_tokenizer() -> tokenizers.Tokenizer:
         tokenizer = unigram()
@@ -163,16 +163,16 @@ BACKBONES: dict[str, tuple[Callable[[], Any], Callable[[], tokenizers.Tokenizer]
     ),
     "pegasus": (WRITERS["pegasus"], unigram),
 }
-"""All that `make` makes: those that heads are tried on one by one, and more that are exported with all heads at once."""
+"""All backbones of `make`: those that each head is tested on alone, and more that are exported with all heads."""
 
 
 def make_writer(config: Any, *, spread: float = 3.0) -> Any:
-    """A random encoder-decoder as Hugging Face has it, whose logits are far from equal."""
+    """Return a random encoder-decoder of Hugging Face whose logits differ much."""
     torch.manual_seed(1)
     model = transformers.AutoModelForSeq2SeqLM.from_config(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if "embed_positions" not in name:  # Marian's are what the architecture says, and are in no file
+            if "embed_positions" not in name:  # Marian computes them, and they are in no file
                 weight.mul_(spread).add_(0.1 * torch.randn_like(weight))
     model.tie_weights()
     return model
@@ -185,6 +185,6 @@ def make(name: str, folder: Path) -> None:
 
 
 def log_of(folder: Path) -> dict[str, Any]:
-    """How the only head of a model came to be, or the first of several."""
+    """Return the log of a model's first head."""
     log: dict[str, Any] = next(iter(json.loads((folder / "training.json").read_text()).values()))
     return log

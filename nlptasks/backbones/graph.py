@@ -1,4 +1,4 @@
-"""A further graph beside `encode`."""
+"""A further graph of a network beside `encode`, such as the step of a decoder."""
 
 from __future__ import annotations
 
@@ -11,36 +11,48 @@ from torch import Tensor, nn
 
 from nlptasks.backbones.backbone import Backbone
 from nlptasks.backbones.layer_sharing import Branch
+from nlptasks.runtimes.base import GraphSpec
 
 
 class Graph(nn.Module, ABC):
-    """A further graph of a head, from named tensors to named tensors; traced for export."""
+    """A module from named tensors to named tensors that is exported as a graph of its own.
+
+    Attributes:
+        axes: for each input, the axes whose size may change.
+        limits: for each integer input, one more than the largest value that it may hold.
+        labels: outputs whose last axis has a score for each label or token, so that only the best one must agree.
+    """
 
     axes: Mapping[str, tuple[int, ...]]
-    """For each input, the axes whose length may change."""
     limits: Mapping[str, int] = MappingProxyType({})
-    """For inputs that are integers, one more than the largest number that each may hold."""
     labels: ClassVar[tuple[str, ...]] = ()
-    """The outputs whose last axis has a score for each label or token, of which the best one is taken."""
 
     @property
-    def trunk(self) -> Any:
-        """The part of it whose attention can be another one, if it runs a backbone."""
+    def base_model(self) -> Any:
+        """The Hugging Face model inside whose attention implementation can be changed, or None."""
         return None
 
     def on(self, backbone: Backbone, branch: Branch | None) -> Graph:
-        """The graph as it runs: one that reads tokens by the backbone gives itself with it; others are complete.
+        """Return the graph ready to run. A graph that reads tokens runs the backbone; others ignore it.
 
         Args:
-            backbone: the model's.
-            branch: the layers that the head owns, if it does.
+            backbone: the model's backbone.
+            branch: the layers that the head owns, if any.
         """
         return self
 
     @abstractmethod
     def forward(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The named outputs."""
+        """Return the outputs by name."""
 
     @abstractmethod
     def samples(self) -> list[dict[str, Tensor]]:
-        """Inputs to compare two ways to run it. It is traced on the first: there, the axes are 2 or more long."""
+        """Return inputs to compare two runtimes on. The graph is traced on the first, where all axes are 2 or longer."""
+
+    def spec(self) -> GraphSpec:
+        """Return the sizes and limits of the inputs."""
+        sizes = {
+            name: tuple(None if axis in self.axes.get(name, ()) else size for axis, size in enumerate(tensor.shape))
+            for name, tensor in self.samples()[0].items()
+        }
+        return GraphSpec(sizes, dict(self.limits))

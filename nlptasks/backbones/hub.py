@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: which names there can be, and the few files that are fetched, at one commit."""
+"""Models of the Hugging Face hub: check their names, and download the few files that are needed, at one commit."""
 
 from __future__ import annotations
 
@@ -29,49 +29,51 @@ FILES = (
     "model.safetensors.index.json",
     "model-[0-9]*-of-[0-9]*.safetensors",
 )
-"""What is fetched: no code, no pickle, and nothing of a folder inside."""
+"""Files to download: no code, no pickle, no subfolders."""
 
 _REASONS = {
     "GatedRepoError": ("asks for consent", "accept its terms on its page, then run: hf auth login"),
     "RevisionNotFoundError": ("has no such revision", "give a branch, tag or commit behind the @"),
     "RepositoryNotFoundError": ("is not on the hub, or is private", "check the name, or run: hf auth login"),
 }
-"""What the hub's own errors mean, and what to do."""
+"""Problem and fix for the error classes of the hub."""
 
 
 def is_name(name: str) -> bool:
-    """Whether this is how a model of the hub is named: ``owner/name`` or ``name``, with ``@revision`` or without."""
+    """Return True for a valid hub name: ``owner/name`` or ``name``, optionally with ``@revision``."""
     match = _NAME.fullmatch(name)
     return match is not None and not any(part in name for part in _FORBIDDEN)
 
 
 def hint(name: str) -> str:
-    """What to write instead of something that is no name."""
+    """Return the fix for an invalid name."""
     if "://" in name:
         return "leave out all of the address but owner/name"
     if not name.isascii():
-        return "it has letters that only look like ASCII, or a folder of that name does not exist"
+        return "it has letters that only look like ASCII, or is a folder that does not exist"
     return "write a folder that exists, or a hub name: owner/name, or owner/name@revision"
 
 
 def download(name: str, *, hint: str) -> tuple[Path, str]:
-    """The folder of a model of the hub, and the commit that it is at.
+    """Download a model, unless it is cached. Return its folder and its commit.
+
+    Args:
+        name: a valid name.
+        hint: fix for errors without a better one.
 
     Raises:
-        ModelError: it cannot be had; with what to do, and `hint` where nothing better is known.
+        ModelError: it cannot be downloaded.
     """
-    from huggingface_hub import snapshot_download  # heavy, and most runs take a folder
+    from huggingface_hub import snapshot_download  # slow to import, and most runs use a local folder
 
     match = _NAME.fullmatch(name)
-    assert match is not None, "is_name was asked"
+    assert match is not None, "the caller has checked is_name"
     try:
         folder = Path(snapshot_download(match["repo"], revision=match["revision"], allow_patterns=list(FILES)))
     except Exception as error:
-        kinds = (kind.__name__ for kind in type(error).__mro__)
-        problem, fix = next(
-            (_REASONS[kind] for kind in kinds if kind in _REASONS), ("cannot be had from the hub", hint)
-        )
+        reasons = (_REASONS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _REASONS)
+        problem, fix = next(reasons, ("cannot be had from the hub", hint))
         raise ModelError(f"backbone {name!r}", f"is no folder here and {problem} ({first_line(error)})", fix) from error
     if not _COMMIT.fullmatch(folder.name):
-        raise ModelError(f"backbone {name!r}", f"came without its commit, as {folder.name}", "give a folder")
+        raise ModelError(f"backbone {name!r}", f"came without its commit, as {folder.name}", "use a local folder")
     return folder, folder.name

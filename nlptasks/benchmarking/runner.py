@@ -1,52 +1,72 @@
-"""The ways to run a model, side by side: speed, latency, memory and the task's own metric, and which of them to take."""
+"""Benchmark of a model on this machine: speed, latency, memory and metrics of every backend, and the fastest one to use.
+
+Each candidate runs in a process of its own. The processes take turns, so that other load on the machine affects all of them.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import multiprocessing
 import shutil
 import signal
 import statistics
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import ParamSpec, TypeVar
 
-from nlptasks.benchmarking.worker import CALLED_WITH, TRANSFORMERS, Plan, count
+from nlptasks.benchmarking import worker
+from nlptasks.benchmarking.candidates import (
+    ARGUMENTS,
+    TRANSFORMERS,
+    BackendCandidate,
+    Candidate,
+    Size,
+    TransformersCandidate,
+    Workload,
+    size_of,
+)
 from nlptasks.config import Target
-from nlptasks.errors import BackendError, NlptasksError, UsageError, listing
+from nlptasks.errors import BackendError, NlptasksError, UsageError, first_line, listing
 from nlptasks.exporting.drift import moves, points
 from nlptasks.exporting.exporter import export
-from nlptasks.exporting.opening import export_problem
 from nlptasks.exporting.precisions import PRECISIONS
+from nlptasks.exporting.sources import export_problem
+from nlptasks.models.folder import ModelFolder
 from nlptasks.models.huggingface import to_hugging_face
 from nlptasks.models.manifest import EXPORTS
-from nlptasks.models.model import ModelFolder
-from nlptasks.pipeline import suitable_precisions
-from nlptasks.runtimes.pytorch import has_bf16, torch_device
+from nlptasks.networks.base import network_class
+from nlptasks.registry import backends
+from nlptasks.runtimes.providers import usable_device
 
-_BASE = "torch"
-"""The way that the others are compared with."""
+BASELINE = "torch:fp32"
+"""Name of the candidate that the others are compared with."""
+
+_EXIT_SECONDS = 10.0
+"""Seconds after which a worker that does not end is killed."""
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of one way to run a model.
+    """Measurements of one candidate.
 
     Attributes:
-        way: what ``--backend`` takes, or ``transformers.pipeline``.
-        texts_per_second: the median of the rounds.
-        tokens_per_second: the same, in tokens that the backbone reads.
-        p50: seconds for one text alone, the median.
-        p95: the same, of 95 of 100.
-        memory: most memory that the process had, libraries and all, in MiB; None where the system does not say.
-        metrics: by head, its main metric; empty without gold answers.
+        name: value of ``--backend``, or ``transformers.pipeline``.
+        texts_per_second: median of the rounds.
+        tokens_per_second: the same in tokens that the backbone reads.
+        p50: seconds for a single text, median.
+        p95: seconds for a single text, 95th percentile.
+        memory: peak memory of the process with all libraries, in MiB; None if the system does not tell.
+        metrics: main metric of each head; empty without gold answers.
     """
 
-    way: str
+    name: str
     texts_per_second: float
     tokens_per_second: float
     p50: float
@@ -57,25 +77,25 @@ class Measured:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The ways to run a model, side by side.
+    """The result of a benchmark.
 
     Attributes:
-        texts: how many were run, each once: what is said twice is read once anyway.
-        tokens: in them.
-        ways: what was measured, PyTorch first.
-        failed: by way, why it could not be measured.
-        made: of the ways, those whose export was made for this and is gone, with the command that makes it again.
-        unproved: the heads without gold answers, of which no metric says what a way changes.
-        best: the fastest of ours that keeps every metric within half a point of PyTorch's; if a head is unproved, of those that
-            keep the numbers.
+        texts: number of different texts; each is run once.
+        tokens: tokens in them.
+        candidates: measurements, the baseline first.
+        failed: by candidate, why it could not be measured.
+        temporary: by candidate that ran on a temporary export, the command that makes a permanent one.
+        unverified: heads without gold answers, for which no metric shows the effect of a candidate.
+        best: the fastest backend that changes no metric by more than half a point; if a head is unverified, the fastest in the
+            precision of the baseline.
     """
 
     texts: int
     tokens: int
-    ways: tuple[Measured, ...]
+    candidates: tuple[Measured, ...]
     failed: Mapping[str, str]
-    made: Mapping[str, str]
-    unproved: tuple[str, ...]
+    temporary: Mapping[str, str]
+    unverified: tuple[str, ...]
     best: str
 
 
@@ -90,250 +110,289 @@ def benchmark(
     rounds: int = 3,
     most: int = 1000,
 ) -> Benchmark:
-    """Measure every way to run a model on this machine, each in a process of its own, in turn.
+    """Measure every backend on this machine in each of its precisions, and transformers' own pipelines.
 
-    What is not exported yet is exported into a copy, which is removed afterwards. All processes hold the model at the same time.
+    Missing exports are made in a temporary copy. All processes hold the model in memory at the same time. They are started by
+    spawn: a script that calls this needs ``if __name__ == "__main__":``, and its imports at the top count in their memory.
 
     Args:
         model: the model's folder.
-        targets: heads and labelled data; heads without any are measured on their sample.
-        heads: to run; without a wish those that have data here, or else all.
-        source: a file of texts to take instead; then there are no metrics.
+        targets: heads and labelled data; the sample data are used for heads without data.
+        heads: names of the heads to run; by default those with data, or all if there are no data.
+        source: a file of texts to use instead; there are no metrics then.
         split: the part of the data, as for `evaluate`.
         device: ``auto``, ``cpu`` or ``cuda``.
-        rounds: how often each way runs all texts.
-        most: rows that are taken of each head's data.
+        rounds: number of times that each candidate runs all texts.
+        most: the most rows of each head's data.
 
     Raises:
         UsageError: there is no such head, or no text.
         DataError: the data cannot be used.
         ModelError: the folder is no model.
-        BackendError: PyTorch itself cannot run it here.
+        BackendError: the baseline cannot be run on this machine.
     """
     stored = ModelFolder.open(model)
     names, given = _data(stored, heads, list(targets))
-    plan = Plan(str(stored.path), _BASE, device, names, given, str(source or ""), split, most, {})
-    size = count(plan)
-    if not size["tokens"]:
-        raise UsageError(str(source or model), f"has no text that {listing(names)} can read", "give HEAD=DATA")
-    with contextlib.ExitStack() as stack:
-        plans, failed = _plans(stored, plan, stack)
-        workers = {}
-        for name, own in plans.items():
-            try:
-                workers[name] = stack.enter_context(_worker(own, size["texts"]))
-            except BackendError as error:
-                failed[name] = error.problem
-        found, broken = _measure(workers, size, rounds)
-        failed |= broken
-    if _BASE in failed:
-        raise BackendError(str(model), f"cannot be run on PyTorch ({failed[_BASE]})", "run 'nlptasks doctor'")
-    perfect = {name: head.perfect for name, head in stored.heads(names, device="meta").items()}
-    unproved = tuple(name for name in names if not found[0].metrics.get(name))
-    best = _best(found, perfect, proved=not unproved)
-    lost = [name.partition(":")[2] for name, own in plans.items() if own.model != plan.model]
-    made = {f"onnx:{precision}": f"nlptasks export {stored.path} --precision {precision}" for precision in lost}
-    return Benchmark(size["texts"], size["tokens"], tuple(found), failed, made, unproved, best)
+    texts = Path(source) if source else None
+    workload = Workload(str(stored.path), device, names, given, texts, split, most)
+    size = size_of(workload)
+    if not size.tokens:
+        raise UsageError(str(source or model), f"has no text that {listing(names)} can read", "pass HEAD=DATA")
+    with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
+        candidates, failed = _candidates(stored, workload, Path(place))
+        workers: dict[str, Worker] = {}
+        for number, candidate in enumerate(candidates):
+            with _recorded(failed, candidate.name):
+                one = stack.enter_context(start_worker(candidate.name, Path(place) / f"{number}.log"))
+                one.call(worker.open_candidate, candidate, workload)
+                workers[candidate.name] = one
+        found, scales = _measure(workers, size, rounds, failed)
+    if BASELINE in failed:
+        raise BackendError(str(model), f"cannot be run on {BASELINE} ({failed[BASELINE]})", "run 'nlptasks doctor'")
+    ours = {one.name: one for one in candidates if isinstance(one, BackendCandidate)}
+    return Benchmark(
+        texts=size.texts,
+        tokens=size.tokens,
+        candidates=tuple(found.values()),
+        failed=failed,
+        temporary={
+            name: f"nlptasks export {stored.path} --precision {one.precision}"
+            for name, one in ours.items()
+            if one.model != workload.model
+        },
+        unverified=tuple(name for name in names if name not in scales),
+        best=_best(
+            found, {name: one.precision for name, one in ours.items()}, scales, verified=scales.keys() >= {*names}
+        ),
+    )
 
 
 def _data(
     stored: ModelFolder, wanted: Sequence[str] | None, targets: Sequence[Target]
-) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """The heads that are run, and the data of those that have data.
+) -> tuple[list[str], dict[str, Target]]:
+    """Return the heads to run, and the data of those that have data.
 
     Raises:
-        UsageError: a head is given twice, or is not run.
+        UsageError: a head has data twice, or has data and is not run.
     """
-    given: dict[str, dict[str, Any]] = {}
+    given: dict[str, Target] = {}
     named = dict.fromkeys(target.name for target in targets) if wanted is None else wanted
     heads = stored.head_names(list(named) or None)
     for target in targets:
         name = stored.head_name(target.name)
         if name in given or name not in heads:
             problem = "has data twice" if name in given else f"has data and is not run ({listing(heads)} are)"
-            raise UsageError(name, problem, "give each head that is run one data set")
-        given[name] = asdict(target)
+            raise UsageError(name, problem, "pass data once for each head that is run")
+        given[name] = target
     return heads, given
 
 
-class _Worker:
-    """The near side of a process that answers questions."""
-
-    def __init__(self, name: str, process: subprocess.Popen[bytes], said: IO[bytes]) -> None:
-        self._name, self._process, self._said = name, process, said
-
-    def ask(self, question: str) -> Any:
-        """The answer.
-
-        Raises:
-            BackendError: the way fails, or its process has died.
-        """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        line = b""
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(question.encode() + b"\n")
-            line = self._process.stdout.readline()
-        answer = json.loads(line) if line else {"failed": self._last_words()}
-        if "failed" in answer:
-            raise BackendError(self._name, answer["failed"], "take another way")
-        return answer["found"]
-
-    def _last_words(self) -> str:
-        """How the process ended, and the last line that it wrote."""
-        code = self._process.wait()
-        end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-        self._said.seek(0)
-        lines = self._said.read().decode("utf-8", "replace").split("\n")
-        return ": ".join([f"its process {end}", *list(filter(None, map(str.strip, lines)))[-1:]])
+def _candidates(stored: ModelFolder, workload: Workload, place: Path) -> tuple[list[Candidate], dict[str, str]]:
+    """Return the candidates, the baseline first, and why there are no others."""
+    found: list[Candidate] = []
+    failed: dict[str, str] = {}
+    device = usable_device(workload.device)
+    for backend in backends().values():
+        for precision in backend.precisions:
+            name = BackendCandidate(backend.name, precision, workload.model).name
+            with _recorded(failed, name):
+                folder = stored.path
+                if backend.needs_export:
+                    folder = _exported(stored, precision, workload.heads, place, device=device)
+                found.append(BackendCandidate(backend.name, precision, str(folder)))
+    found.sort(key=lambda one: one.name != BASELINE)
+    with _recorded(failed, TRANSFORMERS):
+        found.append(TransformersCandidate(_checkpoints(stored, workload.heads, place)))
+    return found, failed
 
 
-@contextlib.contextmanager
-def _worker(plan: Plan, texts: int) -> Iterator[_Worker]:
-    """A process that has opened one way.
+def _exported(stored: ModelFolder, precision: str, heads: Sequence[str], place: Path, *, device: str) -> Path:
+    """Return a folder with the model and a fresh export: the model's own folder, or a copy.
 
     Raises:
-        BackendError: it cannot be opened.
+        UsageError: there is no such precision, or it does not suit the device.
+        NlptasksError: the model cannot be exported.
     """
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "nlptasks.benchmarking.worker",
-    ]  # -P: nothing that lies in the current folder is imported
-    with (
-        tempfile.TemporaryFile() as said,
-        subprocess.Popen(  # noqa: S603 (a command of our own)
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, bufsize=0
-        ) as process,
-    ):
-        try:
-            worker = _Worker(plan.backend, process, said)
-            worker.ask(json.dumps([asdict(plan), texts]))
-            yield worker
-        finally:
-            process.kill()
-
-
-def _plans(stored: ModelFolder, plan: Plan, stack: contextlib.ExitStack) -> tuple[dict[str, Plan], dict[str, str]]:
-    """A plan for each way, by its name, and why there is none for the others."""
-    place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    failed: dict[str, str] = {}
-    plans = {_BASE: plan}
-    if has_bf16(torch_device(plan.device)):
-        plans["torch:bf16"] = replace(plan, backend="torch:bf16")
-    else:
-        failed["torch:bf16"] = "the device does not multiply bf16 itself"
-    suitable = suitable_precisions(plan.device)
-    for precision in PRECISIONS:
-        name = f"onnx:{precision}"
-        if precision not in suitable:
-            failed[name] = f"is {PRECISIONS[precision].purpose}, of another kind than this device"
-            continue
-        try:
-            folder = _exported(stored, precision, plan.heads, place)
-        except (NlptasksError, OSError) as error:
-            failed[name] = _told(error)
-        else:
-            plans[name] = replace(plan, backend=name, model=str(folder))
-    try:
-        plans[TRANSFORMERS] = replace(plan, backend=TRANSFORMERS, checkpoints=_checkpoints(stored, plan.heads, place))
-    except (NlptasksError, OSError) as error:
-        failed[TRANSFORMERS] = _told(error)
-    return plans, failed
-
-
-def _told(error: NlptasksError | OSError) -> str:
-    return error.problem if isinstance(error, NlptasksError) else str(error)
-
-
-def _exported(stored: ModelFolder, precision: str, heads: Sequence[str], place: Path) -> Path:
-    """A folder with the model and a fresh export of it: its own, or a copy's."""
+    kind = PRECISIONS.get(precision)
+    if kind is None or not kind.suits(device):
+        problem = f"is {kind.purpose}, and this device is {device}" if kind else "is no precision of exports"
+        raise UsageError(precision, problem, f"use one of {listing(PRECISIONS)}")
     if export_problem(stored, precision, heads) is None:
         return stored.path
     copy = place / "model"
     if not copy.exists():
         shutil.copytree(stored.path, copy, ignore=shutil.ignore_patterns(EXPORTS, ".*"))
-    export(copy, precision=precision)
+    if export_problem(ModelFolder.open(copy), precision, heads) is not None:
+        export(copy, precision=precision)
     return copy
 
 
-def _checkpoints(stored: ModelFolder, heads: Sequence[str], place: Path) -> dict[str, list[str]]:
-    """By head, the name of the pipeline that transformers has for it, and the folder of a checkpoint.
+def _checkpoints(stored: ModelFolder, heads: Sequence[str], place: Path) -> dict[str, tuple[str, str]]:
+    """Return for each head the name of its transformers pipeline and the folder of a checkpoint.
 
     Raises:
-        UsageError: transformers has none for a head.
+        UsageError: transformers has no pipeline for a head.
         ModelError: a head cannot be written as a checkpoint.
     """
     from transformers.pipelines import SUPPORTED_TASKS
 
-    known = {cls.__name__: task for task in CALLED_WITH for cls in SUPPORTED_TASKS[task]["pt"]}
+    known = {cls.__name__: task for task in ARGUMENTS for cls in SUPPORTED_TASKS[task]["pt"]}
     found = {}
-    for name, head in stored.heads(list(heads), device="meta").items():
-        if head.hf_auto not in known:
-            raise UsageError(TRANSFORMERS, f"there is none for {name} ({head.hf_auto})", "measure other heads")
+    for name, head in stored.heads(list(heads)).items():
+        loaded_by = network_class(head.network).hf_auto
+        if loaded_by not in known:
+            raise UsageError(TRANSFORMERS, f"does not exist for {name} ({loaded_by})", "measure other heads")
         folder = place / f"checkpoint {name}"
         to_hugging_face(stored.path, name, output=folder)
-        found[name] = [known[head.hf_auto], str(folder)]
+        found[name] = (known[loaded_by], str(folder))
     return found
 
 
-def _measure(
-    workers: Mapping[str, _Worker], size: Mapping[str, int], rounds: int
-) -> tuple[list[Measured], dict[str, str]]:
-    """Every way in turn, as often as there are rounds: what else the machine does meets all of them."""
-    times: dict[str, list[float]] = {name: [] for name in workers}
-    failed: dict[str, str] = {}
-    for _ in range(1 + rounds):  # the first is for warming up
-        for name, worker in workers.items():
-            with _noting(failed, name):
-                if name not in failed:
-                    times[name].append(worker.ask("throughput"))
-    found = []
-    for name, worker in workers.items():
-        if name in failed:
-            continue
-        with _noting(failed, name):
-            seconds = statistics.median(times[name][1:])
-            alone = sorted(worker.ask("latencies"))
-            found.append(
-                Measured(
-                    way=name,
-                    texts_per_second=size["texts"] / seconds,
-                    tokens_per_second=size["tokens"] / seconds,
-                    p50=statistics.median(alone),
-                    p95=alone[int(0.95 * (len(alone) - 1))],
-                    memory=worker.ask("memory"),
-                    metrics=worker.ask("metrics"),
-                )
-            )
-    return found, failed
+class Worker:
+    """A process that runs the functions of `nlptasks.benchmarking.worker`.
+
+    Args:
+        name: name of its candidate.
+        executor: runs functions in the process.
+        process: the process; None if it has ended already.
+        log: file with the output of the process.
+    """
+
+    def __init__(
+        self, name: str, executor: ProcessPoolExecutor, process: multiprocessing.process.BaseProcess | None, log: Path
+    ) -> None:
+        self._name, self._executor, self._process, self._log = name, executor, process, log
+
+    def call(
+        self, function: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs
+    ) -> _Result:
+        """Call a function in the process.
+
+        Raises:
+            BackendError: the function raises an error of this library, or the process has died.
+        """
+        try:
+            return self._run(function, *args, **kwargs)
+        except BrokenProcessPool as error:
+            raise BackendError(self._name, self._death(), "use another backend") from error
+        except NlptasksError as error:
+            raise BackendError(self._name, str(error), "use another backend") from error
+
+    def _run(
+        self, function: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs
+    ) -> _Result:
+        return self._executor.submit(function, *args, **kwargs).result()
+
+    def _death(self) -> str:
+        """Return how the process ended, and the last line of its output."""
+        self._executor.shutdown()  # waits until the exit code is known
+        code = self._process.exitcode if self._process else None
+        if code is None:
+            end = "its process died"
+        elif code < 0:
+            end = f"its process was killed by {signal.Signals(-code).name}"
+        else:
+            end = f"its process ended with {code}"
+        output = self._log.read_text("utf-8", "replace") if self._log.exists() else ""
+        lines = [line.strip() for line in output.split("\n") if line.strip()]
+        return ": ".join([end, *lines[-1:]])
 
 
 @contextlib.contextmanager
-def _noting(failed: dict[str, str], name: str) -> Iterator[None]:
-    """Note why a way fails, and go on with the others."""
+def start_worker(name: str, log: Path) -> Iterator[Worker]:
+    """Start a worker process, which ends with the block; it is killed if the block fails or the process does not end soon.
+
+    Args:
+        name: name of its candidate.
+        log: a file for its output.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(1, spawn, worker.prepare, (str(log),)) as executor:
+        executor.submit(worker.peak_memory)  # starts the process
+        process = next(iter(set(multiprocessing.active_children()) - others), None)
+        patience = 0.0
+        try:
+            yield Worker(name, executor, process, log)
+            patience = _EXIT_SECONDS
+        finally:
+            executor.shutdown(wait=False)
+            if process is not None:
+                process.join(patience)
+                process.kill()
+
+
+def _measure(
+    workers: Mapping[str, Worker], size: Size, rounds: int, failed: dict[str, str]
+) -> tuple[dict[str, Measured], dict[str, float]]:
+    """Measure all candidates in turn.
+
+    Returns:
+        The measurements by candidate, and the scale of the main metric of each head with gold answers.
+    """
+    times: dict[str, list[float]] = {name: [] for name in workers}
+    for _ in range(1 + rounds):  # the first round is a warm-up
+        for name, one in workers.items():
+            with _recorded(failed, name):
+                if name not in failed:
+                    times[name].append(one.call(worker.throughput))
+    found: dict[str, Measured] = {}
+    scales: dict[str, float] = {}
+    for name, one in workers.items():
+        if name in failed:
+            continue
+        with _recorded(failed, name):
+            seconds = statistics.median(times[name][1:])
+            single = sorted(one.call(worker.latencies, size.texts))
+            memory, evaluations = one.call(worker.peak_memory), one.call(worker.evaluate)
+            scales |= {own.head: own.scale for own in evaluations}
+            found[name] = Measured(
+                name=name,
+                texts_per_second=size.texts / seconds,
+                tokens_per_second=size.tokens / seconds,
+                p50=statistics.median(single),
+                p95=single[int(0.95 * (len(single) - 1))],
+                memory=memory,
+                metrics={own.head: {own.main_metric: float(own.metrics[own.main_metric])} for own in evaluations},
+            )
+    return found, scales
+
+
+@contextlib.contextmanager
+def _recorded(failed: dict[str, str], name: str) -> Iterator[None]:
+    """Record why a candidate fails, and continue with the others."""
     try:
         yield
-    except BackendError as error:
+    except NlptasksError as error:
         failed[name] = error.problem
+    except Exception as error:  # whatever the code of a backend raises
+        failed[name] = first_line(error)
 
 
-def _best(ways: Sequence[Measured], perfect: Mapping[str, float], *, proved: bool) -> str:
-    """The fastest of ours that answers as PyTorch does: as metrics prove, or else because it has the same numbers."""
-    base = next(one for one in ways if one.way == _BASE)
-    exact = (_BASE, "onnx:fp32")
+def _best(
+    found: Mapping[str, Measured], precisions: Mapping[str, str], scales: Mapping[str, float], *, verified: bool
+) -> str:
+    """Return the fastest backend whose metrics are those of the baseline.
+
+    Args:
+        found: measurements by candidate.
+        precisions: precisions of the candidates that are backends.
+        scales: scale of the main metric by head.
+        verified: True if every head has gold answers; otherwise only the precision of the baseline counts as equal.
+    """
+    base, exact = found[BASELINE], precisions[BASELINE]
     kept = [
         one
-        for one in ways
-        if one.way == _BASE or (one.way != TRANSFORMERS and (one.way in exact or proved) and _keeps(one, base, perfect))
+        for name, one in found.items()
+        if name == BASELINE
+        or (name in precisions and (verified or precisions[name] == exact) and _keeps(one, base, scales))
     ]
-    return max(kept, key=lambda one: one.texts_per_second).way
+    return max(kept, key=lambda one: one.texts_per_second).name
 
 
-def _keeps(one: Measured, base: Measured, perfect: Mapping[str, float]) -> bool:
+def _keeps(one: Measured, base: Measured, scales: Mapping[str, float]) -> bool:
     return all(
-        not moves(points(value, one.metrics[head][name], perfect[head]))
+        not moves(points(value, one.metrics[head][name], scales[head]))
         for head, metrics in base.metrics.items()
         for name, value in metrics.items()
     )

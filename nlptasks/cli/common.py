@@ -1,4 +1,4 @@
-"""What the commands share: errors as one line, options from settings, text for people."""
+"""Shared parts of the commands: one-line errors, options made from settings, text for people."""
 
 from __future__ import annotations
 
@@ -16,15 +16,31 @@ import click
 
 from nlptasks.cli.configfile import added
 from nlptasks.config import DEVICES, Target, default_of, parse_target, settings_of, value_type
-from nlptasks.errors import DataErrors, NlptasksError, UsageError, did_you_mean
+from nlptasks.errors import BackendError, DataErrors, NlptasksError, UsageError, did_you_mean, quote
 from nlptasks.exporting.precisions import PRECISIONS
-from nlptasks.registry import blamed
 from nlptasks.training.interrupts import terminable
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _COLORS = ("green", "cyan", "yellow", "magenta", "blue", "red")
 
+
+class OutputPath(click.Path):
+    """A folder to write. Its path must be valid UTF-8, because file formats and messages contain it."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            os.fspath(value).encode("utf-8")
+        except UnicodeEncodeError:
+            self.fail(f"{quote(value)} is not valid UTF-8; use another name", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+output_option = click.option("-o", "--output", type=OutputPath(), required=True, help="the new model's folder")
+overwrite_option = click.option("--overwrite", is_flag=True, help="replace the contents of the output folder")
 device_option = click.option(
     "--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="where to run"
 )
@@ -32,7 +48,7 @@ backend_option = click.option(
     "--backend",
     default="auto",
     show_default=True,
-    help="auto (ONNX Runtime if there is a fresh export), torch, torch:bf16, onnx, or one of its precisions: "
+    help="auto (ONNX Runtime if there is a fresh export), torch, torch:bf16, onnx, or onnx with a precision: "
     + ", ".join(f"onnx:{name}" for name in PRECISIONS),
 )
 set_option = click.option(
@@ -41,19 +57,19 @@ set_option = click.option(
     multiple=True,
     callback=added,
     metavar="HEAD.OPTION=VALUE",
-    help="an option of the head; see 'nlptasks tasks TASK'",
+    help="set an option of a head; see 'nlptasks tasks TASK'",
 )
 columns_option = click.option(
     "--columns",
-    metavar="WANTED=FOUND,...",
+    metavar="FIELD=COLUMN,...",
     callback=added,
     default="",
-    help="names of the file's columns, e.g. text=review,label=stars; of one head's file: HEAD.text=review",
+    help="columns of the file for the head's fields, e.g. text=review,label=stars; for one head: HEAD.text=review",
 )
 
 
 class Command(click.Command):
-    """A command that reports the library's errors, a line each, and exits with their code; ``--debug`` shows the traceback."""
+    """A command that reports each error of the library in one line and exits with its code; ``--debug`` shows the traceback."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -73,7 +89,7 @@ class Command(click.Command):
         except NlptasksError as error:
             if ctx.meta["debug"]:
                 raise
-            for line in error.lines():
+            for line in _in_flags(error, self).lines():
                 click.echo(f"error: {printable(line)}", err=True)
             if isinstance(error, DataErrors) and error.stopped:
                 click.echo(f"stopped after {len(error.errors)} errors", err=True)
@@ -83,12 +99,14 @@ class Command(click.Command):
                 raise
             click.echo("interrupted", err=True)
             ctx.exit(130)
-        except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        except BrokenPipeError:  # the program that reads our output has ended, such as `head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(0)
-        except (click.exceptions.Exit, click.ClickException, click.Abort):  # how click ends, and what it says itself
+        except (click.exceptions.Exit, click.ClickException, click.Abort):  # click's own exits and messages
             raise
         except Exception as error:
+            from nlptasks.registry import blamed
+
             plugin = None if ctx.meta["debug"] else blamed(error)
             if plugin is None:
                 raise
@@ -96,21 +114,30 @@ class Command(click.Command):
             ctx.exit(plugin.exit_code)
 
 
+def _in_flags(error: NlptasksError, command: click.Command) -> NlptasksError:
+    """Return an error that names a Python argument with the command's option instead: ``lr`` becomes ``--lr``."""
+    name, space, rest = error.where.partition(" ")
+    flags = {item.name: max(item.opts, key=len) for item in command.params if isinstance(item, click.Option)}
+    if name not in flags or not isinstance(error, UsageError | BackendError):
+        return error
+    return type(error)(f"{flags[name]}{space}{rest}", error.problem, error.fix)
+
+
 def prepare_process() -> None:
-    """Our own notes to stderr, and no progress bars or notes of the libraries below."""
+    """Send the library's log messages to stderr, and silence progress bars and messages of other libraries."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logger = logging.getLogger("nlptasks")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Printable())
     logger.handlers = [handler]
-    first = os.environ.get("RANK", "0") == "0"  # of several processes that train together, one says what all have found
+    first = os.environ.get("RANK", "0") == "0"  # of several processes that train together, only the first one logs
     logger.setLevel(logging.INFO if first else logging.ERROR)
     logger.propagate = False
 
 
 def settings_options(cls: type) -> Callable[[_Function], _Function]:
-    """A decorator: one option for each setting of a dataclass, with its type, default and meaning."""
+    """Return a decorator that adds an option for each setting of a dataclass, with its type, default and meaning."""
 
     def decorate(function: _Function) -> _Function:
         for item in reversed(settings_of(cls)):
@@ -127,43 +154,45 @@ def settings_options(cls: type) -> Callable[[_Function], _Function]:
 
 
 def given_settings(cls: type, options: Mapping[str, Any]) -> Any:
-    """The dataclass, with the options that were given."""
+    """Return an instance of the dataclass with the options that were given."""
     names = {item.name for item in fields(cls)}
     return cls(**{name: value for name, value in options.items() if name in names and value is not None})
 
 
 def parse_pairs(text: str, *, where: str) -> dict[str, str]:
-    """``a=b,c=d`` as a dict.
+    """Return ``a=b,c=d`` as a dict.
 
     Raises:
-        UsageError: a part has no ``=``.
+        UsageError: a part has another form.
     """
     pairs = {}
     for part in filter(None, text.split(",")):
         name, equals, value = part.partition("=")
         if not (name and equals and value):
-            raise UsageError(where, f"has {part!r}, expected WANTED=FOUND", "write for example text=review,label=stars")
+            raise UsageError(where, f"has {part!r}, expected FIELD=COLUMN", "write for example text=review,label=stars")
         pairs[name] = value
     return pairs
 
 
 def make_targets(texts: Iterable[str], *, columns: str, options: Iterable[str] = ()) -> list[Target]:
-    """The targets of a command line, with their columns and options.
+    """Return the targets of a command line, with their columns and options.
 
     Args:
-        texts: ``[NAME:]TASK[=DATA]`` of each.
-        columns: ``WANTED=FOUND,...`` for every target, ``HEAD.WANTED=FOUND`` for one.
+        texts: ``[NAME:]TASK[=DATA]`` of each target.
+        columns: ``FIELD=COLUMN,...`` for every target, ``HEAD.FIELD=COLUMN`` for one.
         options: ``HEAD.OPTION=VALUE``.
 
     Raises:
-        UsageError: one of them is not written as it must be, or is of another head.
+        UsageError: an argument has another form, or names another head.
     """
     targets = [parse_target(text) for text in texts]
     names = [target.name for target in targets]
     given = options_of(options, names)
     renames: dict[str, dict[str, str]] = {name: {} for name in names}
     pairs = parse_pairs(columns, where="--columns")
-    for wanted, found in sorted(pairs.items(), key=lambda pair: "." in pair[0]):  # a head's own come last and win
+    for wanted, found in sorted(
+        pairs.items(), key=lambda pair: "." in pair[0]
+    ):  # those of one head override the others
         head, dot, field = wanted.partition(".")
         if dot and head not in renames:
             raise UsageError(f"--columns {wanted}", f"names the head {head!r}", did_you_mean(head, names))
@@ -173,10 +202,10 @@ def make_targets(texts: Iterable[str], *, columns: str, options: Iterable[str] =
 
 
 def options_of(options: Iterable[str], heads: Sequence[str]) -> dict[str, dict[str, str]]:
-    """``HEAD.OPTION=VALUE`` of each of these heads, by head and option.
+    """Return ``HEAD.OPTION=VALUE`` as values by head and option, for each of these heads.
 
     Raises:
-        UsageError: one is not written so, or names another head.
+        UsageError: an option has another form, or names another head.
     """
     given: dict[str, dict[str, str]] = {head: {} for head in heads}
     for option in options:
@@ -194,26 +223,26 @@ def options_of(options: Iterable[str], heads: Sequence[str]) -> dict[str, dict[s
 
 
 def printable(text: str) -> str:
-    """Text that cannot steer a terminal: control characters are shown as their escapes."""
-    return "".join(char if char == "\t" or not _steers(char) else repr(char)[1:-1] for char in text)
+    """Return text that cannot control a terminal: control characters are escaped."""
+    return "".join(char if char == "\t" or not _is_control(char) else repr(char)[1:-1] for char in text)
 
 
 class _Printable(logging.Formatter):
-    """Notes may quote the data, and stay in their line."""
+    """Escapes control characters, since messages may quote the data."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
 
 
-def _steers(char: str) -> bool:
-    """Control characters, halves of surrogate pairs, and marks that turn the direction of what follows."""
+def _is_control(char: str) -> bool:
+    """Return True for control characters, lone surrogates, and marks that change the direction of text."""
     return (
         unicodedata.category(char) in ("Cc", "Cs") or char in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
     )
 
 
 def highlighted(pieces: Iterable[tuple[str, str]], *, color: bool) -> str:
-    """Pieces of text with their labels: in colour, or as ``[text LABEL]``."""
+    """Return pieces of text with their labels, in colour or as ``[text LABEL]``."""
     parts = []
     for text, label in pieces:
         if not label:
@@ -230,13 +259,14 @@ def highlighted(pieces: Iterable[tuple[str, str]], *, color: bool) -> str:
 
 
 def next_steps(folder: Path, row: Mapping[str, str]) -> str:
-    """What can be done with a new model whose head reads such rows."""
+    """Return commands that use a new model, whose head reads such rows."""
     given = '"..."' if row.keys() == {"text"} else f"--input FILE.jsonl (rows with {', '.join(row)})"
-    return f"next:  nlptasks predict {folder} {given}    nlptasks export {folder}"
+    shown = printable(str(folder))
+    return f"next:  nlptasks predict {shown} {given}    nlptasks export {shown}"
 
 
 def metric_lines(metrics: Mapping[str, float], main: str) -> list[str]:
-    """Metrics for people: overall first, then a line for each label."""
+    """Return metrics for people: overall metrics first, then a line for each label."""
     rows: dict[str, list[str]] = {}
     for key, value in sorted(metrics.items(), key=lambda pair: pair[0].rpartition(".")[2] != main):
         label, _, name = key.rpartition(".")

@@ -1,4 +1,4 @@
-"""``--config FILE.toml``: the options of a command from a file."""
+"""``--config FILE.toml``: options of a command from a file."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _TABLES = "nlptasks.config"
 
 
 def read_config(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:
-    """Make what the file says the defaults of the command's options, as if it were written first on the command line.
+    """Use a file as the defaults of the command's options. The command line overrides it.
 
-    Keys are the long names of options (``batch_tokens`` or ``batch-tokens``). The tables ``[columns]`` and ``[heads.HEAD]`` stand
-    for ``--columns`` and ``--set HEAD.OPTION=VALUE``; what the command line says of other columns and options is added to them.
+    Keys are the long names of options (``batch_tokens`` or ``batch-tokens``). The tables ``[columns]`` and ``[heads.HEAD]`` are
+    ``--columns`` and ``--set HEAD.OPTION=VALUE``; columns and options of the command line are added to them.
 
     Raises:
-        click.UsageError: the file cannot be read, is not TOML, or has a key that is no option.
+        click.UsageError: the file cannot be read, is no TOML, or has a key that is no option.
     """
     if path is None:
         return
@@ -30,11 +30,14 @@ def read_config(context: click.Context, parameter: click.Parameter, path: Path |
         context.meta[_TABLES] = {name: defaults.pop(name) for name in ("columns", "set") if name in defaults}
     except UsageError as error:
         raise click.UsageError(str(error), context) from error
+    except RecursionError as error:
+        problem = UsageError(f"--config {path}", "is nested too deeply", "write options and tables, as in --help")
+        raise click.UsageError(str(problem), context) from error
     context.default_map = {**(context.default_map or {}), **defaults}
 
 
 def added(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
-    """An option of several parts, those of the file before those of the command line, so that the latter win."""
+    """Return the parts of an option from the file and then those from the command line, which override them."""
     before = context.meta.get(_TABLES, {}).get(_long_name(parameter))
     if not before:
         return value
@@ -45,7 +48,7 @@ def _defaults(path: Path, command: click.Command) -> dict[str, Any]:
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"--config {path}", f"cannot be read ({error})", "give a TOML file") from error
+        raise UsageError(f"--config {path}", f"cannot be read ({error})", "pass a TOML file") from error
     options = {
         _long_name(item): item for item in command.params if isinstance(item, click.Option) and item.expose_value
     }
@@ -68,7 +71,7 @@ def _long_name(option: click.Parameter) -> str:
 
 
 def _head_options(heads: Any, path: Path) -> Iterator[str]:
-    """``HEAD.OPTION=VALUE`` for each entry of the tables ``[heads.HEAD]``."""
+    """Return ``HEAD.OPTION=VALUE`` for each entry of the tables ``[heads.HEAD]``."""
     tables = heads if isinstance(heads, dict) else {"HEAD": heads}
     for head, table in tables.items():
         if not isinstance(table, dict):
@@ -80,7 +83,7 @@ def _head_options(heads: Any, path: Path) -> Iterator[str]:
 
 
 def _joined(value: Any) -> Any:
-    """A value as it would be written on the command line."""
+    """Return a value in the form of the command line."""
     if isinstance(value, Mapping):
         return ",".join(f"{wanted}={found}" for wanted, found in value.items())
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""``nlptasks doctor``: what this machine can do, and what is in the way."""
+"""``nlptasks doctor``: versions, devices and runtimes of this machine, and their problems."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _PACKAGES = (
 
 @click.command("doctor", cls=Command)
 def command() -> None:
-    """Show versions, devices and runtimes, and what is wrong with them."""
+    """Show versions, devices and runtimes, and their problems."""
     click.echo(f"python {platform.python_version()} on {platform.platform()}")
     for section in (_packages, _torch, _onnxruntime, _backbone, _tasks):
         try:
             for line in section():
                 click.echo(line)
-        except Exception as error:  # a broken package is what this command is for
+        except Exception as error:  # finding broken packages is the purpose of this command
             click.echo(f"{section.__name__.strip('_')}: does not work: {first_line(error)}")
 
 
@@ -68,43 +68,30 @@ def _torch() -> Iterator[str]:
 def _onnxruntime() -> Iterator[str]:
     from nlptasks.runtimes.providers import wheel_conflict, wheels
 
-    installed = _named(wheels())
-    yield f"ONNX Runtime: {installed or 'no wheel is installed: pip install onnxruntime'}"
+    installed = ", ".join(f"{name} {found}" for name, found in wheels().items())
+    yield f"ONNX Runtime: {installed or 'not installed: pip install onnxruntime'}"
     if conflict := wheel_conflict():
-        yield f"  {conflict[0]}: {conflict[1]}"
+        yield f"  {conflict}"
     if installed:
         yield from _providers()
 
 
 def _providers() -> Iterator[str]:
-    """What ONNX Runtime is built with, and what of it really runs; this imports it, which may fail."""
+    """Return what ONNX Runtime is built with and what really runs; this imports it, which may fail."""
     import onnxruntime
 
-    from nlptasks.runtimes.providers import CPU, CUDA, cuda_problem, loads
+    from nlptasks.runtimes.providers import CUDA_FIX, SMALLEST_GRAPH, cuda_problem, providers_for, quiet
 
     yield f"  built with {', '.join(onnxruntime.get_available_providers())}"
-    yield f"  provider CPU {'works' if loads(CPU) else 'does not work'}"
-    if loads(CUDA):
-        yield "  provider CUDA works"
-    else:
-        reason, fix = cuda_problem()
-        yield f"  provider CUDA does not work: {reason}; {fix}, or take --device cpu"
-    yield from _cuda_parts()
-
-
-def _cuda_parts() -> Iterator[str]:
-    from nlptasks.runtimes.providers import libraries_fix, missing_libraries, nvidia_packages, parts
-
-    for part in parts():
-        yield f"  {part.name}: required {part.wanted}, found {part.found or 'none'}"
-    if missing := missing_libraries():
-        yield f"  libraries that do not load: {', '.join(missing)}: {libraries_fix()}"
-    if packages := nvidia_packages():
-        yield f"  installed: {_named(packages)}"
-
-
-def _named(versions: dict[str, str]) -> str:
-    return ", ".join(f"{name} {found}" for name, found in versions.items())
+    with quiet() as options:
+        onnxruntime.InferenceSession(SMALLEST_GRAPH, options, providers=providers_for("cpu"))
+    yield "  provider CPU works"
+    problem = cuda_problem()
+    yield (
+        f"  provider CUDA does not work: {problem}; {CUDA_FIX}, or use --device cpu"
+        if problem
+        else "  provider CUDA works"
+    )
 
 
 def _backbone() -> Iterator[str]:

@@ -21,12 +21,12 @@ from nlptasks.cli.common import (
 @click.command("evaluate", cls=Command)
 @click.argument("model")
 @click.argument("targets", nargs=-1, required=True, metavar="HEAD=DATA...")
-@click.option("--split", help="the part to take: train, dev or test  [default: test, else dev; all of a single file]")
+@click.option("--split", help="part of the data: train, dev or test  [default: test, else dev; all of a single file]")
 @backend_option
 @device_option
 @columns_option
 @set_option
-@click.option("--json", "as_json", is_flag=True, help="a JSON object for each head on stdout")
+@click.option("--json", "as_json", is_flag=True, help="print a JSON object for each head")
 def command(
     model: str,
     targets: tuple[str, ...],
@@ -50,5 +50,5 @@ def command(
         else:
             click.echo(f"{found.head} on {found.split}:")
             click.echo("\n".join(metric_lines(found.metrics, found.main_metric)))
-            if found.measured_by:
-                click.echo(f"    {found.measured_by}")
+            if found.signature:
+                click.echo(f"    {found.signature}")

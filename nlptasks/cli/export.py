@@ -20,34 +20,34 @@ if TYPE_CHECKING:
     type=click.Choice(list(PRECISIONS)),
     default="fp32",
     show_default=True,
-    help="of the weights: " + "; ".join(f"{one.name} {one.purpose}" for one in PRECISIONS.values()),
+    help="precision of the weights: " + "; ".join(f"{one.name} {one.purpose}" for one in PRECISIONS.values()),
 )
 @click.option(
     "--check",
     "checks",
     multiple=True,
     metavar="HEAD[=DATA]",
-    help="measure the head's main metric on PyTorch and on the export, and refuse a change of more than half a point; without "
-    "DATA on the sample of its task; may be given several times",
+    help="compare the head's main metric on PyTorch and on the export, and refuse a change of more than half a point; without "
+    "DATA on the sample data of its task; can be repeated",
 )
-@click.option("--split", help="the part of these data: train, dev or test  [default: test, else dev]")
-@click.option("--accept-drift", is_flag=True, help="keep the export however far a metric moves")
+@click.option("--split", help="part of these data: train, dev or test  [default: test, else dev]")
+@click.option("--accept-drift", is_flag=True, help="keep the export even if a metric changes by more")
 @columns_option
 def command(
     model: str, precision: str, checks: tuple[str, ...], split: str | None, accept_drift: bool, columns: str
 ) -> None:
-    """Export MODEL to ONNX, checked against PyTorch, into its folder onnx/PRECISION/."""
+    """Export MODEL to ONNX, compared with PyTorch, into its folder onnx/PRECISION/."""
     targets = make_targets(checks, columns=columns)
 
     from nlptasks.exporting.exporter import export
 
     report = export(model, precision=precision, checks=targets, split=split, accept_drift=accept_drift)
-    for line in _told(model, report):
+    for line in _report(model, report):
         click.echo(line)
 
 
-def _told(model: str, report: ExportReport) -> list[str]:
-    """What came of it, for people."""
+def _report(model: str, report: ExportReport) -> list[str]:
+    """Return the report for people."""
     most = f" (of {max(report.differences, key=report.differences.__getitem__)})" if len(report.differences) > 1 else ""
     same = "" if report.agreement is None else f", and {report.agreement:.1%} of labels are the same"
     lines = [
@@ -56,12 +56,12 @@ def _told(model: str, report: ExportReport) -> list[str]:
     ]
     for head, check in report.checks.items():
         lines.append(
-            f"  {head}: {check.metric} {check.torch:.4f} on PyTorch, {check.onnx:.4f} on ONNX Runtime "
+            f"  {head}: {check.metric} {check.reference:.4f} on PyTorch, {check.exported:.4f} on ONNX Runtime "
             f"({check.points:+.2f} points) on {check.rows} rows of {check.split}"
         )
     if not report.verified:
         lines.append(f"  not verified: it was compared on the {report.device}, which it is not made for")
     if report.precision != "fp32" and not report.checks:
-        lines.append("  not checked on your data: give --check HEAD=DATA, once for each head")
+        lines.append("  not checked on your data: use --check HEAD=DATA, once for each head")
     lines.append(f"use it: --backend onnx:{report.precision}")
     return lines

@@ -6,18 +6,26 @@ from pathlib import Path
 
 import click
 
-from nlptasks.cli.common import Command, next_steps, options_of, printable, set_option
+from nlptasks.cli.common import (
+    Command,
+    next_steps,
+    options_of,
+    output_option,
+    overwrite_option,
+    printable,
+    set_option,
+)
 
 
 @click.command("import", cls=Command)
 @click.argument("source", metavar="HF_NAME_OR_DIR")
-@click.option("--task", required=True, help="the task that it was fine-tuned for")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="the new model's folder")
+@click.option("--task", required=True, help="the task that the checkpoint was fine-tuned for")
+@output_option
 @click.option("--name", help="the head's name  [default: the task]")
 @set_option
-@click.option("--overwrite", is_flag=True, help="replace what is in the output folder")
+@overwrite_option
 def command(source: str, task: str, output: Path, name: str | None, options: tuple[str, ...], overwrite: bool) -> None:
-    """Write a fine-tuned Hugging Face checkpoint (a folder or OWNER/NAME@REVISION) as a model, with the same logits."""
+    """Convert a fine-tuned Hugging Face checkpoint (a folder or OWNER/NAME@REVISION) to a model with the same logits."""
     head = name or task
     given = options_of(options, [head])[head]
 
@@ -25,9 +33,9 @@ def command(source: str, task: str, output: Path, name: str | None, options: tup
     from nlptasks.models.huggingface import TOLERANCE, import_checkpoint
 
     model = import_checkpoint(source, task=task, output=output, name=head, options=given, overwrite=overwrite)
-    labels = model.heads[head].labels
+    presenter = model.heads[head].presenter
     click.echo(f"{head}: logits are the original's within {TOLERANCE:.0e}")
-    if labels:
-        click.echo(f"labels: {printable(listing(labels))}")
-    click.echo(f"model: {output}")
-    click.echo(next_steps(output, model.heads[head].example_row()))
+    if presenter.labels:
+        click.echo(f"labels: {printable(listing(presenter.labels))}")
+    click.echo(f"model: {printable(str(output))}")
+    click.echo(next_steps(output, presenter.example_row()))

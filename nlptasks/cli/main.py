@@ -1,4 +1,4 @@
-"""The command ``nlptasks``: finds its subcommands without importing torch."""
+"""The command ``nlptasks``. Finds its subcommands without importing torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _COMMANDS = {
 
 
 class _Commands(click.Group):
-    """Subcommands, each in a module of its own, imported when it is asked for."""
+    """Subcommands, each in its own module, which is imported when the subcommand is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)

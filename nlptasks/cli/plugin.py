@@ -6,27 +6,23 @@ from pathlib import Path
 
 import click
 
-from nlptasks.cli.common import Command, printable
+from nlptasks.cli.common import Command, OutputPath, printable
 
 
 @click.group("plugin")
 def command() -> None:
-    """Packages that add tasks of their own."""
+    """Create packages that add tasks."""
 
 
 @command.command("new", cls=Command)
 @click.argument("name")
 @click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="the new package's folder  [default: nlptasks-NAME]",
+    "-o", "--output", type=OutputPath(), metavar="DIR", help="the new package's folder  [default: nlptasks-NAME]"
 )
 def new(name: str, output: Path | None) -> None:
-    """Write a package for the task NAME, with a head that works as it stands, sample data and tests.
+    """Write a package for the task NAME, with a working head, sample data and tests.
 
-    Then change the head to what you need: comments in it say how.
+    Then change the head to what you need; its comments say how.
     """
     from nlptasks.scaffolding.plugin import Plugin
 

@@ -6,8 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from numbers import Integral, Real
@@ -29,8 +28,8 @@ from nlptasks.cli.common import (
 from nlptasks.errors import DataError
 
 if TYPE_CHECKING:
-    from nlptasks.inference.engine import Item
-    from nlptasks.pipeline import Pipeline
+    from nlptasks.heads.base import AnyHead
+    from nlptasks.pipeline import Prediction
     from nlptasks.types import OnError, Reader, Row
 
 _log = logging.getLogger("nlptasks")
@@ -43,15 +42,15 @@ Write = Callable[[str], object]
 @click.argument("texts", nargs=-1, metavar="[TEXT]...")
 @click.option("--heads", help="heads to run, separated by commas  [default: all]")
 @click.option(
-    "--input", "source", type=click.Path(path_type=Path), help="a .txt (a text a line), .jsonl, .csv or .tsv file"
+    "--input", "source", type=click.Path(path_type=Path), help="a .txt (one text a line), .jsonl, .csv or .tsv file"
 )
 @click.option("--output", type=click.Path(path_type=Path), help="write JSON Lines to this file")
 @backend_option
 @device_option
 @columns_option
 @set_option
-@click.option("--skip-bad-rows", is_flag=True, help="leave rows out that cannot be read, and say how many")
-@click.option("--json", "as_json", is_flag=True, help="JSON Lines on stdout")
+@click.option("--skip-bad-rows", is_flag=True, help="skip rows that cannot be read, and report how many")
+@click.option("--json", "as_json", is_flag=True, help="print JSON Lines")
 def command(
     model: str,
     texts: tuple[str, ...],
@@ -67,7 +66,7 @@ def command(
 ) -> None:
     """Predict for each TEXT, for each row of --input, or for each line of stdin."""
     if texts and source:
-        raise click.UsageError("give TEXT or --input, not both")
+        raise click.UsageError("pass TEXT or --input, not both")
 
     from nlptasks.data.readers import check_columns
     from nlptasks.inference.engine import CHUNK_ITEMS
@@ -75,7 +74,7 @@ def command(
     from nlptasks.types import refuse
 
     typed = not texts and not source and sys.stdin.isatty()
-    largest_chunk = 1 if typed else CHUNK_ITEMS  # who types wants the answer to the line just typed
+    largest_chunk = 1 if typed else CHUNK_ITEMS  # at a terminal, answer each line at once
     skipped = _Skipped()
     on_error = skipped.add if skip_bad_rows else refuse
 
@@ -83,12 +82,14 @@ def command(
     given = options_of(options, sorted({option.partition(".")[0] for option in options}))
     pipe = pipeline(names, model=model, backend=backend, device=device, options=given)
     renames = parse_pairs(columns, where="--columns")
-    check_columns(renames, {field for head in pipe.heads.values() for field in head.fields})
-    formats = {suffix: reader for head in pipe.heads.values() for suffix, reader in head.formats.items()}
+    schemas = [head.schema for head in pipe.heads.values()]
+    check_columns(renames, {field for schema in schemas for field in schema.fields})
+    formats = {suffix: reader for schema in schemas for suffix, reader in schema.formats.items()}
     rows = _rows(texts, source, formats, renames, on_error)
+    shown = _as_json if as_json or output else _for_people
     with _writer(output) as write:
-        for row, item, results in _predictions(pipe, rows, on_error, largest_chunk):
-            write(_as_json(pipe, row, item, results) if as_json or output else _for_people(pipe, item, results))
+        for found in pipe.predict(rows, on_error=on_error, largest_chunk=largest_chunk):
+            write(shown(pipe.heads, found))
     if skipped.count:
         _log.warning("%d rows were left out; the first: %s", skipped.count, skipped.first)
 
@@ -100,7 +101,7 @@ def _rows(
     columns: dict[str, str],
     on_error: OnError,
 ) -> Iterator[Row]:
-    """The rows of a command line. A file whose kind is known to all is read as texts or rows, others as the heads read them."""
+    """Return the rows of the command line. Files of texts and tables are read as such, other files in the heads' formats."""
     from nlptasks.data.encoding import decoded_lines, without_end
     from nlptasks.data.readers import TEXTS, read_file, renamed
     from nlptasks.types import Row
@@ -115,47 +116,27 @@ def _rows(
             yield renamed(Row({"text": without_end(line)}, f"stdin:{number}"), columns)
 
 
-def _predictions(
-    pipe: Pipeline, rows: Iterable[Row], on_error: OnError, largest_chunk: int
-) -> Iterator[tuple[Row, Item, dict[str, Any]]]:
-    waiting: deque[tuple[Row, Item]] = deque()
-
-    def items() -> Iterator[Item]:
-        for row in rows:
-            try:
-                item = pipe.item(row)
-            except DataError as error:
-                on_error(error)
-            else:
-                waiting.append((row, item))
-                yield item
-
-    for results in pipe.engine.stream(items(), largest_chunk=largest_chunk):
-        row, item = waiting.popleft()
-        yield row, item, results
-
-
 class _Skipped:
-    """Counts bad rows and remembers what was wrong with the first."""
+    """Counts bad rows and keeps the first error."""
 
     def __init__(self) -> None:
         self.count = 0
         self.first = ""
 
     def add(self, error: DataError) -> None:
-        """One more."""
+        """Count a row."""
         self.count += 1
         self.first = self.first or str(error)
 
 
 @contextmanager
 def _writer(output: Path | None) -> Iterator[Write]:
-    """Writes lines to stdout, or to a file that appears when all of it is written."""
+    """Write lines to stdout, or to a file that appears when it is complete."""
     if output is None:
         yield click.echo
         return
     target = output.resolve()
-    special = target.exists() and not target.is_file()  # a pipe or a device is written to, not replaced
+    special = target.exists() and not target.is_file()  # write to a pipe or device, do not replace it
     place = target if special else target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
         with open(place, "w", encoding="utf-8") as file:
@@ -169,12 +150,13 @@ def _writer(output: Path | None) -> Iterator[Write]:
             place.unlink(missing_ok=True)
 
 
-def _as_json(pipe: Pipeline, row: Row, item: Item, results: dict[str, Any]) -> str:
-    sources = (source for name, example in item.items() for source in pipe.heads[name].sources(example))
-    is_text = "text" in row.fields and all(source.second is None for source in sources)
-    own = {"text": row.fields["text"]} if is_text else dict(row.fields)
-    line = json.dumps({**own, "results": results}, default=_plain, ensure_ascii=False)
-    return line.encode("utf-8", "backslashreplace").decode("utf-8")  # a lone surrogate as JSON escapes it
+def _as_json(heads: Mapping[str, AnyHead], found: Prediction) -> str:
+    inputs = (one for name, example in found.examples.items() for one in heads[name].inputs(example))
+    fields = found.row.fields
+    is_text = "text" in fields and all(len(one.texts) == 1 for one in inputs)
+    own = {"text": fields["text"]} if is_text else dict(fields)
+    line = json.dumps({**own, "results": found.results}, default=_plain, ensure_ascii=False)
+    return line.encode("utf-8", "backslashreplace").decode("utf-8")  # writes a lone surrogate as a JSON escape
 
 
 def _plain(value: Any) -> Any:
@@ -185,9 +167,12 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
-def _for_people(pipe: Pipeline, item: Item, results: dict[str, Any]) -> str:
+def _for_people(heads: Mapping[str, AnyHead], found: Prediction) -> str:
     color = sys.stdout.isatty()
-    lines = [highlighted(pipe.heads[name].show(example, results[name]), color=color) for name, example in item.items()]
-    if len(pipe.heads) == 1:
-        return "".join(lines)
-    return "\n".join(f"{name}: {line}" for name, line in zip(item, lines, strict=True))
+    lines = {
+        name: highlighted(heads[name].presenter.render(example, found.results[name]), color=color)
+        for name, example in found.examples.items()
+    }
+    if len(heads) == 1:
+        return "".join(lines.values())
+    return "\n".join(f"{name}: {line}" for name, line in lines.items())

@@ -1,4 +1,4 @@
-"""Training's progress for people: a bar with the time left on a terminal, a line an epoch in any case, all on stderr."""
+"""Progress of training on stderr: a bar with the remaining time on a terminal, and always a line for each epoch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nlptasks.cli.common import printable
 
 
 class ProgressBar:
-    """A reporter that draws; a context manager."""
+    """A training callback that draws a progress bar; a context manager."""
 
     def __init__(self) -> None:
         console = Console(file=sys.stderr, highlight=False)
@@ -52,11 +52,11 @@ class ProgressBar:
         self._bar.stop()
 
     def note(self, message: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         self._bar.console.print(printable(message), markup=False, soft_wrap=True)
 
     def step(self, done: int, total: int, head: str, loss: float) -> None:
-        """Moves the bar."""
+        """Move the bar."""
         if self._task is None:
             self._task = self._bar.add_task("", total=total, completed=done, live="")
         self._losses[head] = loss
@@ -65,6 +65,6 @@ class ProgressBar:
         self._bar.update(self._task, completed=done, live=f"loss {live} {self._metrics}")
 
     def evaluated(self, epoch: int, metrics: Mapping[str, float], best: bool) -> None:
-        """A line for the epoch."""
+        """Print a line for the epoch."""
         self._metrics = "dev " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self.note(f"epoch {epoch}: {self._metrics}{' (best)' if best else ''}")

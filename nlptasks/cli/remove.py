@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from nlptasks.cli.common import Command
+from nlptasks.cli.common import Command, printable
 
 
 @click.command("remove", cls=Command)
@@ -12,7 +12,7 @@ from nlptasks.cli.common import Command
 @click.argument("head")
 def command(model: str, head: str) -> None:
     """Remove HEAD from MODEL, in place."""
-    from nlptasks.models.editing import remove
+    from nlptasks.models.editing import remove_head
 
-    remove(model, head)
-    click.echo(f"{model}: {head} is removed")
+    remove_head(model, head)
+    click.echo(f"{printable(model)}: {head} is removed")

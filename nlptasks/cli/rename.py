@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from nlptasks.cli.common import Command
+from nlptasks.cli.common import Command, printable
 
 
 @click.command("rename", cls=Command)
@@ -12,8 +12,8 @@ from nlptasks.cli.common import Command
 @click.argument("old")
 @click.argument("new")
 def command(model: str, old: str, new: str) -> None:
-    """Give the head OLD of MODEL the name NEW, in place."""
-    from nlptasks.models.editing import rename
+    """Rename the head OLD of MODEL to NEW, in place."""
+    from nlptasks.models.editing import rename_head
 
-    rename(model, old, new)
-    click.echo(f"{model}: {old} is now {new}")
+    rename_head(model, old, new)
+    click.echo(f"{printable(model)}: {old} is now {new}")

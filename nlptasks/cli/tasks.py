@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from nlptasks.cli.common import Command, printable
 from nlptasks.config import default_of, limits_of, settings_of
 from nlptasks.errors import NlptasksError, PluginError, UsageError, quote
-from nlptasks.registry import Registration, head_class, registered
+
+if TYPE_CHECKING:
+    from nlptasks.registry import Registration
 
 
 @click.command("tasks", cls=Command)
 @click.argument("task", required=False)
-@click.option("--check", is_flag=True, help="import the packages, and say which work; exit code 7 if one does not")
+@click.option("--check", is_flag=True, help="import the packages and report which work; exit code 7 if one does not")
 def command(task: str | None, check: bool) -> None:
     """List the registered tasks with their packages, or the options of one TASK.
 
-    Without --check no package is imported. NLPTASKS_PLUGINS lists the packages that may be, with commas between them.
+    Without --check no package is imported. NLPTASKS_PLUGINS lists the allowed packages, separated by commas.
     """
     if task is not None and check:
-        raise UsageError("--check", f"is for all tasks, and {task!r} is named", "leave one of the two out")
+        raise UsageError("--check", f"checks all tasks, but {task!r} is named", "remove one of the two")
     if task is None:
         _list(check=check)
     else:
@@ -27,6 +31,8 @@ def command(task: str | None, check: bool) -> None:
 
 
 def _list(*, check: bool) -> None:
+    from nlptasks.registry import registered
+
     found = [(one, _problem(one, check=check)) for one in registered()]
     rows = [(one.task, one.package, one.point.value, _state(one, problem, check=check)) for one, problem in found]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
@@ -38,12 +44,12 @@ def _list(*, check: bool) -> None:
         raise PluginError(
             "--check",
             f"{len(broken)} of {len(rows)} tasks cannot be used ({', '.join(broken)})",
-            "see the list for why",
+            "see the list for the reasons",
         )
 
 
 def _problem(one: Registration, *, check: bool) -> str:
-    """Why a task cannot be used, and what to do; without a check, as far as that is known from its package's metadata."""
+    """Return why a task cannot be used and what to do; without a check, as far as its package's metadata tell."""
     if one.problem:
         return f"{one.problem}; {one.fix}"
     if not check:
@@ -62,10 +68,13 @@ def _state(one: Registration, problem: str, *, check: bool) -> str:
 
 
 def _show(task: str) -> None:
+    from nlptasks.registry import head_class
+
     cls = head_class(task)
     summary = (cls.__doc__ or "").strip().partition("\n")[0]
-    click.echo(f"{task}: {summary}  main metric: {getattr(cls, 'main_metric', 'as the data decide')}")
-    click.echo(f"files: {', '.join(suffix for suffix in cls.formats if suffix)} (also .gz)")
+    click.echo(f"{task}: {summary}")
+    click.echo(f"fields: {', '.join(cls.schema.fields)}")
+    click.echo(f"files: {', '.join(suffix for suffix in cls.schema.formats if suffix)} (also .gz)")
     for item in settings_of(cls.Config):
         limits = f" ({limits_of(item)})" if limits_of(item) else ""
         click.echo(f"  --set {task}.{item.name}={default_of(item)}   {item.metadata['doc']}{limits}")

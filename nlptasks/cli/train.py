@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nlptasks.cli.common import (
     Command,
+    OutputPath,
     columns_option,
     given_settings,
     highlighted,
     make_targets,
     metric_lines,
     next_steps,
+    printable,
     set_option,
     settings_options,
 )
 from nlptasks.cli.configfile import read_config
 from nlptasks.config import TrainSettings
 
+if TYPE_CHECKING:
+    from nlptasks.types import Row
+
 _SHOWN = 3
+"""Predictions that are shown for each new head."""
 
 
 @click.command("train", cls=Command)
@@ -30,14 +37,14 @@ _SHOWN = 3
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=OutputPath(),
     help="the new model's folder  [default: runs/HEAD, or runs/HEAD+HEAD]",
 )
 @click.option(
     "--add-to",
-    type=click.Path(path_type=Path),
+    type=OutputPath(),
     metavar="MODEL",
-    help="add the heads to this model, in place; what its other heads answer does not change",
+    help="add the heads to this model, in place; the answers of its other heads do not change",
 )
 @settings_options(TrainSettings)
 @columns_option
@@ -49,13 +56,13 @@ _SHOWN = 3
     expose_value=False,
     callback=read_config,
     metavar="FILE.toml",
-    help="options as a TOML file: lr = 1e-4, [columns] text = ..., [heads.HEAD] OPTION = ...; the command line comes first",
+    help="TOML file with options: lr = 1e-4, [columns] text = ..., [heads.HEAD] OPTION = ...; the command line overrides it",
 )
 @click.option(
-    "--resume", is_flag=True, help="go on from the checkpoints in the output folder, or in the model with --add-to"
+    "--resume", is_flag=True, help="continue from the checkpoints in the output folder, or in the model with --add-to"
 )
 @click.option(
-    "--overwrite", is_flag=True, help="replace what is in the output folder; with --add-to heads of the same names"
+    "--overwrite", is_flag=True, help="replace the contents of the output folder; with --add-to heads of the same names"
 )
 def command(
     targets: tuple[str, ...],
@@ -67,9 +74,9 @@ def command(
     overwrite: bool,
     **settings: Any,
 ) -> None:
-    """Fine-tune heads on DATA (a folder with train, dev and test, or a file) and write a model, or add them to one.
+    """Fine-tune heads on DATA (a folder with train, dev and test, or a file) and write a model, or add them to a model.
 
-    Without DATA the task's sample data are used. NAME:TASK=DATA names the head. Several heads learn together.
+    Without DATA the task's sample data are used. NAME:TASK=DATA names the head. Several heads are trained together.
     """
     wanted = make_targets(targets, columns=columns, options=options)
     chosen = given_settings(TrainSettings, settings)
@@ -85,7 +92,7 @@ def command(
             settings=chosen,
             overwrite=overwrite,
             resume=resume,
-            reporter=progress,
+            callback=progress,
         )
     if not result.is_main_process:
         return
@@ -95,20 +102,17 @@ def command(
             click.echo("\n".join(metric_lines(metrics, head.main_metric)))
     click.echo("\npredictions on texts that it has not seen:")
     for name, head in result.heads.items():
-        _show_predictions(result.folder, name, list(head.unseen[:_SHOWN]), several=len(result.heads) > 1)
-    click.echo(f"\nmodel: {result.folder}   ({result.seconds:.0f} s)")
+        prefix = f"{name}: " if len(result.heads) > 1 else ""
+        _show_predictions(result.folder, name, head.unseen[:_SHOWN], prefix=prefix)
+    click.echo(f"\nmodel: {printable(str(result.folder))}   ({result.seconds:.0f} s)")
     click.echo(next_steps(result.folder, next(iter(result.heads.values())).example_row))
 
 
-def _show_predictions(folder: Path, name: str, rows: list[Any], *, several: bool) -> None:
+def _show_predictions(folder: Path, name: str, rows: Sequence[Row], *, prefix: str) -> None:
     from nlptasks.pipeline import pipeline
 
     pipe = pipeline([name], model=folder, backend="torch", device="cpu")
-    for row in rows:
-        item = pipe.item(row)
-        results = next(pipe.engine.stream([item]))
-        click.echo(
-            f"  {name}: " * several
-            + "  " * (not several)
-            + highlighted(pipe.heads[name].show(item[name], results[name]), color=sys.stdout.isatty())
-        )
+    presenter = pipe.heads[name].presenter
+    for found in pipe.predict(rows):
+        pieces = presenter.render(found.examples[name], found.results[name])
+        click.echo(f"  {prefix}{highlighted(pieces, color=sys.stdout.isatty())}")

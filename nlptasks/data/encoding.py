@@ -1,4 +1,4 @@
-"""Lines of text files: UTF-8, with or without a byte order mark, with either line end, plain or gzip; other formats are named."""
+"""Lines of text files in UTF-8: with or without a byte order mark, with LF or CRLF, plain or gzip."""
 
 from __future__ import annotations
 
@@ -12,49 +12,52 @@ from nlptasks.errors import DataError
 from nlptasks.types import OnError
 
 Line = tuple[int, str]
-"""Number, from 1, and text."""
+"""Line number, from 1, and text."""
 
 MAX_LINE_BYTES = 16 * 2**20
-"""What a line may have, so that a file without line ends does not fill the memory."""
+"""Limit for a line, so that a file without line ends does not fill the memory."""
+
+MAX_UNPACKED_BYTES = 2**30
+"""Limit for a file that is read into memory as a whole, after unpacking."""
 
 _MARK = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
 _CONVERT = "convert it: iconv -f {kind} -t UTF-8"
-_NO_TEXT = tuple(
+_OTHER_FORMATS = tuple(
     (re.compile(pattern, re.DOTALL), kind, fix)
     for pattern, kind, fix in (
         (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32", _CONVERT),
         (rb"\xff\xfe|\xfe\xff", "UTF-16", _CONVERT),
-        (rb"([^\0]\0\0\0){2}", "UTF-32LE", _CONVERT),  # without a mark: ASCII characters, and zeros where they must be
+        (rb"([^\0]\0\0\0){2}", "UTF-32LE", _CONVERT),  # no mark: ASCII characters padded by zeros
         (rb"(\0\0\0[^\0]){2}", "UTF-32BE", _CONVERT),
         (rb"([^\0]\0){3}", "UTF-16LE", _CONVERT),
         (rb"(\0[^\0]){3}", "UTF-16BE", _CONVERT),
         (rb"PK\x03\x04", "a zip archive or an Excel workbook", "unpack it, or save the sheet as CSV in UTF-8"),
         (rb"\xd0\xcf\x11\xe0", "an old Excel workbook", "save the sheet as CSV in UTF-8"),
         (rb"PAR1[\0-\x1f]", "Parquet", "write its rows as JSON Lines"),
-        (rb"BZh[1-9]1AY&SY", "bzip2", "unpack it with bunzip2, or pack it with gzip"),
-        (rb"\xfd7zXZ\0", "xz", "unpack it with unxz, or pack it with gzip"),
-        (rb"\x28\xb5\x2f\xfd", "zstd", "unpack it with unzstd, or pack it with gzip"),
+        (rb"BZh[1-9]1AY&SY", "bzip2", "unpack it with bunzip2, or use gzip"),
+        (rb"\xfd7zXZ\0", "xz", "unpack it with unxz, or use gzip"),
+        (rb"\x28\xb5\x2f\xfd", "zstd", "unpack it with unzstd, or use gzip"),
     )
 )
 
 
 def read_lines(path: Path, on_error: OnError) -> Iterator[Line]:
-    """The lines of a text file without their line ends; errors as of `whole_lines`."""
+    """Read the lines of a text file without line ends; errors as in `whole_lines`."""
     for number, line in whole_lines(path, on_error):
         yield number, without_end(line)
 
 
 def without_end(line: str) -> str:
-    """A line without its line end."""
+    """Remove the line end."""
     return line.removesuffix("\n").removesuffix("\r")
 
 
 def whole_lines(path: Path, on_error: OnError, *, limit: int = MAX_LINE_BYTES) -> Iterator[Line]:
-    """The lines of a text file with the line ends that they have.
+    """Read the lines of a text file with their line ends.
 
     Raises:
-        DataError: the file cannot be read, is another kind of file, or has a line of more than `limit` bytes.
+        DataError: the file cannot be read, has another format, or has a line of more than `limit` bytes.
     """
     try:
         with open(path, "rb") as file:
@@ -68,16 +71,16 @@ def whole_lines(path: Path, on_error: OnError, *, limit: int = MAX_LINE_BYTES) -
 def decoded_lines(
     readline: Callable[[int], bytes], name: str, on_error: OnError, *, limit: int = MAX_LINE_BYTES
 ) -> Iterator[Line]:
-    """The lines of a stream with their line ends; one that is not UTF-8 goes to `on_error`.
+    """Read the lines of a stream with their line ends.
 
     Args:
-        readline: the stream's, which gives the next line, at most so many bytes of it.
-        name: its name, for messages.
-        on_error: what to do with a bad line.
-        limit: bytes that a line may have; of a longer one no more is read.
+        readline: the stream's method: returns at most this number of bytes of the next line.
+        name: name of the stream, for messages.
+        on_error: what to do with a line that is not UTF-8.
+        limit: maximum number of bytes in a line; no more is read of a longer one.
 
     Raises:
-        DataError: it is no text, or a line is too long.
+        DataError: the stream is not text, or a line is too long.
     """
     number = 0
     while raw := readline(limit + 1):
@@ -87,7 +90,7 @@ def decoded_lines(
             raw = raw.removeprefix(_MARK)
         if len(raw) > limit:
             problem = f"has more than {limit // 2**20} MiB in one line"
-            raise DataError(f"{name}:{number}", problem, "check its line ends, or cut the text into several")
+            raise DataError(f"{name}:{number}", problem, "check its line ends, or split the text")
         try:
             line = raw.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -99,11 +102,11 @@ def decoded_lines(
 
 
 def _refuse_other_formats(head: bytes, name: str) -> None:
-    """Refuse what is no UTF-8 text by the bytes that it begins with.
+    """Refuse a file whose first bytes are those of another encoding or format.
 
     Raises:
-        DataError: it is another encoding or format, which is named.
+        DataError: with the name of the format.
     """
-    for pattern, kind, fix in _NO_TEXT:
+    for pattern, kind, fix in _OTHER_FORMATS:
         if pattern.match(head):
             raise DataError(name, f"is {kind}, expected text in UTF-8", fix.format(kind=kind))

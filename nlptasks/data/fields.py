@@ -1,4 +1,4 @@
-"""Values of a row's fields, checked."""
+"""Read and check the fields of rows."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from nlptasks.text.tags import LabelledSpan
 from nlptasks.types import Row
 
 _LIST = re.compile(r"\[\s*\]|\[\s*[\"'].*|\[[\d\s,]+\]", re.DOTALL)
-"""A cell that is meant to be a list, not a sentence that begins with a bracket."""
+"""A cell with a list, as opposed to a sentence that begins with a bracket."""
 
 _WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 _UNITS = (("UTF-16 code units", "utf-16-le", 2), ("UTF-8 bytes", "utf-8", 1))
-"""Units in which others count, with the encoding and the bytes of each."""
+"""Units of offsets in other software, with the encoding and the bytes of each."""
 
 
 def text_field(row: Row, name: str = "text") -> str:
-    """A field that holds text.
+    """Return the text in a field.
 
     Raises:
-        DataError: there is no such field, or it is no string.
+        DataError: the field is missing, or is no string.
     """
     text = _value(row, name)
     if not isinstance(text, str):
@@ -36,14 +36,14 @@ def text_field(row: Row, name: str = "text") -> str:
 
 
 def texts_field(row: Row, name: str) -> tuple[str, ...]:
-    """A field that holds a text or, as a list or as JSON, several.
+    """Return the text in a field, or the texts in a list, which may be JSON.
 
     Raises:
-        DataError: there is no such field, or it is something else.
+        DataError: the field is missing, or is something else.
     """
     value = _value(row, name)
     if isinstance(value, str) and value.startswith('["') and value.endswith('"]'):
-        with contextlib.suppress(DataError):  # then it is a text that looks so
+        with contextlib.suppress(DataError):  # it is a text that begins and ends like a list
             value = json_field(row, name)
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
@@ -59,10 +59,10 @@ def _value(row: Row, name: str) -> Any:
 
 
 def list_field(row: Row, name: str) -> list[str]:
-    """A field that holds a list of strings: as such, as JSON, or as text with white space between them.
+    """Return the list of strings in a field: a list, JSON, or text that is split at white space.
 
     Raises:
-        DataError: there is no such field, or it is something else.
+        DataError: the field is missing, or is something else.
     """
     value = _value(row, name)
     if isinstance(value, str):
@@ -75,10 +75,10 @@ def list_field(row: Row, name: str) -> list[str]:
 
 
 def json_field(row: Row, name: str) -> Any:
-    """A field that holds JSON as text.
+    """Return the value of JSON text in a field.
 
     Raises:
-        DataError: it is not JSON.
+        DataError: the text is not JSON.
     """
     text = row.fields[name]
     try:
@@ -88,12 +88,12 @@ def json_field(row: Row, name: str) -> Any:
 
 
 def spans_field(row: Row) -> list[LabelledSpan]:
-    """The field ``spans``, labelled spans of the field ``text`` in code points: checked, in order.
+    """Return the labelled spans in the field ``spans``, in order. They are code points of the field ``text``.
 
-    A span is ``[0, 3, "PER"]`` or ``{"start": 0, "end": 3, "label": "PER"}``, which may claim its ``text``.
+    A span is ``[0, 3, "PER"]`` or ``{"start": 0, "end": 3, "label": "PER"}``, which may also have its ``text``.
 
     Raises:
-        DataError: a span is something else, marks nothing or not what it claims, or overlaps another one.
+        DataError: a span has another form, marks nothing or another text than its own, or overlaps another span.
     """
     text = text_field(row)
     value = _value(row, "spans")
@@ -118,7 +118,9 @@ def _span(item: Any, text: str, where: str) -> LabelledSpan:
     if not isinstance(label, str) or not label:
         raise DataError(where, f"span {quote(item)} has the label {quote(label)}, expected a name", "write a string")
     if start >= end:
-        raise DataError(where, f"span {quote(item)} ends where it starts or before", "END is behind the last character")
+        raise DataError(
+            where, f"span {quote(item)} ends where it starts or before", "END is the offset after the last character"
+        )
     claimed = item.get("text") if isinstance(item, dict) else None
     if start < 0 or end > len(text):
         problem = f"span {quote(item)} is not within a text of {len(text)} characters"
@@ -134,20 +136,20 @@ def _span(item: Any, text: str, where: str) -> LabelledSpan:
 
 
 def _offset_problem(text: str, claimed: str, start: int) -> tuple[str, str]:
-    """What is wrong, and the fix, where `claimed` does not stand in `text` at `start`."""
+    """Return the problem and the fix if `claimed` is not in `text` at `start`."""
     unit = _start_unit(text, claimed, start)
     if unit:
         return f"answer_start {start} of {quote(claimed)} looks like {unit}", "count code points"
     places = [match.start() for match in re.finditer(re.escape(claimed), text)]
     if not places:
-        return f"{quote(claimed)} does not stand in the context", "correct the answer or the context"
+        return f"{quote(claimed)} is not in the context", "correct the answer or the context"
     nearest = min(places, key=lambda place: abs(place - start))
-    problem = f"{quote(claimed)} does not stand at {start}, but at {nearest} (off by {nearest - start:+d})"
+    problem = f"{quote(claimed)} is not at {start}, but at {nearest} (off by {nearest - start:+d})"
     return problem, "correct answer_start"
 
 
 def _start_unit(text: str, claimed: str, start: int) -> str:
-    """The unit other than code points in which a string starts where it is claimed to; empty if there is none."""
+    """Return the unit, other than code points, in which a string starts at an offset; empty if there is none."""
     for unit, encoding, size in _UNITS:
         content, own = text.encode(encoding, "surrogatepass"), claimed.encode(encoding, "surrogatepass")
         if start >= 0 and content[start * size :].startswith(own):
@@ -156,7 +158,7 @@ def _start_unit(text: str, claimed: str, start: int) -> str:
 
 
 def _other_unit(text: str, start: int, end: int, claimed: object) -> str:
-    """The unit in which a span marks what it claims (without a claim, anything but white space); empty if there is none."""
+    """Return the unit in which a span marks its own text, or any text if that is unknown; empty if there is none."""
     for unit, encoding, size in _UNITS:
         content = text.encode(encoding, "surrogatepass")
         if start >= 0 and end * size <= len(content):
@@ -168,13 +170,13 @@ def _other_unit(text: str, start: int, end: int, claimed: object) -> str:
 
 @dataclass(frozen=True)
 class LabelField:
-    """What a row says of its labels.
+    """The labels of a row.
 
     Attributes:
-        value: as it stands in the row.
-        labels: each once, as text.
-        several: whether it is a list.
-        kind: of a label as it stands there: str, int or bool.
+        value: the value in the row.
+        labels: each label once, as text.
+        several: True if the value is a list.
+        kind: type of the labels in the row: str, int or bool.
     """
 
     value: Any
@@ -184,15 +186,15 @@ class LabelField:
 
 
 def label_field(row: Row, name: str, *, separator: str | None = None) -> LabelField:
-    """A field that holds a label, or a list of labels (as such, as JSON, or as text with separators).
+    """Return the label in a field, or a list of labels: a list, JSON, or text with separators.
 
     Args:
         row: the row.
-        name: of the field.
-        separator: what separates labels in text; None if text is one label.
+        name: name of the field.
+        separator: text between two labels; None if text is one label.
 
     Raises:
-        DataError: there is no such field, or a label is no text, whole number, true or false.
+        DataError: the field is missing, or a label is neither text nor a whole number nor a truth value.
     """
     value = _value(row, name)
     items = value
@@ -214,7 +216,7 @@ def label_field(row: Row, name: str, *, separator: str | None = None) -> LabelFi
 
 
 def same_kind(rows: Sequence[Row], found: Sequence[LabelField]) -> bool:
-    """Whether rows have lists of labels, all of them; all labels must be of one kind.
+    """Return True if all rows have lists of labels, and False if none has. All labels must be of one kind.
 
     Raises:
         DataError: two rows differ.
@@ -228,14 +230,27 @@ def same_kind(rows: Sequence[Row], found: Sequence[LabelField]) -> bool:
     return first.several
 
 
-def answers_field(row: Row, context: str) -> tuple[tuple[int, int], ...] | None:
-    """The fields ``answers``, or ``answer`` and ``answer_start``, or ``is_impossible``: where in the context the answers stand.
-
-    Returns:
-        Code points of each; none if the row says that there is no answer, None if it says nothing.
+def have_field(rows: Sequence[Row], name: str) -> bool:
+    """Return True if all rows have a field, and False if none has it.
 
     Raises:
-        DataError: an answer does not stand where it is said to stand, or what is said is something else.
+        DataError: some rows have it and some do not.
+    """
+    found = [name in row.fields for row in rows]
+    if any(found) and not all(found):
+        problem = f"has no {name!r}, but {rows[found.index(True)].where} has one"
+        raise DataError(rows[found.index(False)].where, problem, f"give all rows a {name!r}, or none")
+    return all(found)
+
+
+def answers_field(row: Row, context: str) -> tuple[tuple[int, int], ...] | None:
+    """Return the answers in the fields ``answers``, or ``answer`` and ``answer_start``, or ``is_impossible``.
+
+    Returns:
+        Code points of each answer in the context; empty if the row has no answer, None if it has none of the fields.
+
+    Raises:
+        DataError: an answer is not in the context at its offset, or a field is something else.
     """
     if row.fields.get("answers") is None and row.fields.get("answer") is None:
         return () if row.fields.get("is_impossible") in (True, "true", "True") else None
@@ -244,7 +259,7 @@ def answers_field(row: Row, context: str) -> tuple[tuple[int, int], ...] | None:
 
 
 def _claims(row: Row) -> list[tuple[Any, Any]]:
-    """Text and start of each answer in a row, as they are claimed, in SQuAD's form, Hugging Face's, or plain columns."""
+    """Return text and start of each answer in a row, in SQuAD's format, Hugging Face's, or plain columns."""
     if row.fields.get("answers") is None:
         start = row.fields.get("answer_start")
         text = row.fields["answer"]
@@ -269,7 +284,7 @@ def _placed(text: Any, start: Any, context: str, where: str) -> tuple[int, int]:
         count = context.count(text)
         if count == 1:
             return context.index(text), context.index(text) + len(text)
-        raise DataError(where, f"answer {quote(text)} stands {count} times in the context", "give its answer_start")
+        raise DataError(where, f"answer {quote(text)} occurs {count} times in the context", "add its answer_start")
     if type(start) is not int:
         raise DataError(where, f"answer_start is {quote(start)}, expected a whole number", "count code points from 0")
     if start < 0 or context[start : start + len(text)] != text:

@@ -1,6 +1,6 @@
-"""Readers: a file as rows. Strict: what does not fit is an error with file and line, never a guess.
+"""Readers of data files. They are strict: whatever does not fit the format is an error with file and line, never a guess.
 
-All but spaCy's are lines of UTF-8 text, plain or gzip; see `nlptasks.data.encoding`.
+All formats but spaCy's are lines of UTF-8 text, plain or gzip, see `nlptasks.data.encoding`.
 """
 
 from __future__ import annotations
@@ -13,25 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from nlptasks.data.docbin import read_docbin
-from nlptasks.data.encoding import MAX_LINE_BYTES, read_lines, whole_lines, without_end
+from nlptasks.data.encoding import MAX_LINE_BYTES, MAX_UNPACKED_BYTES, read_lines, whole_lines, without_end
 from nlptasks.data.strict_json import parse_json, refuse_twice
 from nlptasks.errors import DataError, UsageError, did_you_mean, listing, quote
 from nlptasks.types import OnError, Reader, Row, refuse
 
-_MAX_JSON_BYTES = 2**30
 _QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"')
 _TAG = re.compile(r"O|[BIESLUMW][-_].+")
 _HEADER = (re.compile("tokens?|words?|form"), re.compile(r"(\w+[_-])?(tags?|labels?)"))
 
 
 def read_text(path: Path, on_error: OnError = refuse) -> Iterator[Row]:
-    """A text a line, as rows with the one field ``text``."""
+    """Read one text per line, as rows with the field ``text``."""
     for number, line in read_lines(path, on_error):
         yield Row({"text": line}, f"{path}:{number}")
 
 
 def read_jsonl(path: Path, on_error: OnError = refuse) -> Iterator[Row]:
-    """A JSON object a line."""
+    """Read JSON Lines: one object per line."""
     for number, line in read_lines(path, on_error):
         if line.strip():
             try:
@@ -43,60 +42,67 @@ def read_jsonl(path: Path, on_error: OnError = refuse) -> Iterator[Row]:
 
 
 def parse_json_row(line: str, where: str) -> Row:
-    """One line of a JSON Lines file.
+    """Parse one line of a JSON Lines file.
 
     Raises:
-        DataError: it is no JSON object, or not strictly JSON.
+        DataError: it is not a JSON object, or not strict JSON.
     """
-    value = parse_json(line, where=where, fix="write one JSON object a line")
+    fix = "write one JSON object per line"
+    value = parse_json(line, where=where, fix=fix)
     if not isinstance(value, dict):
-        fix = "write one object a line, not one array" if isinstance(value, list) else "write one JSON object a line"
+        fix += ", not one array" if isinstance(value, list) else ""
         raise DataError(where, f"is a JSON {type(value).__name__}, expected an object", fix)
     return Row(value, where)
 
 
 def read_json_file(path: Path) -> Any:
-    """The value in a JSON file, strictly read; of at most 1 GiB.
+    """Read a JSON file of at most `MAX_UNPACKED_BYTES`.
 
     Raises:
-        DataError: it cannot be read, or is not JSON.
+        DataError: it cannot be read, is too large, or is not JSON.
     """
-    text = "".join(line for _, line in whole_lines(path, refuse, limit=_MAX_JSON_BYTES))
-    return parse_json(text, where=str(path), fix="write one JSON value")
+    lines, left = [], MAX_UNPACKED_BYTES
+    for _, line in whole_lines(path, refuse, limit=MAX_UNPACKED_BYTES):
+        left -= len(line)
+        if left < 0:
+            problem = f"has more than {MAX_UNPACKED_BYTES // 2**20} MiB of JSON"
+            raise DataError(str(path), problem, "write its rows as JSON Lines")
+        lines.append(line)
+    return parse_json("".join(lines), where=str(path), fix="write one JSON value")
 
 
 def read_csv(path: Path, on_error: OnError = refuse) -> Iterator[Row]:
-    """Comma-separated values with a header line (RFC 4180); every value stays text as it is, line ends in quotes too."""
+    """Read comma-separated values with a header line (RFC 4180). Values stay unchanged text, quoted line ends included."""
     return _read_table(path, ",", on_error, quoted=True)
 
 
 def read_tsv(path: Path, on_error: OnError = refuse) -> Iterator[Row]:
-    """Tab-separated values with a header line.
+    """Read tab-separated values with a header line.
 
-    Some programs quote fields as in CSV, to others a quote is a character as any (IANA's ``text/tab-separated-values``), so the
+    Some programs quote fields as in CSV, for others quotes are ordinary characters (IANA's ``text/tab-separated-values``). The
     whole file decides:
 
-    1. If every field that begins with a quote is a quoted one (``"a"``, ``"a ""b"" c"``), quotes are as in CSV.
-    2. Else, if every line has as many fields as the header, quotes are plain characters.
-    3. Else, if the file is flawless CSV, with tabs or line ends inside quotes, it is read so; if not, quotes are plain.
+    1. If each field that starts with a quote is completely quoted (``"a"``, ``"a ""b"" c"``), quotes work as in CSV.
+    2. Otherwise, if every line has as many fields as the header, quotes are ordinary characters.
+    3. Otherwise, quotes work as in CSV if the file is valid that way, with tabs or line ends inside quotes.
     """
-    yield from _read_table(path, "\t", on_error, quoted=_quotes_are_syntax(path))
+    yield from _read_table(path, "\t", on_error, quoted=_has_quoted_fields(path))
 
 
-def _quotes_are_syntax(path: Path) -> bool:
-    """Whether quotes enclose the fields of a TSV file; with an error in it, which is told when it is read, it matters not."""
+def _has_quoted_fields(path: Path) -> bool:
+    """Return True if quotes enclose the fields of a TSV file. Bad lines are ignored here and refused when they are read."""
     widths: set[int] = set()
     closed = True
-    for _, line in read_lines(path, _ignore):
+    for _, line in read_lines(path, lambda error: None):
         cells = line.split("\t")
         closed = closed and all(_QUOTED.fullmatch(cell) for cell in cells if cell.startswith('"'))
         if line:
             widths.add(len(cells))
-    return closed or (len(widths) > 1 and _is_flawless(path))
+    return closed or (len(widths) > 1 and _is_valid_quoted(path))
 
 
-def _is_flawless(path: Path) -> bool:
-    """Whether a file is tab-separated values quoted as in CSV, all of one width."""
+def _is_valid_quoted(path: Path) -> bool:
+    """Return True if a file is valid as tab-separated values with quotes as in CSV."""
     try:
         for _ in _read_table(path, "\t", refuse, quoted=True):
             pass
@@ -105,15 +111,9 @@ def _is_flawless(path: Path) -> bool:
     return True
 
 
-def _ignore(error: DataError) -> None:
-    """Go on; somebody else tells."""
-
-
 def _read_table(path: Path, separator: str, on_error: OnError, *, quoted: bool) -> Iterator[Row]:
-    csv.field_size_limit(
-        MAX_LINE_BYTES
-    )  # characters: a text may be long, but an open quote does not take the whole file
-    lines = (line for _, line in whole_lines(path, refuse))  # a line left out would change what a quote spans
+    csv.field_size_limit(MAX_LINE_BYTES)  # in characters: an unclosed quote must not read the whole file
+    lines = (line for _, line in whole_lines(path, refuse))  # skipping a line would change what quotes enclose
     table = csv.reader(lines, delimiter=separator, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=True)
     header: list[str] | None = None
     while True:
@@ -123,26 +123,26 @@ def _read_table(path: Path, separator: str, on_error: OnError, *, quoted: bool) 
         except StopIteration:
             return
         except csv.Error as error:
-            problem = f"the record that begins here is broken ({error})"
-            raise DataError(where, problem, "repair its quotes or line ends") from None
+            problem = f"the record that starts here is broken ({error})"
+            raise DataError(where, problem, "correct its quotes or line ends") from None
         if not record:
             continue
         if header is None:
             refuse_twice(record, "column", where)
             header = record
         elif len(record) != len(header):
-            fix = "quote fields that hold the separator"
+            fix = "quote fields that contain the separator"
             on_error(DataError(where, f"has {len(record)} fields, expected {len(header)}", fix))
         else:
             yield Row(dict(zip(header, record, strict=True)), where)
 
 
 def read_conll(path: Path, on_error: OnError = refuse) -> Iterator[Row]:
-    """CoNLL columns: a token a line, an empty line after each sentence.
+    """Read CoNLL columns: one token per line, and an empty line after each sentence.
 
-    Columns are separated by tabs if the first line has one, else by spaces. ``-DOCSTART-`` lines, a header line, and comments
-    (before a sentence, beginning with ``#``, with other columns or no tag at the end) are dropped. A row has the columns as
-    lists of text under their numbers, from 1, and the first and the last also as ``tokens`` and ``tags``.
+    Columns are separated by tabs if the first line has one, otherwise by spaces. ``-DOCSTART-`` lines, a header line and comments
+    are dropped. A comment comes before a sentence, starts with ``#``, and has another number of columns or no tag at the end.
+    A row has each column as a list of strings under its number, from 1; the first is also ``tokens``, the last ``tags``.
     """
     split: Callable[[str], list[str]] | None = None
     width = 0
@@ -154,7 +154,7 @@ def read_conll(path: Path, on_error: OnError = refuse) -> Iterator[Row]:
             sentence = []
             continue
         columns = (split or _splitter(line))(line)
-        if not sentence and _is_no_token(columns, width):
+        if not sentence and _is_comment_or_header(columns, width):
             continue
         split = split or _splitter(line)
         width = width or len(columns)
@@ -162,18 +162,18 @@ def read_conll(path: Path, on_error: OnError = refuse) -> Iterator[Row]:
             sentence.append((number, columns))
         else:
             problem = f"has {len(columns)} columns, expected {width} as above"
-            on_error(DataError(f"{path}:{number}", problem, "repair this line"))
+            on_error(DataError(f"{path}:{number}", problem, "correct this line"))
 
 
 def _splitter(line: str) -> Callable[[str], list[str]]:
-    """How a file is cut into columns whose first line this is."""
+    """Return the function that splits the lines of a file with this first line into columns."""
     if "\t" in line:
         return lambda text: text.split("\t")
     return lambda text: re.split(" +", text.strip(" "))
 
 
-def _is_no_token(columns: list[str], width: int) -> bool:
-    """Whether a line before a sentence is a comment or, at the beginning, a header."""
+def _is_comment_or_header(columns: list[str], width: int) -> bool:
+    """Return True for a comment, and for a header at the start of the file (`width` is 0)."""
     if columns[0].startswith("#"):
         return (width not in (0, len(columns))) or (len(columns) > 1 and not _TAG.fullmatch(columns[-1]))
     ends = (columns[0].lower(), columns[-1].lower())
@@ -191,17 +191,17 @@ def _sentence_row(sentence: list[tuple[int, list[str]]], path: Path) -> Row:
 
 
 def files_of(path: Path) -> list[Path]:
-    """All files that are read for one: itself, and the second one of a pair, each plain or ``.gz``."""
+    """Return the files that are read together: this one and, if it is the first of a pair, its partner."""
     return [path, *_partners(path, ".source", ".target")]
 
 
 def is_second(path: Path) -> bool:
-    """Whether a file is read together with another one, which is the part's."""
+    """Return True for the second file of a pair, which is read together with the first."""
     return bool(_partners(path, ".target", ".source"))
 
 
 def _partners(path: Path, own: str, other: str) -> list[Path]:
-    """The files beside a file that have another suffix in place of its own, plain or ``.gz``."""
+    """Return the files beside this one with the other suffix in place of its own, plain or ``.gz``."""
     name = path.name.removesuffix(".gz")
     if not name.endswith(own):
         return []
@@ -210,26 +210,28 @@ def _partners(path: Path, own: str, other: str) -> list[Path]:
 
 
 def pairs_of(first: str, second: str) -> Reader:
-    """A reader of a text a line in ``train.source``, and of what it becomes in the same line of ``train.target``.
+    """Return a reader of parallel files: texts in ``train.source``, and their targets on the same lines of ``train.target``.
 
     Args:
-        first: the field that a line of the one file is.
-        second: that of the other file.
+        first: field for the lines of the source file.
+        second: field for the lines of the target file.
     """
 
     def read(path: Path, on_error: OnError = refuse) -> Iterator[Row]:
         paths = files_of(path)
         if len(paths) != 2:
             problem = "has no file" if len(paths) < 2 else f"has both {paths[1].name} and {paths[2].name}"
-            fix = "give one, with what each text becomes in the same line"
+            fix = "use exactly one, with the target of each text on the same line"
             raise DataError(str(path), f"{problem} beside it with the same name that ends in .target", fix)
-        # A line left out would shift the others.
+        # A skipped line would shift all later pairs.
         lines = itertools.zip_longest(*(whole_lines(one, refuse) for one in paths))
         for number, found in enumerate(lines, start=1):
             if None in found:
                 short, long = paths[found.index(None)], paths[1 - found.index(None)]
-                problem = f"ends after {number - 1} lines, {long.name} goes on"
-                raise DataError(f"{short}:{number}", problem, "give both files the same lines in the same order")
+                problem = f"ends after {number - 1} lines, {long.name} has more"
+                raise DataError(
+                    f"{short}:{number}", problem, "write the same number of lines to both, in the same order"
+                )
             texts = (without_end(line) for _, line in found)
             yield Row(dict(zip((first, second), texts, strict=True)), f"{path}:{number}")
 
@@ -243,28 +245,27 @@ TABLES: Mapping[str, Reader] = {
     ".tsv": read_tsv,
     ".spacy": read_docbin,
 }
-"""The readers of files whose records have named fields, by suffix."""
+"""Readers of files with named fields, by suffix."""
 
 TEXTS: Mapping[str, Reader] = {**TABLES, ".txt": read_text, ".source": read_text, "": read_text}
-"""The readers of texts to predict, by suffix."""
-
+"""Readers of texts to predict, by suffix."""
 
 PARTS: Mapping[str, tuple[str, ...]] = {
     "train": ("train",),
     "dev": ("dev", "valid", "validation", "val", "testa"),
     "test": ("test", "testb"),
 }
-"""The parts of a data set, and the names that their files go by."""
+"""The parts of a data set, and the names of their files."""
 
 
 def part_of(path: Path) -> str | None:
-    """The part a file is by its name: ``dev`` for ``valid.jsonl.gz``, ``eng.testa`` and ``dev-v1.1.json``."""
+    """Return the part that a file's name says: ``dev`` for ``valid.jsonl.gz``, ``eng.testa`` and ``dev-v1.1.json``."""
     pieces = re.split("[.-]", path.name.lower())
     return next((part for part, names in PARTS.items() if set(names) & set(pieces)), None)
 
 
 def suffix_of(path: Path) -> str:
-    """``.jsonl`` for ``train.jsonl.gz``; empty for ``eng.train``, which has none."""
+    """Return ``.jsonl`` for ``train.jsonl.gz``, and the empty string for ``eng.train``."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] == ".gz":
         suffixes.pop()
@@ -275,23 +276,23 @@ def suffix_of(path: Path) -> str:
 def read_file(
     path: Path, readers: Mapping[str, Reader], columns: Mapping[str, str], *, on_error: OnError = refuse
 ) -> Iterator[Row]:
-    """The rows of a file, by the reader for its suffix, its columns renamed.
+    """Read the rows of a file with the reader for its suffix, and rename columns.
 
     Args:
         path: the file.
         readers: reader by suffix.
-        columns: the names that are wanted, and the names (of headerless columns: the numbers) that the file has.
+        columns: the column in the file for each field to rename; columns without a header are named by number.
         on_error: what to do with a bad row.
 
     Raises:
-        DataError: no such file, no reader for it, or a row that cannot be read.
+        DataError: the file does not exist, no reader has its suffix, or a row cannot be read.
     """
     check_file(path)
     reader = readers.get(suffix_of(path))
     if reader is None:
-        for _ in read_lines(path, refuse):  # another format is better named by what it is than by its suffix
+        for _ in read_lines(path, refuse):  # the error for a binary format says more than an unknown suffix
             break
-        raise DataError(str(path), "has an unknown suffix", f"take one of {listing(sorted(filter(None, readers)))}")
+        raise DataError(str(path), "has an unknown suffix", f"use one of {listing(sorted(filter(None, readers)))}")
     for row in reader(path, on_error):
         try:
             named = renamed(row, columns)
@@ -302,38 +303,37 @@ def read_file(
 
 
 def check_file(path: Path) -> None:
-    """Refuse what is no file.
+    """Refuse a path that is not a file.
 
     Raises:
-        DataError: nothing is there, or a folder.
+        DataError: it does not exist, or is a folder.
     """
     if not path.is_file():
         raise DataError(str(path), f"is no file (looked in {Path.cwd()})", "check the path")
 
 
 def check_columns(columns: Mapping[str, str], known: Iterable[str]) -> None:
-    """Refuse to rename a column to a name that nobody reads.
+    """Check that columns are renamed only to known fields.
 
     Raises:
-        UsageError: a wanted name is unknown.
+        UsageError: a field is unknown.
     """
     names = list(known)
-    for wanted in columns:
-        if wanted not in names:
-            raise UsageError(f"--columns {wanted}=...", f"{wanted!r} is no field here", did_you_mean(wanted, names))
+    for field in columns:
+        if field not in names:
+            raise UsageError(f"--columns {field}=...", f"{field!r} is not a field here", did_you_mean(field, names))
 
 
 def renamed(row: Row, columns: Mapping[str, str]) -> Row:
-    """The row with each wanted field taken from the column that is named for it.
+    """Return the row with columns renamed.
 
     Raises:
         DataError: the row has no such column.
     """
     fields = dict(row.fields)
-    for wanted, found in columns.items():
-        if found not in row.fields:
-            raise DataError(
-                row.where, f"has no column {quote(found)} for {wanted!r}", did_you_mean(found, map(str, row.fields))
-            )
-        fields[wanted] = row.fields[found]
+    for field, column in columns.items():
+        if column not in row.fields:
+            problem = f"has no column {quote(column)} for {field!r}"
+            raise DataError(row.where, problem, did_you_mean(column, map(str, row.fields)))
+        fields[field] = row.fields[column]
     return Row(fields, row.where, row.lines)

@@ -1,9 +1,9 @@
-"""Which rows share text, so that what is held out of training is new to what was trained.
+"""Splits without leakage: held-out rows share no text with the rows that stay in train.
 
-A row taken at random from phrases of the same sentences, from questions on the same paragraph or from copies with small changes
-is as good as learned: scores fitted to such rows claim too much. So rows that share five words in a row (ten characters of a
-script without spaces) are held out together, and short ones that stand inside others are not held out at all. What very many
-rows share, such as a signature, relates nobody.
+With phrases of the same sentences, questions on the same paragraph or near duplicates, a random split has held-out rows that the
+model has practically seen, and scores on them are too high. So rows that share five consecutive words (ten characters in scripts
+without spaces) are held out together. Shorter texts that occur inside others are never held out. Sequences that very many rows
+share, such as a signature, are ignored.
 """
 
 from __future__ import annotations
@@ -20,124 +20,121 @@ from nlptasks.types import Ints
 
 _WORDS, _CHARACTERS = 5, 10
 _COMMON = 50
-"""A sequence that more rows share is taken for common."""
+"""Sequences that more rows share are ignored."""
 
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)
-_Numbers = npt.NDArray[np.uint64]
+_HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+_Hashes = npt.NDArray[np.uint64]
 
 
 def unrelated_rows(texts: Sequence[Sequence[str]], size: int, *, seed: int) -> set[int]:
-    """Numbers of rows to be held out: rows that share no text with those that stay.
+    """Return the indices of rows to hold out, which share no text with the others.
 
     Args:
-        texts: what is read of each row.
-        size: rows that are wanted at most.
-        seed: of the draw.
+        texts: the texts of each row.
+        size: maximum number of rows.
+        seed: random seed.
 
     Returns:
-        At least half as many, of rows drawn at random if too few can be had otherwise.
+        At least half of `size` rows. If fewer are unrelated, `size` rows drawn at random.
     """
     order = list(range(len(texts)))
     random.Random(seed).shuffle(order)
-    group, inside = _related(texts)
+    groups, contained = _related(texts)
     members: dict[int, list[int]] = {}
-    for row, number in enumerate(group.tolist()):
-        members.setdefault(number, []).append(row)
+    for row, group in enumerate(groups.tolist()):
+        members.setdefault(group, []).append(row)
     drawn: set[int] = set()
     for row in order:
-        own = members[int(group[row])]
-        if row not in drawn and not inside[row] and len(drawn) + len(own) <= size:
-            drawn.update(own)
+        related = members[int(groups[row])]
+        if row not in drawn and not contained[row] and len(drawn) + len(related) <= size:
+            drawn.update(related)
     return drawn if 2 * len(drawn) >= size else set(order[:size])
 
 
 def _related(texts: Sequence[Sequence[str]]) -> tuple[Ints, npt.NDArray[np.bool_]]:
-    """The group of each row, and whether it is short and stands inside another one."""
-    from scipy.sparse import coo_matrix  # heavy, and only training needs it
+    """Return the group of related rows that each row is in, and True for short rows contained in another."""
+    from scipy.sparse import coo_matrix  # slow to import, and only training needs it
     from scipy.sparse.csgraph import connected_components
 
-    wholes: dict[tuple[str, ...], int] = {}
-    equal = [wholes.setdefault(tuple(text.lower() for text in own), len(wholes)) for own in texts]
-    count = len(texts) + len(wholes)
+    # A graph with a node for each row, each distinct row and each sequence of tokens; related rows are connected.
+    distinct: dict[tuple[str, ...], int] = {}
+    equal = [distinct.setdefault(tuple(text.lower() for text in own), len(distinct)) for own in texts]
+    count = len(texts) + len(distinct)
     edges = [np.stack([np.arange(len(texts)), len(texts) + np.array(equal, np.int64)], axis=1)]
-    inside = np.zeros(len(texts), dtype=np.bool_)
-    for pieces, length in _pieces(texts):
-        inside |= pieces.inside_others(length, len(texts))
-        rows, numbers = pieces.sequences(length)
-        _, number = np.unique(numbers, return_inverse=True)
-        pairs = np.unique(np.stack([rows, number], axis=1), axis=0)  # [E,2] rows and what each has, once
+    contained = np.zeros(len(texts), dtype=np.bool_)
+    for tokens, length in _token_arrays(texts):
+        contained |= tokens.contained(length, len(texts))
+        rows, hashes = tokens.sequences(length)
+        _, sequence = np.unique(hashes, return_inverse=True)
+        pairs = np.unique(np.stack([rows, sequence], axis=1), axis=0)  # [N,2] each row with each of its sequences
         shared = np.bincount(pairs[:, 1], minlength=1)
         edges.append(pairs[shared[pairs[:, 1]] <= _COMMON] + [0, count])
         count += len(shared)
-    ends = np.concatenate(edges)  # [E,2] rows and what they share
+    ends = np.concatenate(edges)  # [N,2]
     graph = coo_matrix((np.ones(len(ends), dtype=np.bool_), (ends[:, 0], ends[:, 1])), shape=(count, count))
-    _, group = connected_components(graph, directed=False)
-    return group[: len(texts)].astype(np.int64), inside
+    _, groups = connected_components(graph, directed=False)
+    return groups[: len(texts)].astype(np.int64), contained
 
 
-def _pieces(texts: Sequence[Sequence[str]]) -> Iterator[tuple[_Pieces, int]]:
-    """Words or characters of all texts, and how many in a row are too many to be shared by chance."""
+def _token_arrays(texts: Sequence[Sequence[str]]) -> Iterator[tuple[_Tokens, int]]:
+    """Yield words of spaced texts and characters of unspaced ones, with the length of sequences that relate rows."""
     plain = [(row, text.lower()) for row, own in enumerate(texts) for text in own if text]
     unspaced = [is_mostly_unspaced(text) for _, text in plain]
-    words = [(row, text.split()) for (row, text), closed in zip(plain, unspaced, strict=True) if not closed]
-    characters = [(row, list(text)) for (row, text), closed in zip(plain, unspaced, strict=True) if closed]
-    yield _Pieces.numbered(words), _WORDS
-    yield _Pieces.numbered(characters), _CHARACTERS
+    words = [(row, text.split()) for (row, text), is_unspaced in zip(plain, unspaced, strict=True) if not is_unspaced]
+    characters = [(row, list(text)) for (row, text), is_unspaced in zip(plain, unspaced, strict=True) if is_unspaced]
+    yield _Tokens.of(words), _WORDS
+    yield _Tokens.of(characters), _CHARACTERS
 
 
 @dataclass(frozen=True)
-class _Pieces:
-    """The pieces of texts, one text behind the other.
+class _Tokens:
+    """The words or characters of all texts in one sequence.
 
     Attributes:
-        numbers: of each piece, the same for the same piece [N].
-        rows: the row that each is of [N].
-        texts: the text that each is of [N].
-        lengths: pieces in the text that each is of [N].
+        ids: id of each token [N].
+        rows: its row [N].
+        texts: its text [N].
+        lengths: number of tokens in its text [N].
     """
 
-    numbers: _Numbers
+    ids: _Hashes
     rows: Ints
     texts: Ints
     lengths: Ints
 
     @classmethod
-    def numbered(cls, texts: Sequence[tuple[int, Sequence[str]]]) -> _Pieces:
+    def of(cls, texts: Sequence[tuple[int, Sequence[str]]]) -> _Tokens:
+        """Number the tokens of texts, which are given with their rows."""
         known: dict[str, int] = {}
-        numbers = [known.setdefault(piece, len(known) + 1) for _, pieces in texts for piece in pieces]
-        sizes = [len(pieces) for _, pieces in texts]
-        rows, places = (
-            np.repeat(np.array(values, np.int64), sizes) for values in ([r for r, _ in texts], range(len(texts)))
+        ids = [known.setdefault(token, len(known) + 1) for _, tokens in texts for token in tokens]
+        sizes = [len(tokens) for _, tokens in texts]
+        rows, numbers, lengths = (
+            np.repeat(np.array(values, np.int64), sizes) for values in ([r for r, _ in texts], range(len(texts)), sizes)
         )
-        return cls(np.array(numbers, np.uint64), rows, places, np.repeat(np.array(sizes, np.int64), sizes))
+        return cls(np.array(ids, np.uint64), rows, numbers, lengths)
 
-    def sequences(self, length: int) -> tuple[Ints, _Numbers]:
-        """Every sequence of so many pieces of one text: its row and its number."""
+    def sequences(self, length: int) -> tuple[Ints, _Hashes]:
+        """Return the row and the hash of each sequence of this length inside one text."""
         starts = self._starts(length)
-        return self.rows[starts], self._hashed(starts, length)
+        return self.rows[starts], self._hashes(starts, length)
 
-    def inside_others(self, length: int, count: int) -> npt.NDArray[np.bool_]:
-        """Of `count` rows those whose text has fewer pieces than `length` and stands inside another one."""
-        inside = np.zeros(count, dtype=np.bool_)
+    def contained(self, length: int, count: int) -> npt.NDArray[np.bool_]:
+        """Return True for each of `count` rows that has a text shorter than `length` inside another text."""
+        contained = np.zeros(count, dtype=np.bool_)
         for short in range(1, length):
             starts = self._starts(short)
-            hashed, whole = self._hashed(starts, short), self.lengths[starts] == short
-            inside[self.rows[starts][whole & np.isin(hashed, hashed[~whole])]] = True
-        return inside
+            hashes, is_whole = self._hashes(starts, short), self.lengths[starts] == short
+            contained[self.rows[starts][is_whole & np.isin(hashes, hashes[~is_whole])]] = True
+        return contained
 
     def _starts(self, length: int) -> Ints:
-        """Where sequences of so many pieces begin."""
-        last = len(self.numbers) - length + 1
-        return (
-            np.flatnonzero(self.texts[: max(last, 0)] == self.texts[length - 1 :])
-            if last > 0
-            else np.zeros(0, np.int64)
-        )
+        """Return the starts of all sequences of this length inside one text."""
+        last = max(0, len(self.ids) - length + 1)
+        return np.flatnonzero(self.texts[:last] == self.texts[length - 1 :]) if last else np.zeros(0, np.int64)
 
-    def _hashed(self, starts: Ints, length: int) -> _Numbers:
-        """One number for each sequence of pieces."""
-        hashed = np.zeros(len(starts), np.uint64)
+    def _hashes(self, starts: Ints, length: int) -> _Hashes:
+        hashes = np.zeros(len(starts), np.uint64)
         for step in range(length):
-            hashed = (hashed ^ self.numbers[starts + step]) * _FACTOR
-            hashed ^= hashed >> np.uint64(29)
-        return hashed
+            hashes = (hashes ^ self.ids[starts + step]) * _HASH_FACTOR
+            hashes ^= hashes >> np.uint64(29)
+        return hashes

@@ -1,4 +1,4 @@
-"""JSON, read strictly: what the standard leaves open, or forbids and Python allows, is refused."""
+"""Strict JSON parser: refuses duplicate keys, NaN and lone surrogates, which Python's `json` accepts."""
 
 from __future__ import annotations
 
@@ -9,28 +9,27 @@ from typing import Any
 
 from nlptasks.errors import DataError, quote
 
-_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def parse_json(text: str, *, where: str, fix: str) -> Any:
-    """The value of a JSON text.
+    """Parse a JSON text.
 
     Args:
         text: the text.
         where: file and line, for messages.
-        fix: what to do if it is not JSON.
+        fix: what to do if it is not JSON, for messages.
 
     Raises:
-        DataError: it is not JSON, is nested too deeply, has a key twice, a number that JSON does not have, or half of a
-            surrogate pair.
+        DataError: it is not JSON, is nested too deeply, or has a duplicate key, NaN, an infinite number or a lone surrogate.
     """
     try:
         value = json.loads(text, object_pairs_hook=_object_hook(where), parse_constant=_constant_hook(where))
     except (ValueError, RecursionError) as error:
         column = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(where + column, f"is not JSON ({_reason(error)})", fix) from None
-    if _HALF_PAIR.search(text):
-        _refuse_half_pairs(value, where)
+    if _SURROGATE.search(text):
+        _refuse_lone_surrogates(value, where)
     return value
 
 
@@ -51,15 +50,15 @@ def _object_hook(where: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]
 
 
 def refuse_twice(names: list[str], kind: str, where: str) -> None:
-    """Refuse names of which one stands twice.
+    """Refuse duplicate names.
 
     Args:
-        names: in order.
-        kind: what they name, for the message.
+        names: the names, in order.
+        kind: ``column`` or ``key``, for the message.
         where: file and line, for the message.
 
     Raises:
-        DataError: with the name and both its places.
+        DataError: with the name and both positions.
     """
     first: dict[str, int] = {}
     for place, name in enumerate(names, start=1):
@@ -75,7 +74,7 @@ def _constant_hook(where: str) -> Callable[[str], None]:
     return refuse
 
 
-def _refuse_half_pairs(value: object, where: str) -> None:
+def _refuse_lone_surrogates(value: object, where: str) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""Whether an export answers as PyTorch does: each head's main metric on labelled data, on both."""
+"""Drift of an export: how each head's main metric on labelled data differs from PyTorch's."""
 
 from __future__ import annotations
 
@@ -8,83 +8,77 @@ from dataclasses import dataclass
 
 from nlptasks.errors import BackendError, listing
 from nlptasks.inference.engine import Engine
-from nlptasks.inference.scoring import Gold
-from nlptasks.models.model import Model
-from nlptasks.runtimes.base import Runtime
-from nlptasks.runtimes.pytorch import open_torch
-from nlptasks.text.windowing import Tokenizer
+from nlptasks.inference.scoring import GoldData
 
 _log = logging.getLogger("nlptasks")
 
 MAX_POINTS = 0.5
-"""Points by which an export may move a head's main metric; a point is a hundredth of what it is for answers without a fault."""
+"""Points by which an export may change a head's main metric; a point is a hundredth of its value for perfect predictions."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """A head's main metric on labelled data, on PyTorch in fp32 and on the export.
+    """A head's main metric on labelled data, before and after the export.
 
     Attributes:
         metric: its name.
         split: the part of the data.
-        rows: how many were answered.
-        torch: what it is on PyTorch.
-        onnx: what it is on the export.
-        points: by how many points the export moves it.
+        rows: number of rows.
+        reference: its value on PyTorch in fp32.
+        exported: its value on the export.
+        points: points by which the export changes it.
     """
 
     metric: str
     split: str
     rows: int
-    torch: float
-    onnx: float
+    reference: float
+    exported: float
     points: float
 
 
-def check_all(model: Model, tokenizer: Tokenizer, onnx: Runtime, gold: Sequence[Gold]) -> dict[str, Check]:
-    """The metric of each head that is to be checked, on both runtimes; the model is good for inference only afterwards."""
-    if not gold:
-        return {}
-    runtimes = (open_torch(model.graphs(), "cpu"), onnx)
-    before, after = (Engine(model.heads, tokenizer, runtime, model.backbone.info) for runtime in runtimes)
-    return {one.head: _check(one, model.heads[one.head].perfect, before, after) for one in gold}
+def check_all(reference: Engine, exported: Engine, gold: Sequence[GoldData]) -> dict[str, Check]:
+    """Return the check of each head that has labelled data."""
+    return {one.head: _check(one, reference, exported) for one in gold}
 
 
-def _check(gold: Gold, perfect: float, before: Engine, after: Engine) -> Check:
-    _log.info("measuring %s on both, on %d rows of %s", gold.head, len(gold.examples), gold.split)
-    found = [gold.measure(engine) for engine in (before, after)]
-    one, two = (float(each.metrics[each.main_metric]) for each in found)
-    return Check(found[0].main_metric, gold.split, len(gold.examples), one, two, points(one, two, perfect))
+def _check(gold: GoldData, reference: Engine, exported: Engine) -> Check:
+    rows = len(gold.examples)
+    _log.info("evaluating %s on both backends, on %d rows of %s", gold.head, rows, gold.split)
+    before, after = (gold.evaluate(engine) for engine in (reference, exported))
+    metric = before.main_metric
+    one, two = (float(found.metrics[metric]) for found in (before, after))
+    return Check(metric, gold.split, rows, one, two, points(one, two, before.scale))
 
 
-def points(before: float, after: float, perfect: float) -> float:
-    """By how many points a metric moves; `perfect` is what it is for answers without a fault."""
-    return 100 * (after - before) / perfect
+def points(before: float, after: float, scale: float) -> float:
+    """Return the points by which a metric changes; `scale` is its value for perfect predictions."""
+    return 100 * (after - before) / scale
 
 
 def moves(points: float) -> bool:
-    """Whether these are too many for the answers to count as the same; nan is."""
+    """Return True if a change of so many points is too much; nan is."""
     return not abs(points) <= MAX_POINTS
 
 
 def refuse_drift(where: str, checks: Mapping[str, Check], *, older: bool) -> None:
-    """Refuse an export that answers otherwise.
+    """Refuse an export that changes a metric too much.
 
     Args:
         where: for the message.
         checks: by head.
-        older: whether an older export stays in its place.
+        older: True if an older export is kept.
 
     Raises:
-        BackendError: a metric moves by more than `MAX_POINTS`.
+        BackendError: a metric changes by more than `MAX_POINTS`.
     """
     moved = [
-        f"{check.metric} of {head} from {check.torch:.4f} to {check.onnx:.4f} ({check.points:+.2f} points on {check.rows} rows "
-        f"of {check.split})"
+        f"{check.metric} of {head} from {check.reference:.4f} to {check.exported:.4f} ({check.points:+.2f} points on "
+        f"{check.rows} rows of {check.split})"
         for head, check in checks.items()
         if moves(check.points)
     ]
     if moved:
-        stays = "the older export stays" if older else "it was not written"
-        problem = f"moves {listing(moved)}, by more than {MAX_POINTS} points: {stays}"
-        raise BackendError(where, problem, "take another precision, or accept it with --accept-drift")
+        kept = "the older export is kept" if older else "it was not written"
+        problem = f"changes {listing(moved)}, by more than {MAX_POINTS} points: {kept}"
+        raise BackendError(where, problem, "use another precision, or accept it with --accept-drift")

@@ -1,4 +1,4 @@
-"""How two runtimes compare on the samples of a graph."""
+"""Comparing the outputs of two runtimes on the samples of a graph."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nlptasks.exporting.tracing import Traceable
-from nlptasks.runtimes.base import ENCODE, Runtime
+from nlptasks.runtimes.base import Runtime, head_in
 
 Found = list[dict[str, np.ndarray]]
-"""The values that count, of every output, for every sample."""
+"""The compared values of every output, for every sample."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far what one runtime gives is from what another gives.
+    """Differences between the outputs of two runtimes.
 
     Attributes:
-        max_difference: largest absolute difference of any output, in the output's own unit; nan if one is no number.
-        agreement: share of best labels (of a writer: tokens) that are the same, in 0..1; None where there are none.
+        max_difference: largest absolute difference of any output, in the output's own unit; nan if a value is nan.
+        agreement: fraction of positions with the same best label or token, in 0..1; None if there are no labels.
         differences: the largest difference by head.
     """
 
@@ -30,7 +30,7 @@ class Parity:
 
 
 def outputs_of(runtime: Runtime, graph: Traceable) -> Found:
-    """The outputs for every sample."""
+    """Return the outputs for every sample."""
     found = []
     for inputs in graph.samples:
         outputs = runtime.run(graph.name, {name: tensor.numpy() for name, tensor in inputs.items()})
@@ -39,15 +39,15 @@ def outputs_of(runtime: Runtime, graph: Traceable) -> Found:
 
 
 def compare(graph: Traceable, expected: Found, found: Found) -> Parity:
-    """What one runtime gave, against what another gave.
+    """Compare the outputs of one runtime with those of another.
 
     Raises:
-        ValueError: they do not give the same outputs, or not in the same shapes.
+        ValueError: they have other names or shapes.
     """
     for one, two in zip(expected, found, strict=True):
         shapes = [{name: value.shape for name, value in own.items()} for own in (one, two)]
         if shapes[0] != shapes[1]:
-            raise ValueError(f"it gives {shapes[1]}, expected {shapes[0]}")
+            raise ValueError(f"the outputs are {shapes[1]}, expected {shapes[0]}")
     pairs = [(name, one[name], two[name]) for one, two in zip(expected, found, strict=True) for name in one]
     best = [
         (one.argmax(-1).ravel(), two.argmax(-1).ravel())
@@ -55,16 +55,16 @@ def compare(graph: Traceable, expected: Found, found: Found) -> Parity:
         if name in graph.labels and one.size
     ]
     same = np.concatenate([one == two for one, two in best]) if best else None
-    found_of: dict[str, list[float]] = {}
+    by_head: dict[str, list[float]] = {}
     for name, before, after in pairs:
-        head = (name if graph.name == ENCODE else graph.name).partition(".")[0]
-        found_of.setdefault(head, []).extend([float(np.abs(before - after).max())] if before.size else [])
-    differences = {head: _largest(own) for head, own in found_of.items()}
+        head = head_in(graph.name) or head_in(name)
+        by_head.setdefault(head, []).extend([float(np.abs(before - after).max())] if before.size else [])
+    differences = {head: _largest(own) for head, own in by_head.items()}
     return Parity(_largest(differences.values()), None if same is None else float(same.mean()), differences)
 
 
 def worst(parities: Iterable[Parity]) -> Parity:
-    """The largest difference and the least agreement of several graphs."""
+    """Return the largest differences and the lowest agreement of several graphs."""
     all_of = list(parities)
     agreements = [parity.agreement for parity in all_of if parity.agreement is not None]
     heads = dict.fromkeys(head for parity in all_of for head in parity.differences)
@@ -73,5 +73,5 @@ def worst(parities: Iterable[Parity]) -> Parity:
 
 
 def _largest(values: Iterable[float]) -> float:
-    """The largest, nan if there is one: Python's own max() passes over nan."""
+    """Return the largest value, nan if one is nan: Python's own max() skips nan."""
     return float(np.max(list(values), initial=0.0))

@@ -1,4 +1,4 @@
-"""The precisions that a model can be exported in: what each is made of, and what it is for."""
+"""The precisions that a model can be exported in. onnx is imported when a graph is converted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PRODUCTS = ("MatMul", "Gemm")
 """The operators whose constant weights become int8."""
 
 _FP32_ALWAYS = ("Pow", "ReduceMean", "ReduceSum", "Sqrt", "Reciprocal", "Exp", "Log", "Softmax")
-"""Operators that overflow or lose too much in fp16: squares and their sums, as norms take them, and what has an exponential."""
+"""Operators that overflow or lose too much in fp16: squares and their sums, which norms compute, and exponentials."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class Precision:
     """A precision.
 
     Attributes:
-        name: as ``--precision`` and ``--backend onnx:NAME`` have it.
+        name: name for ``--precision``.
         purpose: for people.
-        device: what it is made for, ``cpu`` or ``cuda``; None for both.
-        fusions: of the execution provider whose fused operators the graph has; None for the standard's operators, which
-            the runtime fuses itself when it opens them.
-        convert: turns a graph in fp32 into one of this precision, weights beside it, in the file's place.
-        on_request: whether it is taken only if it is named.
+        device: the device that it is made for, ``cpu`` or ``cuda``; None for both.
+        fusions: execution provider whose fused operators the graph has; None for standard operators, which ONNX Runtime fuses
+            itself when it opens them.
+        convert: converts an fp32 graph in place, with its weights beside it; None for fp32 itself.
+        on_request: True if it is only used when it is named.
     """
 
     name: str
@@ -38,14 +38,18 @@ class Precision:
     convert: Callable[[Path], None] | None
     on_request: bool = False
 
+    def suits(self, device: str) -> bool:
+        """Return True if it is made for ``cpu`` or ``cuda``."""
+        return self.device in (None, device)
+
 
 def _to_fp16(path: Path) -> None:
-    """Weights and most operators in fp16; what the graph takes and gives stays fp32, but for what steps hand on."""
+    """Convert weights and most operators to fp16. Inputs and outputs stay fp32, except caches."""
     import onnx
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
     model = onnx.load(path)
-    ends = [value.name for value in (*model.graph.input, *model.graph.output) if not _handed_on(value.name)]
+    ends = [value.name for value in (*model.graph.input, *model.graph.output) if not _is_cache(value.name)]
     with _quiet():
         model = convert_float_to_float16(
             model,
@@ -56,25 +60,25 @@ def _to_fp16(path: Path) -> None:
     _save(model, path)
 
 
-def _handed_on(name: str) -> bool:
-    """Whether this is of a cache or of what is attended to: as large as everything else that a step reads.
+def _is_cache(name: str) -> bool:
+    """Return True for a cache or a state that is attended to, which are as large as everything else that a step reads.
 
-    Of ``HEAD.output`` the head's name, which may be anything, does not count.
+    Of ``HEAD.output`` only the output's name counts.
     """
     return name.rpartition(".")[2].startswith(("past_", "present_", "cross_"))
 
 
 def _to_int8(path: Path) -> None:
-    """Weights of matrix products in int8, a scale for each output; what they are multiplied with is quantized as it comes.
+    """Convert the weights of matrix products to int8, with a scale for each output; activations are quantized at run time.
 
-    7 bits of the 8 are used: processors with AVX2 alone add products in 16 bits, which 8 bits overflow.
+    7 of the 8 bits are used: processors with AVX2 only add products in 16 bits, which 8 bits overflow.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load(path)
     weights = {weight.name for weight in model.graph.initializer}
-    known = [value for value in model.graph.value_info if value.name not in weights]  # stale once weights are turned
+    known = [value for value in model.graph.value_info if value.name not in weights]  # wrong once weights are converted
     del model.graph.value_info[:]
     model.graph.value_info.extend(known)
     _remove(path)
@@ -99,21 +103,21 @@ def _save(model: Any, path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a graph and its weights: what is written over them would be appended."""
+    """Remove a graph and its weights: new weights would be appended to the old file."""
     for file in (path, path.with_name(f"{path.name}.data")):
         file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without advice of the converters that is not for our users; what came of it is measured."""
+    """Silence the converters, whose advice is not for our users; the result is measured."""
     before, handlers = logging.root.manager.disable, logging.root.handlers[:]
     logging.disable(logging.WARNING)
     try:
         yield
     finally:
         logging.disable(before)
-        logging.root.handlers[:] = handlers  # the first remark to the root logger gives it one
+        logging.root.handlers[:] = handlers  # the first message adds one to the root logger
 
 
 PRECISIONS: Mapping[str, Precision] = MappingProxyType(

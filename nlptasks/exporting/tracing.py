@@ -1,8 +1,8 @@
-"""From a module to an ONNX graph in fp32: what is traced, on which inputs, and the engines that can.
+"""Tracing modules into ONNX graphs in fp32.
 
-Engines, in this order: the exporter of transformers, with attention, norms and activations fused where that is wanted, then
-with eager attention (T5 needs it, and ONNX Runtime runs its products faster on CPUs than what others become), then with the
-model's own, then PyTorch's own exporter. Which one is taken is not decided here.
+The engines are tried in this order: the exporter of transformers with fused attention, norms and activations if they are wanted;
+then with eager attention (T5 needs it, and ONNX Runtime runs its matrix products faster on CPUs than what the others become);
+then with the model's own attention; then PyTorch's own exporter. The exporter decides which result is kept.
 """
 
 from __future__ import annotations
@@ -15,63 +15,66 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nlptasks.backbones.graph import Graph
-from nlptasks.heads.base import Head
 from nlptasks.inference.batching import random_batch
 from nlptasks.models.model import Model
-from nlptasks.runtimes.base import ENCODE
+from nlptasks.networks.base import Network
+from nlptasks.runtimes.base import ENCODE, GraphSpec
 from nlptasks.types import Ints
 
 SHAPES = ((1, 1), (1, 7), (3, 16), (7, 33))
-"""Batch and length of the inputs of `encode` that are compared, beside the longest."""
+"""Batch size and length of the inputs of `encode` that are compared, besides the longest."""
 
 _TRACED = (2, 8)
-"""Batch and length of those that it is traced on: an axis that is 1 long would be taken for fixed."""
+"""Batch size and length of the inputs that are traced: an axis of size 1 would become constant."""
 
 _LABELS = "C"
-"""The letter of an axis that has a score for each label."""
+"""Letter of an axis with a score for each label."""
 
 _Axes = dict[str, dict[int, Any]]
 
 
 @dataclass(frozen=True)
 class Traceable:
-    """A graph, and what it takes to trace it and to compare what came of it.
+    """A graph with what is needed to trace it and to compare the result.
 
     Attributes:
-        name: of the graph.
-        module: from named tensors to named tensors.
-        traced: the same with an argument for each input, as exporters want it.
-        samples: inputs; it is traced on the first.
-        axes: for each input, the axes whose length may change.
-        counts: says which values of an output count, by its name and the inputs.
-        labels: the outputs whose last axis has a score for each label or token: the best one is the answer.
-        trunk: the part whose attention can be another one, if any.
+        name: name of the graph.
+        module: module from named tensors to named tensors.
+        traced: the same module with one argument for each input, as exporters need it.
+        samples: inputs; the graph is traced on the first.
+        spec: the inputs.
+        counts: returns the values of an output that are compared, for the output's name, its value and the inputs.
+        labels: outputs whose last axis has a score for each label or token, so that the best one is the answer.
+        base_model: the Hugging Face model whose attention implementation can be changed, or None.
     """
 
     name: str
     module: nn.Module
     traced: nn.Module
     samples: Sequence[Mapping[str, Tensor]]
-    axes: Mapping[str, tuple[int, ...]]
+    spec: GraphSpec
     counts: Callable[[str, np.ndarray, Mapping[str, Tensor]], np.ndarray]
     labels: frozenset[str]
-    trunk: Any
+    base_model: Any
 
     @property
     def free_axes(self) -> _Axes:
-        """The axes that may change, as exporters want them."""
-        return {name: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for name, axes in self.axes.items()}
+        """The axes whose size may change, as exporters need them."""
+        return {
+            name: {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(sizes) if size is None}
+            for name, sizes in self.spec.sizes.items()
+        }
 
 
 def traceables(model: Model) -> dict[str, Traceable]:
-    """Every graph of a model."""
+    """Return every graph of a model."""
     return {
         ENCODE: _encode_of(model),
         **{name: further(name, graph) for name, graph in model.further_graphs().items()},
@@ -86,40 +89,42 @@ def _encode_of(model: Model) -> Traceable:
         module=model,
         traced=_Encode(model).eval(),
         samples=[_tensors(random_batch(info, shape, seed)) for seed, shape in enumerate(shapes)],
-        axes=dict.fromkeys(info.inputs, (0, 1)),
-        counts=partial(_real, model.heads),
-        labels=frozenset(_labels(model.heads)),
-        trunk=model.backbone.trunk,
+        spec=GraphSpec(dict.fromkeys(info.inputs, (None, None)), info.limits),
+        counts=partial(_of_tokens, model.outputs),
+        labels=frozenset(_labels(model.outputs)),
+        base_model=model.backbone.base_model,
     )
 
 
 def further(name: str, graph: Graph) -> Traceable:
-    """A graph that a head adds."""
+    """Return a further graph of a network."""
     return Traceable(
         name=name,
         module=graph,
         traced=_Further(graph).eval(),
         samples=graph.samples(),
-        axes=graph.axes,
+        spec=graph.spec(),
         counts=_all,
         labels=frozenset(graph.labels),
-        trunk=graph.trunk,
+        base_model=graph.base_model,
     )
 
 
-def _labels(heads: Mapping[str, Head]) -> Iterator[str]:
-    for name, head in heads.items():
-        yield from (f"{name}.{output}" for output, axes in head.outputs.items() if axes.endswith(_LABELS))
+def _labels(outputs: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    for head, own in outputs.items():
+        yield from (f"{head}.{output}" for output, axes in own.items() if axes.endswith(_LABELS))
 
 
-def _real(heads: Mapping[str, Head], output: str, value: np.ndarray, inputs: Mapping[str, Tensor]) -> np.ndarray:
-    """What an output [B,...] gives for real tokens: what it gives for padding is never read."""
-    head, _, name = output.rpartition(".")
-    axes = heads[head].outputs[name]
+def _of_tokens(
+    outputs: Mapping[str, Mapping[str, str]], name: str, value: np.ndarray, inputs: Mapping[str, Tensor]
+) -> np.ndarray:
+    """Return the values of an output [B,...] for real tokens; those for padding are never read."""
+    head, _, output = name.partition(".")
+    axes = outputs[head][output]
     return value.swapaxes(1, axes.index("S"))[inputs["mask"].numpy() == 1] if "S" in axes else value
 
 
-def _all(output: str, value: np.ndarray, inputs: Mapping[str, Tensor]) -> np.ndarray:
+def _all(name: str, value: np.ndarray, inputs: Mapping[str, Tensor]) -> np.ndarray:
     return value
 
 
@@ -128,12 +133,12 @@ def _tensors(arrays: Mapping[str, Ints]) -> dict[str, Tensor]:
 
 
 class _Encode(nn.Module):
-    """The graph `encode` with one argument for each input, as exporters want it."""
+    """The graph `encode` with one argument for each input."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
-        self.config = model.backbone.info.config
+        self.config = model.backbone.base_model.config
         self.device = torch.device("cpu")
 
     def forward(self, ids: Tensor, mask: Tensor, types: Tensor | None = None) -> dict[str, Tensor]:
@@ -145,39 +150,39 @@ class _Encode(nn.Module):
 
 
 class _Further(nn.Module):
-    """A graph of a head, the same way."""
+    """A further graph with one argument for each input."""
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
-        self.whole = graph  # not `graph`, which tracers call theirs
+        self.whole = graph  # the name `graph` is used by tracers
 
     def forward(self, **given: Tensor) -> dict[str, Tensor]:
         outputs: dict[str, Tensor] = self.whole(given)
         return outputs
 
 
-class _States(nn.Module):
-    """Stands for a head, and gives what it would read."""
+class _States(Network):
+    """Stands in for a network and returns the hidden states."""
 
-    outputs: ClassVar[Mapping[str, str]] = {"states": "BSH"}
+    outputs: Mapping[str, str] = {"states": "BSH"}
+    targets: Mapping[str, str] = {}
 
     def forward(self, states: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"states": states}
 
-    def graphs(self) -> Mapping[str, Graph]:
-        """None."""
-        return {}
+    def loss(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
 
 
 def bare(model: Model) -> Model:
-    """The model's backbone without its heads; its states are what it gives."""
-    return Model(model.backbone, {"backbone": cast(Head, _States())}, {}).eval()
+    """Return the model's backbone without its heads, with its hidden states as outputs."""
+    return Model(model.backbone, {}, {"backbone": _States()}, {}).eval()
 
 
 def with_one_head(model: Model, name: str) -> Model:
-    """The model with one of its heads."""
+    """Return the model with one of its heads."""
     branches = {name: model.branches[name]} if name in model.branches else {}
-    return Model(model.backbone, {name: model.heads[name]}, {}, branches).eval()
+    return Model(model.backbone, {name: model.heads[name]}, {name: model.networks[name]}, {}, branches).eval()
 
 
 @dataclass(frozen=True)
@@ -185,9 +190,9 @@ class Engine:
     """A way to write a graph to a file.
 
     Attributes:
-        name: for people.
-        write: writes it.
-        attention: the implementation of attention that is traced; None for the model's own.
+        name: name for people.
+        write: function that writes it.
+        attention: attention implementation that is traced; None for the model's own.
     """
 
     name: str
@@ -195,16 +200,16 @@ class Engine:
     attention: str | None = None
 
     def __call__(self, graph: Traceable, path: Path) -> None:
-        """Write a graph to ``path``, and its weights to ``path`` with ``.data`` behind it."""
-        with _attention(graph.trunk, self.attention), _quiet(), _without_stack_traces():
+        """Write a graph to ``path``, and its weights to ``path`` + ``.data``."""
+        with _attention(graph.base_model, self.attention), _quiet(), _without_stack_traces():
             self.write(graph, path)
 
 
 def engines(fusions: str | None) -> tuple[Engine, ...]:
-    """The engines that are tried, in order.
+    """Return the engines to try, in order.
 
     Args:
-        fusions: of the execution provider whose fused operators are wanted: ``cuda``; None for the standard's operators.
+        fusions: execution provider whose fused operators are wanted, such as ``cuda``; None for standard operators.
     """
     fused = (Engine(f"transformers, fused for {fusions}", partial(_by_transformers, fusions)),) if fusions else ()
     return (*fused, *_PLAIN)
@@ -228,13 +233,13 @@ def _by_torch(graph: Traceable, path: Path) -> None:
     with torch.no_grad():
         names = list(graph.traced(**graph.samples[0]))
     for output, name in zip(program.model.graph.outputs, names, strict=True):
-        output.name = name  # PyTorch's exporter names them as it likes
+        output.name = name  # PyTorch's exporter chooses other names
     _drop_stack_traces(program.model)
     program.save(str(path), external_data=True)
 
 
 def _drop_stack_traces(program: Any) -> None:
-    """Take from each operator the lines of code that it comes from: they name folders of whoever exports it."""
+    """Remove the lines of code that each operator comes from: they name folders of the machine that exports."""
     for graph in (program.graph, *program.functions.values()):
         for node in graph.all_nodes():
             node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
@@ -248,24 +253,24 @@ _PLAIN = (
 
 
 @contextlib.contextmanager
-def _attention(trunk: Any, name: str | None) -> Iterator[None]:
-    """The model, if there is one, with another attention implementation, if a name is given."""
-    if trunk is None or name is None:
+def _attention(base_model: Any, name: str | None) -> Iterator[None]:
+    """Change the attention implementation of a model in the block, if there is a model and a name."""
+    if base_model is None or name is None:
         yield
         return
-    before = trunk.config._attn_implementation
-    trunk.set_attn_implementation(name)
+    before = base_model.config._attn_implementation
+    base_model.set_attn_implementation(name)
     try:
         yield
     finally:
-        trunk.set_attn_implementation(before)
+        base_model.set_attn_implementation(before)
 
 
 @contextlib.contextmanager
 def _without_stack_traces() -> Iterator[None]:
-    """Without gathering the lines of code that each operator comes from, which is a tenth of the work."""
+    """Do not collect the lines of code that each operator comes from, which takes a tenth of the time."""
     config: Any = torch.fx.config
-    before = getattr(config, "do_not_emit_stack_traces", False)  # PyTorch has not always had it
+    before = getattr(config, "do_not_emit_stack_traces", False)  # older versions of PyTorch do not have it
     config.do_not_emit_stack_traces = True
     try:
         yield
@@ -275,7 +280,7 @@ def _without_stack_traces() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' own warnings: whether the graph is right is measured."""
+    """Silence the exporters' own warnings: whether the graph is right is measured."""
     loggers = [logging.getLogger(name) for name in ("transformers", "torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,16 +1,15 @@
-"""Decoders: the part of an encoder-decoder that writes, without its encoder, run token by token from a cache passed along.
+"""Decoder: the part of an encoder-decoder that generates text, run token by token from a cache that is passed along.
 
-The Hugging Face model of a sequence-to-sequence config is built, and its encoder taken out. What its attention remembers goes in
-and comes out as plain tensors, so that PyTorch and ONNX Runtime run the same graph and nothing is kept between two calls.
+The Hugging Face model of a sequence-to-sequence config is built and its encoder removed. The keys and values of its attention are
+plain tensors that go in and come out, so that PyTorch and ONNX Runtime run the same graph, and nothing is kept between two calls.
 
 Letters for shapes beside the usual: G sources, K hypotheses of each, R = G*K, T new tokens, t tokens in the cache, P rows of the
-cache, N attention heads, D width of one, V vocabulary.
+cache, N attention heads, D width of a head, V vocabulary.
 """
 
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -30,20 +29,21 @@ from transformers.masking_utils import sdpa_mask
 from transformers.modeling_outputs import BaseModelOutput
 
 from nlptasks.backbones.architecture import freeze_computed
+from nlptasks.generation.cache import CROSS, PAST, PRESENT, cache_names
 
 _ATTENTION = "sdpa_by_source"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the hypotheses of a step stand: as rows [R,...], and by source [G,K,...].
+    """Where the hypotheses of a step are: as rows [R,...], and by source [G,K,...].
 
-    One is made from the other by indexes, not by reshaping. So R is a number of its own to the tracer, not the product G*K,
-    which would stand in the shapes of all layers: to reckon with it takes the tracer as long as everything else.
+    Indexing converts between the two, not reshaping. So R is a symbol of its own to the tracer, not the product G*K, which would
+    appear in the shapes of all layers: reasoning about it takes the tracer as long as everything else.
 
     Attributes:
-        places: of the rows [G,K].
-        every: all of them [R].
+        places: index of each row [G,K].
+        every: indices of all rows [R].
     """
 
     places: Tensor
@@ -51,26 +51,26 @@ class Layout:
 
     @classmethod
     def of(cls, tokens: Tensor, rows: Tensor) -> Layout:
-        """That of tokens [G,K,T] which continue these rows [R] of a cache."""
+        """Return the layout of tokens [G,K,T] that continue these rows [R] of a cache."""
         groups, beams, _ = tokens.shape
         places = torch.arange(groups * beams, device=rows.device).reshape(groups, beams)
-        return cls(places, torch.arange(rows.shape[0], device=rows.device))  # of `len`, a tracer would make a constant
+        return cls(places, torch.arange(rows.shape[0], device=rows.device))  # `len` would become a constant in a trace
 
     def flat(self, grouped: Tensor) -> Tensor:
-        """As rows [R,...] what is there by source [G,K,...]."""
+        """Return as rows [R,...] what is given by source [G,K,...]."""
         return grouped.flatten(0, 1).index_select(0, self.every)
 
     def repeated(self, of_sources: Tensor) -> Tensor:
-        """As rows [R,S] what each hypothesis' source has [G,S]."""
+        """Return as rows [R,S] what each hypothesis' source has [G,S]."""
         return self.flat(of_sources[:, None].expand(-1, self.places.shape[1], -1))
 
     def grouped(self, flat: Tensor) -> Tensor:
-        """By source [G,K,...] what is there as rows [R,...]."""
+        """Return by source [G,K,...] what is given as rows [R,...]."""
         return flat[self.places]
 
 
 _LAYOUT: ContextVar[Layout | None] = ContextVar("layout", default=None)
-"""That of the step under way."""
+"""Layout of the current step."""
 
 
 class Decoder(nn.Module):
@@ -80,12 +80,11 @@ class Decoder(nn.Module):
         config: the Hugging Face config of the whole model.
 
     Attributes:
-        model: Hugging Face's model, its encoder taken out.
-        width: of the states that it looks at.
+        model: Hugging Face's model without its encoder.
+        width: width of the hidden states that it attends to.
         layers: number of layers.
-        vocabulary_size: tokens that it knows.
-        positions: tokens that it can write, the first included.
-        cache_shape: N and D of what a layer remembers of a token.
+        vocabulary_size: number of token ids.
+        cache_shape: N and D of the cache of a layer.
     """
 
     def __init__(self, config: Any) -> None:
@@ -94,44 +93,35 @@ class Decoder(nn.Module):
         self.width = int(model.config.hidden_size)
         with torch.device("meta"):
             states, mask = torch.zeros(1, 2, self.width), torch.ones(1, 2, dtype=torch.int64)
-            crossed = _crossed(model.eval(), states, mask)
+            cross = _cross_attention(model.eval(), states, mask)
         self.model = _with_memory(model.train(), torch.get_default_device())
-        self.layers = len(crossed)
+        self.layers = len(cross)
         self.vocabulary_size = int(self.model.config.vocab_size)
-        self.positions = int(getattr(self.model.config, "max_position_embeddings", None) or sys.maxsize)
-        _, heads, _, width = crossed[0][0].shape
+        _, heads, _, width = cross[0][0].shape
         self.cache_shape = (int(heads), int(width))
 
     @property
     def crosses(self) -> list[str]:
-        """Names of what `cross` gives."""
-        return self._names("cross")
+        """Names of the outputs of `cross`."""
+        return cache_names(CROSS, self.layers)
 
     @property
     def past(self) -> list[str]:
         """Names of the tensors of the cache that `step` takes."""
-        return self._names("past")
+        return cache_names(PAST, self.layers)
 
     @property
     def present(self) -> list[str]:
-        """Names of the tensors of the cache that it gives, in the same order."""
-        return self._names("present")
-
-    def _names(self, what: str) -> list[str]:
-        return [f"{what}_{kind}_{layer}" for layer in range(self.layers) for kind in ("key", "value")]
-
-    def empty_cache(self) -> dict[str, Tensor]:
-        """The cache [1,N,0,D] that a text begins with."""
-        heads, width = self.cache_shape
-        return dict.fromkeys(self.past, torch.zeros(1, heads, 0, width))
+        """Names of the tensors of the cache that `step` returns, in the same order."""
+        return cache_names(PRESENT, self.layers)
 
     def cross(self, states: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """What the layers see of the states [G,S,H] by cross attention: keys and values [G,N,S,D], by name."""
-        found = _crossed(self.model, states, mask)
+        """Return keys and values [G,N,S,D] of the cross attention to hidden states [G,S,H], by name."""
+        found = _cross_attention(self.model, states, mask)
         return dict(zip(self.crosses, (tensor for pair in found for tensor in pair), strict=True))
 
     def logits(self, states: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
-        """The logits [G,T,V] behind each token of whole targets [G,T]."""
+        """Return the logits [G,T,V] after each token of whole targets [G,T]."""
         outputs = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
             attention_mask=mask,
@@ -142,20 +132,20 @@ class Decoder(nn.Module):
         return found
 
     def step(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Read some tokens more.
+        """Read some more tokens.
 
         Args:
             given: ``tokens`` [G,K,T]; ``rows`` [R], the row of the cache that each hypothesis continues; ``mask`` [G,S] of
-                the sources; what `cross` gave [G,N,S,D]; and the cache [P,N,t,D], where t may be 0.
+                the sources; the outputs of `cross` [G,N,S,D]; and the cache [P,N,t,D], where t may be 0.
 
         Returns:
-            ``logits`` [R,V] behind the last token, and the cache [R,N,t+T,D].
+            ``logits`` [R,V] after the last token, and the cache [R,N,t+T,D].
         """
         tokens, rows, mask = given["tokens"], given["rows"], given["mask"]
         layout = Layout.of(tokens, rows)
         own = continued([given[name] for name in self.past], rows)  # each [R,N,t,D]
         cache = _cache(own, [given[name] for name in self.crosses])
-        unused = given[self.crosses[0]].new_zeros(rows.shape[0], mask.shape[1], 1)  # stands for states that are known
+        unused = given[self.crosses[0]].new_zeros(rows.shape[0], mask.shape[1], 1)  # stands for states that are cached
         before = _LAYOUT.set(layout)
         try:
             outputs = self.model(
@@ -174,30 +164,30 @@ class Decoder(nn.Module):
         }
 
 
-class _Gone(nn.Module):
-    """Stands where the encoder stood."""
+class _NoEncoder(nn.Module):
+    """Replaces the encoder."""
 
 
 def _without_encoder(config: Any) -> Any:
-    """The model of a config without its encoder, and without memory."""
+    """Return the model of a config without its encoder, on the meta device."""
     with torch.device("meta"):
         model: Any = AutoModelForSeq2SeqLM.from_config(copy.deepcopy(config), dtype=torch.float32)
     for owner in (model, model.base_model):
         if isinstance(getattr(owner, "encoder", None), nn.Module):
-            owner.encoder = _Gone()
+            owner.encoder = _NoEncoder()
     model.set_attn_implementation(_ATTENTION)
     return model
 
 
 def _with_memory(model: Any, device: torch.device) -> Any:
-    """The model on a device, with new weights, those tied that were tied."""
+    """Return the model on a device with new weights; tied weights stay tied."""
     first: dict[int, str] = {}
     named = [
         (name, first.setdefault(id(weight), name)) for name, weight in model.named_parameters(remove_duplicate=False)
     ]
     model.to_empty(device=device)
     for name, same in named:
-        if name != same:  # tied weights come apart when they get memory
+        if name != same:  # `to_empty` unties weights
             owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, model.get_parameter(same))
     if device.type != "meta":
@@ -206,8 +196,8 @@ def _with_memory(model: Any, device: torch.device) -> Any:
     return model
 
 
-def _crossed(model: Any, states: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values of every layer's cross attention: what a cache holds of them after one token, whichever it was."""
+def _cross_attention(model: Any, states: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return keys and values of each layer's cross attention: what a cache holds of them after any one token."""
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     model(
         encoder_outputs=BaseModelOutput(last_hidden_state=states),
@@ -220,7 +210,7 @@ def _crossed(model: Any, states: Tensor, mask: Tensor) -> list[tuple[Tensor, Ten
 
 
 def continued(cache: list[Tensor], rows: Tensor) -> list[Tensor]:
-    """The rows of the cache that go on; where it is all of them, in their order, they are not copied."""
+    """Return the rows of the cache that continue; all rows in their order are not copied."""
     if (
         not torch.compiler.is_exporting()
         and rows.device.type == "cpu"
@@ -231,7 +221,7 @@ def continued(cache: list[Tensor], rows: Tensor) -> list[Tensor]:
 
 
 def _cache(own: list[Tensor], cross: list[Tensor]) -> EncoderDecoderCache:
-    """A cache that holds these keys and values, two tensors a layer."""
+    """Return a cache that holds these keys and values, two tensors a layer."""
     caches = DynamicCache(), DynamicCache()
     for cache, tensors in zip(caches, (own, cross), strict=True):
         for layer in range(len(tensors) // 2):
@@ -254,14 +244,16 @@ def _by_source(
     position_bias: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of several hypotheses [R,N,T,D] to the keys of their one source [G,N,S,D], which are not copied for it.
+    """Attention of several hypotheses [R,N,T,D] to the keys of their source [G,N,S,D], which are not copied for each.
 
     Where there are as many keys as queries, as in self-attention, K is 1.
     """
     new = query.shape[2]
     bias = _bias(attention_mask, position_bias)  # [R,1 or N,T,S]
     layout = _LAYOUT.get()
-    if layout is None or statically_known_true(query.shape[0] == key.shape[0]):  # not where K is open, as in a graph
+    if layout is None or statically_known_true(
+        query.shape[0] == key.shape[0]
+    ):  # unknown in a trace, where K is a symbol
         found = nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling
         )
@@ -276,7 +268,7 @@ def _by_source(
 
 
 def _bias(mask: Tensor, position_bias: Tensor | None) -> Tensor:
-    """What is added to the scores, or where they count, for each row."""
+    """Return what is added to the scores of each row, or a boolean mask if there is no position bias."""
     if position_bias is None:
         return mask
     added = torch.zeros_like(mask, dtype=position_bias.dtype).masked_fill(~mask, torch.finfo(position_bias.dtype).min)
@@ -284,7 +276,7 @@ def _bias(mask: Tensor, position_bias: Tensor | None) -> Tensor:
 
 
 def _mask(**given: Any) -> Tensor | None:
-    """A mask in any case: whether none is needed would be asked of the values, which a traced graph does not know."""
+    """Always build a mask: deciding that none is needed would read values, which a traced graph does not know."""
     mask: Tensor | None = sdpa_mask(**{**given, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
     return mask
 

@@ -1,57 +1,54 @@
-"""Where the decoder of a head that writes comes from: with the backbone, pretrained, or new, with a vocabulary of its own."""
+"""Where the decoder of a sequence-to-sequence network comes from: pretrained with the backbone, or fresh."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-import tokenizers
 from torch import Tensor, nn
+from transformers import PegasusConfig
 
-from nlptasks.backbones.architecture import refusing
-from nlptasks.backbones.backbone import BackboneInfo
-from nlptasks.errors import ModelError, listing
-from nlptasks.generation.target_vocabulary import own_config
+from nlptasks.backbones.architecture import hf_config
+from nlptasks.backbones.info import BackboneInfo
+from nlptasks.errors import ModelError, listing, refusing
+from nlptasks.generation.target_vocabulary import read_decoder_config
 from nlptasks.storage.integrity import RESTORE
 from nlptasks.storage.safetensors import own_tensors
-from nlptasks.text.windowing import plain
 
 
-class Origin(Protocol):
-    """What a head asks of its decoder's origin.
+class DecoderInit(Protocol):
+    """The origin of a decoder.
 
     Attributes:
         config: the Hugging Face config of the whole model.
-        vocabulary: what the decoder writes in.
-        lr_scale: the learning rate of its weights, in relation to the backbone's.
+        lr_scale: default learning rate of the decoder relative to the backbone's.
     """
 
     config: Any
-    vocabulary: tokenizers.Tokenizer
     lr_scale: float
 
-    def adopt(self, decoder: nn.Module, pretrained: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Give a decoder, of Hugging Face's class, the weights to begin with.
+    def load(self, decoder: nn.Module, weights: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Start a decoder of Hugging Face's class from pretrained weights, if there are any.
 
         Raises:
             ModelError: some are missing.
         """
 
-    def borrowed(self, decoder: nn.Module) -> nn.Module | None:
-        """The layers that Hugging Face's model has, too: none of a decoder of our own."""
+    def hf_module(self, decoder: nn.Module) -> nn.Module | None:
+        """Return the decoder if a Hugging Face checkpoint of the backbone has it, too."""
 
 
-class OfBackbone:
-    """The decoder came with the backbone, an encoder-decoder."""
+class PretrainedDecoder:
+    """The decoder of the backbone, an encoder-decoder."""
 
     lr_scale = 1.0
 
     def __init__(self, backbone: BackboneInfo) -> None:
         self._source = backbone.source
-        self.config, self.vocabulary = backbone.config, backbone.vocabulary()
+        self.config = hf_config(backbone)
 
-    def adopt(self, decoder: nn.Module, pretrained: Callable[[], Mapping[str, Tensor]]) -> None:
-        found, base = pretrained(), f"{decoder.base_model_prefix}."
+    def load(self, decoder: nn.Module, weights: Callable[[], Mapping[str, Tensor]]) -> None:
+        found, base = weights(), f"{decoder.base_model_prefix}."
         needed = dict(decoder.named_parameters())
         for name, weight in own_tensors(decoder).items():
             theirs = found.get(name.removeprefix(base))
@@ -60,23 +57,27 @@ class OfBackbone:
                 needed.pop(name, None)
         if needed:
             problem = f"has no pretrained weights for {listing(needed)}"
-            raise ModelError(self._source, problem, "take a complete encoder-decoder")
+            raise ModelError(self._source, problem, "use a complete encoder-decoder")
 
-    def borrowed(self, decoder: nn.Module) -> nn.Module | None:
+    def hf_module(self, decoder: nn.Module) -> nn.Module | None:
         return decoder
 
 
-class New:
-    """The decoder and its vocabulary were made for the head, as `nlptasks.generation.target_vocabulary` makes them."""
+class FreshDecoder:
+    """A decoder with new weights, for a backbone that has none.
+
+    Args:
+        config: its config as JSON, see `nlptasks.generation.target_vocabulary.decoder_config`.
+    """
 
     lr_scale = 4.0
 
-    def __init__(self, config: str, vocabulary: str) -> None:
-        with refusing("decoder", "cannot be built from its config and vocabulary", RESTORE):
-            self.config, self.vocabulary = own_config(config), plain(tokenizers.Tokenizer.from_str(vocabulary))
+    def __init__(self, config: str) -> None:
+        with refusing("decoder", "cannot be built from its config", RESTORE):
+            self.config = PegasusConfig(**read_decoder_config(config))
 
-    def adopt(self, decoder: nn.Module, pretrained: Callable[[], Mapping[str, Tensor]]) -> None:
+    def load(self, decoder: nn.Module, weights: Callable[[], Mapping[str, Tensor]]) -> None:
         pass
 
-    def borrowed(self, decoder: nn.Module) -> nn.Module | None:
+    def hf_module(self, decoder: nn.Module) -> nn.Module | None:
         return None

@@ -1,348 +1,303 @@
-"""The contract of a head: everything that is particular to one task, in one class.
+"""The contract of a head: everything that is particular to one task, without PyTorch.
 
-The library tokenizes, cuts windows, fills batches, trains, evaluates, saves, exports and runs; the head says what a row means,
-what the backbone is to read for it, what is learned from the states, and what the outputs mean.
+A head turns rows into what the backbone reads and outputs into results. The layers that it adds to the backbone are a `Network`,
+which it names and does not import.
 
-Notation of shapes: B batch, S tokens, H width of the backbone.
+Letters for shapes: B windows in a batch, S tokens, H width of the backbone, C classes.
 """
 
 from __future__ import annotations
 
 import importlib.resources
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from torch import Tensor, nn
-
-from nlptasks.backbones.backbone import DECODER, ENCODER, ENCODER_DECODER, BackboneInfo
-from nlptasks.backbones.graph import Graph
+from nlptasks.backbones.info import DECODER, ENCODER, ENCODER_DECODER, BackboneInfo
 from nlptasks.data.readers import TABLES
-from nlptasks.errors import DataError, ModelError, UsageError, each, listing, quote
-from nlptasks.runtimes.base import Pass
-from nlptasks.types import Floats, Ints, Outputs, Reader, Reading, Row, Source, Window
-from nlptasks.version import __version__
+from nlptasks.errors import DataError, ModelError, each, listing
+from nlptasks.metrics.base import Counts, Metrics
+from nlptasks.metrics.calibration import Likelihood
+from nlptasks.runtimes.base import EncodedBatch
+from nlptasks.types import Array, ExampleT, HeadOutputs, ModelInput, Outputs, Reader, ResultT, Row, Window
 
-CONTRACT = 1
-"""The version of the contract that this library follows."""
+CONTRACT = 2
+"""Version of the contract that this library implements."""
 
+ConfigT = TypeVar("ConfigT")
 
-_EXAMPLES = {
+_KINDS = {
     ENCODER: "an encoder, such as BERT or ModernBERT",
     ENCODER_DECODER: "an encoder-decoder, such as T5 or BART",
     DECODER: "a decoder, such as GPT-2, Llama or Qwen",
 }
-"""The kinds of backbones that there are, for people."""
-
-_STATED = ("Config", "fields", "sample")
-"""What a head's class says and has no default; `main_metric` and `outputs` may be of its instances."""
 
 
-_TUPLES = ("fields", "gold_fields", "results", "assigns", "backbones", "target_features")
-"""What a class says of several things."""
+@dataclass(frozen=True)
+class Schema:
+    """The rows that a head reads and the results that it gives.
 
-
-class Head(nn.Module, ABC):
-    """One trained task on a backbone. It holds its own tensors only, never a module of the backbone.
-
-    A row becomes an example (any object of the head's own), an example its sources, a source its windows; the outputs for the
-    windows become a result.
-
-    Args:
-        config: an instance of `Config`.
-        backbone: what stands below.
+    Attributes:
+        contract: version of the contract that the head was written for.
+        fields: names of the fields that `read` knows; ``--columns`` maps other columns to them.
+        gold: those that hold the gold answer; they are removed from rows that are only predicted.
+        results: dataclasses that the results consist of.
+        sample: folder with a small train, dev and test part, inside the head's top-level package.
+        formats: readers of data files by suffix.
+        backbones: kinds of backbones that the head runs on.
     """
 
-    contract: ClassVar[int]
-    """The version of the contract that the head was written for. Each registered class says it itself."""
+    contract: int
+    fields: tuple[str, ...]
+    gold: tuple[str, ...] = ()
+    results: tuple[type, ...] = ()
+    sample: str = "sample"
+    formats: Mapping[str, Reader] = field(default_factory=lambda: TABLES)
+    backbones: tuple[str, ...] = (ENCODER, ENCODER_DECODER)
+
+
+class Calibration(ABC, Generic[ExampleT, ResultT]):
+    """Makes the scores of a head calibrated probabilities. The head's config has a field ``temperature``."""
+
+    @abstractmethod
+    def likelihood(self, outputs: Iterable[HeadOutputs[ExampleT]]) -> Likelihood:
+        """Return the likelihood of the gold answers as a function of the temperature.
+
+        Args:
+            outputs: of rows that were held out of training; they are computed while they are read.
+        """
+
+    def thresholds(self, outputs: Iterable[HeadOutputs[ExampleT]]) -> Mapping[str, Any]:
+        """Return config fields that make the best decisions on dev, once the temperature is set; none by default."""
+        return {}
+
+    @abstractmethod
+    def confidences(self, example: ExampleT, result: ResultT) -> list[tuple[float, bool]]:
+        """Return the scores in a result, each with True if what it scores agrees with the gold answer."""
+
+
+class HuggingFaceFormat(ABC, Generic[ConfigT]):
+    """Converts a head's config from and to the config of a Hugging Face checkpoint."""
+
+    @abstractmethod
+    def to_config(self, backbone: BackboneInfo, options: Mapping[str, Any]) -> ConfigT:
+        """Return the head's config for a checkpoint.
+
+        Args:
+            backbone: the checkpoint's, with its complete config.
+            options: options that the user set, by name.
+
+        Raises:
+            UsageError: an option does not fit the checkpoint.
+            ModelError: the checkpoint does something that this head cannot do.
+        """
+
+    @abstractmethod
+    def to_checkpoint(self, config: ConfigT, backbone: BackboneInfo) -> tuple[dict[str, Any], list[str]]:
+        """Return the entries of the checkpoint's config, and what a checkpoint cannot express, in words for people."""
+
+
+class SpacyWriter(ABC, Generic[ResultT]):
+    """Writes results into a spaCy document.
+
+    Attributes:
+        assigns: places that `write` writes to: ``doc.cats``, ``doc.ents``, ``doc.spans`` (then a result is a list whose items
+            have ``start``, ``end`` and ``score``, and ``doc.spans[name]`` has a span for each, in order) or ``doc._.NAME``
+            (then the value is plain data: strings, numbers, lists and dicts).
+    """
+
+    assigns: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def write(self, doc: Any, result: ResultT, name: str) -> None:
+        """Write one result.
+
+        ``doc.ents`` holds the entities of the heads before this one and ``doc.cats`` is empty; what was there before the
+        component ran is merged in afterwards. An attribute is None unless a head before this one has set it.
+
+        Args:
+            doc: the document; ``doc._.nlptasks[name]`` has the result already.
+            result: the head's result.
+            name: the head's name.
+        """
+
+
+class Presenter(Generic[ExampleT, ResultT]):
+    """Shows results to people.
+
+    Attributes:
+        labels: the labels that the head can give; empty if the answer is open.
+    """
+
+    labels: tuple[str, ...] = ()
+
+    def gold_labels(self, example: ExampleT) -> Sequence[str]:
+        """Return the labels in the gold answer, once for each occurrence."""
+        return ()
+
+    def example_row(self) -> Mapping[str, str]:
+        """Return the fields of a row that the head could answer."""
+        return {"text": "A text."}
+
+    def render(self, example: ExampleT, result: ResultT) -> list[tuple[str, str]]:
+        """Return the result on one line, as pieces of text with a label each, empty for plain text."""
+        return [(str(result), "")]
+
+
+class Streamer(Protocol):
+    """Receives a text while it is generated."""
+
+    def __call__(self, piece: str) -> None:
+        """Take the next piece, in whole characters."""
+
+
+class Generator(Protocol):
+    """Runs the further graphs of a head's network, such as the step of a decoder."""
+
+    def run(self, batch: EncodedBatch, streamer: Streamer | None) -> list[Outputs]:
+        """Return what `decode` gets for each window of a batch.
+
+        Args:
+            batch: the outputs of the network's `forward`.
+            streamer: receives the text while it is generated; then the batch has one window.
+        """
+
+
+class Head(ABC, Generic[ConfigT, ExampleT, ResultT]):
+    """One trained task on a backbone, without its weights.
+
+    Attributes:
+        Config: frozen dataclass with the head's options and what the training data decided.
+        network: module and class of its network, ``nlptasks.networks.token_classifier:TokenClassifier``.
+        schema: the rows it reads and the results it gives.
+        config: its config.
+        hugging_face: converts configs from and to checkpoints; None if the network's `hf_auto` has no checkpoints of this task.
+        spacy: writes results into documents; None if they only appear in ``doc._.nlptasks``.
+
+    Args:
+        config: the config.
+        backbone: the backbone below.
+    """
+
     Config: ClassVar[type]
-    """Frozen dataclass: the head's options and what the data decided, each field with its unit."""
-    main_metric: str
-    """The key of `metrics` by which training chooses; larger is better. A head whose data decide it sets it in `__init__`."""
-    perfect: ClassVar[float] = 1.0
-    """What this metric gives for answers without a fault; a point is a hundredth of it."""
-    fields: ClassVar[tuple[str, ...]]
-    """The names of a row's fields that `read` knows; ``--columns`` gives other columns these names."""
-    gold_fields: ClassVar[tuple[str, ...]] = ()
-    """Those of `fields` that hold the gold answer alone: whoever only predicts does not read them."""
-    sample: ClassVar[str]
-    """Folder with a small train, dev and test, inside the head's top-level package."""
-    formats: ClassVar[Mapping[str, Reader]] = TABLES
-    """Readers of the data files, by suffix."""
-    outputs: Mapping[str, str]
-    """The outputs of `forward` and their shapes in letters, ``BSC`` for one row of scores a token, ``BC`` for one a window. A
-    head whose config decides them sets them in `__init__`."""
-    target_features: ClassVar[tuple[str, ...]] = ()
-    """Those of its features that are texts to be written, which cost as much as the tokens that are read."""
-    backbones: ClassVar[tuple[str, ...]] = (ENCODER, ENCODER_DECODER)
-    """The kinds of backbones that it stands on, as `BackboneInfo.kind` says them."""
-    lr_scale: ClassVar[float] = 1.0
-    """The default learning rate in relation to that of heads which judge every token: of few numbers a text, less is learned
-    well."""
-    own_lr_scale: float = 10.0
-    """The default learning rate of the head's own layers in relation to the backbone's: new ones learn faster."""
-    hf_auto: ClassVar[str | None] = None
-    """The Hugging Face auto class whose layers the head keeps as `layers`, such as ``AutoModelForTokenClassification``. A
-    head that has one can be imported from its checkpoints and written as one; see `from_hugging_face`. None where such
-    checkpoints would not be this task's, even if the layers are an auto class's."""
+    network: ClassVar[str]
+    schema: ClassVar[Schema]
+    hugging_face: ClassVar[HuggingFaceFormat[Any] | None] = None
+    spacy: ClassVar[SpacyWriter[Any] | None] = None
 
-    results: ClassVar[tuple[type, ...]] = ()
-    """The dataclasses that its results consist of; with a document of spaCy, no others go to other processes."""
-    assigns: ClassVar[tuple[str, ...]] = ()
-    """Where `annotate` writes beside ``doc._.nlptasks``: ``doc.cats``, ``doc.ents``, ``doc.spans`` (then a result is a list whose
-    items have ``start``, ``end`` and ``score``, and ``doc.spans[name]`` a span for each, in order), or ``doc._.NAME`` (then plain
-    data: strings, numbers, lists and dicts, so that documents can be written as bytes)."""
-
-    def __init__(self, config: Any, *, backbone: BackboneInfo) -> None:
-        super().__init__()
+    def __init__(self, config: ConfigT, backbone: BackboneInfo) -> None:
         self.config = config
-        self.backbone_info = backbone
 
     @classmethod
     @abstractmethod
-    def configure(cls, rows: Sequence[Row], given: Mapping[str, Any]) -> Any:
-        """The config for these training rows: the options given, and what the data decide.
+    def configure(cls, rows: Sequence[Row], options: ConfigT, backbone: BackboneInfo) -> ConfigT:
+        """Return the config for training rows.
+
+        Args:
+            rows: the training rows.
+            options: a config with the options of the user; derived fields have their defaults.
+            backbone: the backbone below.
 
         Raises:
             DataError: the rows cannot be used.
+            UsageError: an option does not fit them; it names the option.
+            ModelError: the head cannot run on this backbone.
         """
 
-    @classmethod
-    def for_backbone(cls, config: Any, rows: Sequence[Row], backbone: BackboneInfo) -> Any:
-        """The config for this backbone: what the training rows and it decide together.
+    def network_options(self) -> Mapping[str, Any]:
+        """Return the keyword arguments of the network, such as ``{"classes": 9}``."""
+        return {}
+
+    @abstractmethod
+    def read(self, row: Row) -> ExampleT:
+        """Return the example of a row. A row with fields of the gold answer becomes an example with a gold answer.
 
         Raises:
-            ModelError: this head cannot stand on it.
+            DataError: the row is wrong.
         """
-        return config
+
+    @abstractmethod
+    def gold(self, example: ExampleT) -> Hashable | None:
+        """Return the gold answer in a form that can be compared, or None if there is none."""
+
+    @abstractmethod
+    def inputs(self, example: ExampleT) -> list[ModelInput]:
+        """Return what the backbone reads for an example."""
+
+    @abstractmethod
+    def targets(self, example: ExampleT, window: Window) -> Mapping[str, Array]:
+        """Return the targets of one window, with the shapes that the network declares: int64 or float32, without B."""
+
+    @abstractmethod
+    def decode(self, example: ExampleT, windows: Sequence[Window], outputs: Sequence[Outputs]) -> ResultT:
+        """Return the result from the outputs for each window [S,...]. A text without tokens has no window."""
+
+    @abstractmethod
+    def count(self, example: ExampleT, result: ResultT) -> Counts:
+        """Compare a result with the gold answer."""
+
+    @abstractmethod
+    def metrics(self, counts: Counts) -> Metrics:
+        """Return the metrics for the merged counts of at least one example."""
 
     @property
-    @abstractmethod
-    def labels(self) -> tuple[str, ...]:
-        """What the head can answer, for people; empty if that is open."""
+    def calibration(self) -> Calibration[ExampleT, ResultT] | None:
+        """Calibrates the scores, or None if they are no probabilities."""
+        return None
 
-    @abstractmethod
-    def read(self, row: Row) -> Any:
-        """The example of a row, with its gold answer if the row has one.
+    @property
+    def presenter(self) -> Presenter[ExampleT, ResultT]:
+        """Shows results to people."""
+        return Presenter()
 
-        Raises:
-            DataError: the row is wrong; with file, line, field and the fix.
-        """
+    @property
+    def generator(self) -> Generator | None:
+        """Runs the network's further graphs, or None if it has none."""
+        return None
 
-    @abstractmethod
-    def gold(self, example: Any) -> Hashable | None:
-        """The gold answer, to learn from or to be measured by, comparable with others; None if the example has none."""
 
-    def gold_labels(self, example: Any) -> Sequence[str]:
-        """The labels in the gold answer, to be counted; none if the head has no labels."""
-        return ()
+AnyHead = Head[Any, Any, Any]
+"""A head of any task."""
 
-    def read_gold(self, rows: Sequence[Row]) -> list[Any]:
-        """The examples of rows that must have gold answers.
 
-        Raises:
-            DataError: a row is wrong, or has none; what is wrong with several is told together (`DataErrors`).
-        """
-        return each(self.read_gold_row, rows)
+def read_gold(head: Head[Any, ExampleT, Any], rows: Iterable[Row]) -> list[ExampleT]:
+    """Return the examples of rows that must have gold answers.
 
-    def read_gold_row(self, row: Row) -> Any:
-        """The example of a row to learn from or to be measured by.
+    Raises:
+        DataError: a row is wrong or has no gold answer; several are reported together.
+    """
 
-        Raises:
-            DataError: it is wrong, or has no gold answer.
-        """
-        example = self.read(row)
-        if self.gold(example) is None:
+    def read(row: Row) -> ExampleT:
+        example = head.read(row)
+        if head.gold(example) is None:
             fix = "label it, or name the column: --columns WANTED=FOUND"
             raise DataError(row.where, f"has no gold answer among {listing(row.fields)}", fix)
         return example
 
-    @abstractmethod
-    def sources(self, example: Any) -> list[Source]:
-        """What the backbone reads for this example."""
-
-    @abstractmethod
-    def features(self, example: Any, window: Window) -> Mapping[str, Ints | Floats]:
-        """What `loss` needs beside the tokens, such as ``labels``, padded with `IGNORED` in a batch.
-
-        Each is one number for each token [S], or the same count of numbers in every window (what is among `target_features` may
-        be of any length): int64, or float32 where they are no whole numbers.
-        """
-
-    @abstractmethod
-    def forward(self, states: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The named outputs for states [B,S,H] and ``batch["mask"]`` [B,S]; traced for export."""
-
-    def graphs(self) -> Mapping[str, Graph]:
-        """Further graphs beside `forward`, by name."""
-        return {}
-
-    def collect(self, passed: Pass) -> list[Outputs]:
-        """What `decode` is to get of each window: its outputs, padding cut off. Other heads run their further graphs here."""
-        arrays = {name: passed.runtime.fetch(tensor) for name, tensor in passed.outputs.items()}  # [B,...]
-        by_token = {name for name, axes in self.outputs.items() if axes[1:2] == "S"}
-        return [
-            {name: array[row, : len(window)] if name in by_token else array[row] for name, array in arrays.items()}
-            for row, window in passed.windows.items()
-        ]
-
-    @abstractmethod
-    def loss(self, states: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The loss, as a sum, and the count that it is a sum over: scalars.
-
-        The batch has the features, and ``example`` [B]: the number of the example, from 0, whose window a row is. All windows
-        of an example are in one batch, side by side.
-        """
-
-    def adopt(self, pretrained: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Take over pretrained weights before training begins.
-
-        Args:
-            pretrained: gives all that were pretrained, the backbone's too, by their names in the base model.
-
-        Raises:
-            ModelError: what the head needs is not among them.
-        """
-
-    def warnings(self, examples: Sequence[Any], windows: Sequence[Sequence[Window]]) -> list[str]:
-        """What to tell the user of the training rows before anything is learned from them, a line each.
-
-        Args:
-            examples: the examples that have tokens.
-            windows: the windows of each.
-        """
-        return []
-
-    def calibrate(self, readings: Iterable[Reading]) -> Any:
-        """The config with a temperature fitted to gold answers that were held out of training; the passes are made on demand."""
-        return self.config
-
-    @property
-    def has_temperature(self) -> bool:
-        """Whether there is something to calibrate, so that rows are held out of training for it."""
-        return type(self).calibrate is not Head.calibrate
-
-    def fit_thresholds(self, readings: Iterable[Reading]) -> Any:
-        """The config with the thresholds by which it answers best on dev, after `calibrate`; the passes are made on demand."""
-        return self.config
-
-    def scored(self, example: Any, result: Any) -> list[tuple[float, bool]]:
-        """The scores in a result and whether what they stand for is right by the gold answer: for the calibration error."""
-        return []
-
-    @abstractmethod
-    def decode(self, example: Any, windows: Sequence[Window], outputs: Sequence[Outputs]) -> Any:
-        """The result for an example, from its windows and the outputs for each, padding cut off [S,...]."""
-
-    @abstractmethod
-    def metrics(self, examples: Sequence[Any], results: Sequence[Any]) -> dict[str, float]:
-        """The metrics of results against the examples' gold answers."""
-
-    def measured_by(self) -> str:
-        """How `metrics` computed what it gave last, where the numbers alone do not say it; for the record."""
-        return ""
-
-    def example_row(self) -> dict[str, str]:
-        """The fields of a row that it could answer, for people."""
-        return {"text": "A text."}
-
-    def show(self, example: Any, result: Any) -> list[tuple[str, str]]:
-        """The result for people, in one line: pieces of text, each with a style (a label, or empty for plain text)."""
-        return [(str(result), "")]
-
-    def annotate(self, doc: Any, result: Any, name: str) -> None:
-        """Write a result to the places in `assigns`; the result itself stands in ``doc._.nlptasks[name]`` already.
-
-        What was in ``doc.ents`` and ``doc.cats`` before is put aside, and joined with what is written: ``doc.ents`` has at most
-        what heads before this one have found, ``doc.cats`` nothing. An attribute of its own is None unless such a head has set
-        it.
-        """
-
-    @property
-    def borrowed(self) -> nn.Module | None:
-        """What `hf_auto` puts on the backbone, if this head has it: by default that of its `layers`."""
-        return getattr(getattr(self, "layers", None), "borrowed", None)
-
-    def like_hugging_face(
-        self, states: Tensor, batch: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What `hf_auto` gives, by its names, and what it is to be given beside tokens and mask to give that."""
-        return self.forward(states, batch), {}
-
-    @classmethod
-    def from_hugging_face(cls, backbone: BackboneInfo, given: Mapping[str, Any]) -> Any:
-        """The head's config for a checkpoint of `hf_auto`.
-
-        Args:
-            backbone: the checkpoint's, with its whole config.
-            given: the head's options.
-
-        Raises:
-            UsageError: this head cannot be had from a checkpoint, or an option is wrong.
-            ModelError: what the checkpoint answers is not what this head answers.
-        """
-        raise UsageError(cls.__name__, "cannot be imported from a checkpoint", "train it")
-
-    def to_hugging_face(self) -> tuple[dict[str, Any], list[str]]:
-        """What a checkpoint of `hf_auto` says of this head in its config, and what it cannot say, in words for people."""
-        raise UsageError(type(self).__name__, "cannot be written as a checkpoint", "export it to ONNX instead")
-
-    @classmethod
-    def check_backbone(cls, backbone: BackboneInfo) -> None:
-        """Refuse a backbone of a kind that this head does not stand on.
-
-        Raises:
-            ModelError: it is one.
-        """
-        if backbone.kind not in cls.backbones:
-            what = f"is of the kind {backbone.kind} ({backbone.config.model_type})"
-            what += ", which reads only to the left" if backbone.kind == DECODER else ""
-            examples = listing(_EXAMPLES[kind] for kind in cls.backbones)
-            raise ModelError(backbone.source, f"{what}, and {cls.__name__} does not stand on such", f"take {examples}")
-
-    @classmethod
-    def contract_problem(cls) -> tuple[str, str] | None:
-        """What this class lacks to be registered as a head, and the fix; None if nothing."""
-        own = vars(cls).get("contract")
-        if not isinstance(own, int):
-            said = "does not say" if own is None else f"has contract {quote(own)}, which does not say"
-            return f"{said} for which contract it was written", f"write contract = {CONTRACT} into the class"
-        if own != CONTRACT:
-            problem = f"was written for contract {own}, and nlptasks {__version__} has contract {CONTRACT}"
-            return (
-                problem,
-                "upgrade nlptasks, or take an older version of the package" if own > CONTRACT else "upgrade it",
-            )
-        if missing := sorted(cls.__abstractmethods__):
-            return f"lacks the methods {listing(missing)}", "write them, or upgrade the package"
-        if missing := [name for name in _STATED if not hasattr(cls, name)]:
-            return f"does not say its {listing(missing)}", "write them into the class, or upgrade the package"
-        if wrong := [name for name in _TUPLES if not isinstance(getattr(cls, name), tuple)]:
-            return f"has {listing(wrong)} that are no tuples", "write a comma behind a single one: (NAME,)"
-        if not set(cls.backbones) <= set(_EXAMPLES) or not cls.backbones:
-            return f"stands on the backbones {listing(cls.backbones)}", f"take some of {listing(_EXAMPLES)}"
-        if not is_dataclass(cls.Config):
-            return "has a Config that is no dataclass", "write @dataclass(frozen=True) above it"
-        if not cls._has_sample():
-            return f"has no sample data in {cls.sample}", "put them into the package (as package-data)"
-        return None
-
-    @classmethod
-    def _has_sample(cls) -> bool:
-        try:
-            return isinstance(cls.sample, str) and cls.sample_folder().is_dir()
-        except TypeError:  # a module alone, which can have no folder
-            return False
-
-    @classmethod
-    def sample_folder(cls) -> Path:
-        """Where the task's sample data are."""
-        package = importlib.resources.files(cls.__module__.partition(".")[0])
-        return Path(str(package.joinpath(cls.sample)))
+    return each(read, rows)
 
 
-def further_graphs(heads: Mapping[str, Head]) -> dict[str, Graph]:
-    """The graphs that these heads add to `encode`, as ``HEAD.graph``."""
-    return {f"{name}.{graph}": module for name, head in heads.items() for graph, module in head.graphs().items()}
+def without_gold(row: Row, schema: Schema) -> Row:
+    """Return a row without its gold answer, which may be wrong where nobody asks for it."""
+    fields = {name: value for name, value in row.fields.items() if name not in schema.gold}
+    return Row(fields, row.where, row.lines, gold=False)
+
+
+def check_backbone(cls: type[AnyHead], backbone: BackboneInfo) -> None:
+    """Refuse a backbone of a kind that a head does not run on.
+
+    Raises:
+        ModelError: it is one.
+    """
+    if backbone.kind not in cls.schema.backbones:
+        problem = f"is of the kind {backbone.kind} ({backbone.architecture}), and {cls.__name__} does not run on it"
+        fix = f"use {listing(_KINDS[kind] for kind in cls.schema.backbones)}"
+        raise ModelError(backbone.source, problem, fix)
+
+
+def sample_folder(cls: type[AnyHead]) -> Path:
+    """Return the folder of a head's sample data."""
+    package = importlib.resources.files(cls.__module__.partition(".")[0])
+    return Path(str(package.joinpath(cls.schema.sample)))

@@ -1,8 +1,8 @@
 """Named entity recognition: labelled spans of words.
 
-Rows are ``tokens`` and ``tags`` (CoNLL, JSON Lines, CSV), or ``text`` and ``spans`` with character offsets. Words are labelled,
-not tokens: a word's label is read at its first token. Of overlapping windows each word takes the one in which it stands
-farthest from a cut. The best legal tag sequence is found over the whole text (Viterbi), so no entity can begin with its middle.
+Rows are ``tokens`` and ``tags`` (CoNLL, JSON Lines, CSV), or ``text`` and ``spans`` with character offsets. The label of a word
+is read at its first token. Where windows overlap, a word is read in the window in which it is farthest from an edge. Viterbi
+decoding over the whole text gives the best legal tag sequence, so an entity never begins in the middle.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
-from torch import Tensor
 
-from nlptasks.backbones.backbone import BackboneInfo
-from nlptasks.config import SHARE_BELOW_1, check_values, decided, parse_options, setting
+from nlptasks.backbones.info import BackboneInfo
+from nlptasks.config import ABOVE_0, SHARE_BELOW_1, check_values, derived, option
 from nlptasks.data.fields import list_field, spans_field, text_field
 from nlptasks.data.readers import TABLES, read_conll
 from nlptasks.errors import DataError, ModelError, did_you_mean, each, listing, quote
-from nlptasks.heads.base import Head
-from nlptasks.heads.losses import NO_WEIGHTS, SMOOTHING_DOC, WEIGHTS_DOC, class_weights, cross_entropy
-from nlptasks.heads.transformers_layers import HuggingFaceLayers, checkpoint_labels
-from nlptasks.metrics.calibration import TEMPERATURE_DOC, checked, fit_temperature, log_softmax
-from nlptasks.metrics.labelling import span_scores
+from nlptasks.heads.base import Calibration, Head, HuggingFaceFormat, Presenter, Schema, SpacyWriter
+from nlptasks.heads.checkpoint_labels import checkpoint_labels
+from nlptasks.heads.class_weights import NO_WEIGHTS, SMOOTHING_DOC, WEIGHTS_DOC, class_weights
+from nlptasks.metrics.base import Counts, Metrics
+from nlptasks.metrics.calibration import TEMPERATURE_DOC, SoftmaxLikelihood, checked, log_softmax
+from nlptasks.metrics.labelling import span_counts, span_scores
 from nlptasks.text.tags import (
     OUTSIDE,
     SCHEMES,
@@ -41,8 +41,8 @@ from nlptasks.text.tags import (
     tag_set,
     tags_of,
 )
-from nlptasks.text.words import Span, close_unspaced, join_words, split_at, words, words_in
-from nlptasks.types import IGNORED, Floats, Ints, Outputs, Reading, Row, Source, Window
+from nlptasks.text.words import close_unspaced, join_words, words, words_in
+from nlptasks.types import IGNORED, Floats, HeadOutputs, Ints, ModelInput, Outputs, Row, Span, Window
 
 _log = logging.getLogger("nlptasks")
 
@@ -55,10 +55,10 @@ class Entity:
 
     Attributes:
         text: its characters.
-        label: its label, as the training data spelled it.
+        label: its label, as in the training data.
         start: first code point.
-        end: code point behind the last.
-        score: probability of its least certain word's tag, in 0..1.
+        end: code point after the last.
+        score: probability of the tag of its least certain word, in 0..1.
     """
 
     text: str
@@ -72,13 +72,13 @@ class Entity:
 class NerConfig:
     """Options of a head, and what its training data decided."""
 
-    scheme: str = setting("auto", "tag scheme of the training data: auto detects it", choices=("auto", *SCHEMES))
-    class_weights: str = setting(NO_WEIGHTS, WEIGHTS_DOC + "; the label of what is no entity is O")
-    label_smoothing: float = setting(0.0, SMOOTHING_DOC, within=SHARE_BELOW_1)
-    tags: tuple[str, ...] = decided((), "the classes, in order")
-    tags_scheme: str = decided("iob2", "the scheme of the classes")
-    weights: tuple[float, ...] = decided((), "the weight of each class in the loss, empty if all count alike")
-    temperature: float = decided(1.0, TEMPERATURE_DOC)
+    scheme: str = option("auto", "tag scheme of the training data: auto detects it", choices=("auto", *SCHEMES))
+    class_weights: str = option(NO_WEIGHTS, WEIGHTS_DOC + "; O is the label of words outside entities")
+    label_smoothing: float = option(0.0, SMOOTHING_DOC, within=SHARE_BELOW_1)
+    tags: tuple[str, ...] = derived((), "the classes, in order")
+    tags_scheme: str = derived("iob2", "the scheme of the classes")
+    weights: tuple[float, ...] = derived((), "the weight of each class in the loss, empty for equal weights")
+    temperature: float = derived(1.0, TEMPERATURE_DOC, within=ABOVE_0)
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -93,8 +93,8 @@ class NerExample:
         words: code points of its words.
         source: the text that the backbone reads.
         source_words: code points of the words there [W,2].
-        gold: code points and label of each gold entity, None if there is no gold.
-        classes: the class of each word by the gold [W], empty if there is no gold.
+        gold: code points and label of each gold entity, None if there is no gold answer.
+        classes: the gold class of each word [W], empty if there is no gold answer.
     """
 
     text: str
@@ -105,47 +105,118 @@ class NerExample:
     classes: Ints
 
 
-class NerHead(Head):
-    """Tags words and joins them to entities."""
+class NerFormat(HuggingFaceFormat[NerConfig]):
+    """Checkpoints whose classes are tags."""
 
-    contract = 1
+    def to_config(self, backbone: BackboneInfo, options: Mapping[str, Any]) -> NerConfig:
+        config = NerConfig(**options)
+        tags = checkpoint_labels(backbone.config)
+        if any(tag.startswith("LABEL_") for tag in tags):
+            raise ModelError("config.json", f"names its classes {listing(tags)}", "write the tags into its id2label")
+        scheme = scheme_of_classes(tags) if config.scheme == "auto" else config.scheme
+        return replace(config, tags=tags, tags_scheme=scheme, scheme="lenient")
+
+    def to_checkpoint(self, config: NerConfig, backbone: BackboneInfo) -> tuple[dict[str, Any], list[str]]:
+        return {"id2label": dict(enumerate(config.tags))}, []
+
+
+class NerWriter(SpacyWriter[list[Entity]]):
+    """``doc.spans[name]`` gets every entity, widened to whole tokens; ``doc.ents`` those that overlap no earlier one."""
+
+    assigns = ("doc.spans", "doc.ents")
+
+    def write(self, doc: Any, result: list[Entity], name: str) -> None:
+        doc.spans[name] = [doc.char_span(e.start, e.end, label=e.label, alignment_mode="expand") for e in result]
+        taken = {token.i for entity in doc.ents for token in entity}
+        free = []
+        for span in doc.spans[name]:
+            if taken.isdisjoint(range(span.start, span.end)):
+                taken.update(range(span.start, span.end))
+                free.append(span)
+        doc.ents = [*doc.ents, *free]
+
+
+class NerPresenter(Presenter[NerExample, list[Entity]]):
+    """Shows the text with its entities."""
+
+    def __init__(self, labels: tuple[str, ...]) -> None:
+        self.labels = labels
+
+    def gold_labels(self, example: NerExample) -> list[str]:
+        return [label for _, _, label in example.gold or []]
+
+    def render(self, example: NerExample, result: list[Entity]) -> list[tuple[str, str]]:
+        pieces: list[tuple[str, str]] = []
+        at = 0
+        for entity in result:
+            pieces += [(example.text[at : entity.start], ""), (entity.text, entity.label)]
+            at = entity.end
+        return [*pieces, (example.text[at:], "")]
+
+
+class NerCalibration(Calibration[NerExample, list[Entity]]):
+    """Calibrates the probability of each word's class."""
+
+    def __init__(self, classes: int) -> None:
+        self._classes = classes
+
+    def likelihood(self, outputs: Iterable[HeadOutputs[NerExample]]) -> SoftmaxLikelihood:
+        gold, logits = [np.zeros(0, np.int64)], [np.zeros((0, self._classes), np.float32)]
+        for one in outputs:
+            kept, own = _word_logits(one.example, one.windows, one.outputs)  # [W'], [W',C]
+            if len(kept):
+                gold.append(one.example.classes[kept])
+                logits.append(own)
+        return SoftmaxLikelihood(np.concatenate(logits), np.concatenate(gold))
+
+    def confidences(self, example: NerExample, result: list[Entity]) -> list[tuple[float, bool]]:
+        gold = set(example.gold or ())
+        return [(entity.score, (entity.start, entity.end, entity.label) in gold) for entity in result]
+
+
+class NerHead(Head[NerConfig, NerExample, list[Entity]]):
+    """Finds named entities."""
+
     Config = NerConfig
-    config: NerConfig
-    main_metric = "f1"
-    fields: ClassVar = ("tokens", "tags", "text", "spans")
-    gold_fields: ClassVar = ("tags", "spans")
-    sample = "samples/ner"
-    results, assigns = (Entity,), ("doc.spans", "doc.ents")
-    formats: ClassVar = {**TABLES, **dict.fromkeys(_CONLL_SUFFIXES, read_conll)}
-    outputs: Mapping[str, str] = {"logits": "BSC"}
-    hf_auto = "AutoModelForTokenClassification"
+    network = "nlptasks.networks.token_classifier:TokenClassifier"
+    schema = Schema(
+        contract=2,
+        fields=("tokens", "tags", "text", "spans"),
+        gold=("tags", "spans"),
+        results=(Entity,),
+        sample="samples/ner",
+        formats={**TABLES, **dict.fromkeys(_CONLL_SUFFIXES, read_conll)},
+    )
+    hugging_face: ClassVar = NerFormat()
+    spacy: ClassVar = NerWriter()
 
-    def __init__(self, config: NerConfig, *, backbone: BackboneInfo) -> None:
-        super().__init__(config, backbone=backbone)
-        self.layers = HuggingFaceLayers(self.hf_auto, backbone, classes=len(config.tags), shapes=self.outputs)
+    def __init__(self, config: NerConfig, backbone: BackboneInfo) -> None:
+        super().__init__(config, backbone)
         self._decoder = TagDecoder(config.tags, config.tags_scheme)
         self._labels = labels_of(config.tags, config.tags_scheme)
         self._class_of = {tag: index for index, tag in enumerate(config.tags)}
 
     @classmethod
-    def configure(cls, rows: Sequence[Row], given: Mapping[str, Any]) -> NerConfig:
-        options = NerConfig(**parse_options(NerConfig, given, where="ner"))
+    def configure(cls, rows: Sequence[Row], options: NerConfig, backbone: BackboneInfo) -> NerConfig:
         gold = each(_gold_of, rows)
         tagged = [(row, one.tags) for row, one in zip(rows, gold, strict=True) if one.tags is not None]
         scheme = _detected(tagged) if options.scheme == "auto" else options.scheme
         labels = sorted({label for one in gold for label in one.labels(scheme)})
         if not labels:
-            problem = "and the rows after it have no entity at all"
-            raise DataError(rows[0].where, problem, "label some, or check --columns")
+            where = rows[0].where.rpartition(":")[0]
+            raise DataError(where, "no row contains an entity", "annotate some, or check --columns")
         if scheme == "io":
             _check_io(labels, rows[0].where)
         _warn_of_edges_in_words(rows, gold)
         tags = tag_set(labels, "iob2")
         return replace(options, scheme=scheme, tags=tags, weights=_weights(options, scheme, tags, gold))
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self._labels
+    def network_options(self) -> Mapping[str, Any]:
+        return {
+            "classes": len(self.config.tags),
+            "weights": self.config.weights,
+            "smoothing": self.config.label_smoothing,
+        }
 
     def read(self, row: Row) -> NerExample:
         if _has_words(row):
@@ -168,9 +239,8 @@ class NerHead(Head):
             try:
                 found = spans_of(tags, self.config.scheme)
             except TagError as error:
-                raise DataError(
-                    row.line(error.word), error.problem, "correct it, or write all data in one scheme"
-                ) from None
+                fix = "correct it, or write all data in one scheme"
+                raise DataError(row.line(error.word), error.problem, fix) from None
             self._check_labels(row, [label for _, _, label in found], items=[start for start, _, _ in found])
             gold = [(spans[start][0], spans[end - 1][1], label) for start, end, label in found]
         return self._example(text, spans, source, source_words, gold)
@@ -187,112 +257,51 @@ class NerHead(Head):
         for index, label in enumerate(labels):
             if label not in self._labels:
                 where = row.line(items[index]) if items else row.where
-                raise DataError(
-                    where, f"label {quote(label)} is not in the training data", did_you_mean(label, self._labels)
-                )
+                problem = f"label {quote(label)} is not in the training data"
+                raise DataError(where, problem, did_you_mean(label, self._labels))
 
     def gold(self, example: NerExample) -> tuple[LabelledSpan, ...] | None:
         return None if example.gold is None else tuple(example.gold)
 
-    def gold_labels(self, example: NerExample) -> list[str]:
-        return [label for _, _, label in example.gold or []]
+    def inputs(self, example: NerExample) -> list[ModelInput]:
+        return [ModelInput((example.source,))]
 
-    def sources(self, example: NerExample) -> list[Source]:
-        return [Source(example.source)]
-
-    def features(self, example: NerExample, window: Window) -> dict[str, Ints]:
+    def targets(self, example: NerExample, window: Window) -> dict[str, Ints]:
         labels = np.full(len(window), IGNORED, dtype=np.int64)  # [S]
         words_here, tokens = words_in(example.source_words, window)
         labels[tokens] = example.classes[words_here]
         return {"labels": labels}
-
-    def forward(self, states: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        outputs: dict[str, Tensor] = self.layers(states, batch["mask"])  # [B,S,C]
-        return outputs
-
-    def loss(self, states: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        logits = self.forward(states, batch)["logits"].float()  # [B,S,C]
-        return cross_entropy(
-            logits, batch["labels"], weights=self.config.weights, smoothing=self.config.label_smoothing
-        )
-
-    def calibrate(self, readings: Iterable[Reading]) -> NerConfig:
-        all_classes, all_logits = [np.zeros(0, np.int64)], [np.zeros((0, len(self.config.tags)), np.float32)]
-        for reading in readings:
-            kept, own = _word_logits(reading.example, reading.windows, reading.outputs)  # [W'], [W',C]
-            if len(kept):
-                all_classes.append(reading.example.classes[kept])
-                all_logits.append(own)
-        classes, logits = np.concatenate(all_classes), np.concatenate(all_logits)  # of all words
-
-        def surprise(temperature: float) -> float:
-            return -float(log_softmax(logits, temperature)[np.arange(len(classes)), classes].sum(dtype=np.float64))
-
-        return replace(self.config, temperature=fit_temperature(surprise))
-
-    def scored(self, example: NerExample, result: list[Entity]) -> list[tuple[float, bool]]:
-        gold = set(example.gold or ())
-        return [(entity.score, (entity.start, entity.end, entity.label) in gold) for entity in result]
 
     def decode(self, example: NerExample, windows: Sequence[Window], outputs: Sequence[Outputs]) -> list[Entity]:
         kept, logits = _word_logits(example, windows, outputs)  # [W'], [W',C]
         log_probs = log_softmax(checked(logits), self.config.temperature)  # [W',C]
         path = self._decoder.best(log_probs)  # [W']
         tags = [self.config.tags[index] for index in path]
-        sure = np.exp(log_probs[np.arange(len(path)), path])  # [W']
+        certainty = np.exp(log_probs[np.arange(len(path)), path])  # [W']
         entities = []
-        for first, behind, label in spans_of(tags, self.config.tags_scheme):
-            start, end = example.words[kept[first]][0], example.words[kept[behind - 1]][1]
-            score = float(sure[first:behind].min())
+        for first, after, label in spans_of(tags, self.config.tags_scheme):
+            start, end = example.words[kept[first]][0], example.words[kept[after - 1]][1]
+            score = float(certainty[first:after].min())
             entities.append(Entity(example.text[start:end], label, start, end, score))
         return entities
 
-    def metrics(self, examples: Sequence[NerExample], results: Sequence[list[Entity]]) -> dict[str, float]:
-        gold, found, lengths = [], [], []
-        for example, result in zip(examples, results, strict=True):
-            right = example.gold or []
-            answer = [(entity.start, entity.end, entity.label) for entity in result]
-            # Words are split wherever an edge falls inside one: so no entity is taken for a longer one.
-            units = split_at(example.words, [edge for start, end, _ in right + answer for edge in (start, end)])
-            gold.append(in_words(units, right))
-            found.append(in_words(units, answer))
-            lengths.append(len(units))
-        return span_scores(gold, found, lengths)
+    def count(self, example: NerExample, result: list[Entity]) -> Counts:
+        return span_counts(example.gold or [], [(entity.start, entity.end, entity.label) for entity in result])
 
-    def show(self, example: NerExample, result: list[Entity]) -> list[tuple[str, str]]:
-        pieces: list[tuple[str, str]] = []
-        at = 0
-        for entity in result:
-            pieces += [(example.text[at : entity.start], ""), (entity.text, entity.label)]
-            at = entity.end
-        return [*pieces, (example.text[at:], "")]
+    def metrics(self, counts: Counts) -> Metrics:
+        return Metrics(span_scores(counts), main="f1")
 
-    def annotate(self, doc: Any, result: list[Entity], name: str) -> None:
-        """``doc.spans[name]`` has every entity, widened to whole tokens; ``doc.ents`` those that overlap no earlier one."""
-        doc.spans[name] = [doc.char_span(e.start, e.end, label=e.label, alignment_mode="expand") for e in result]
-        taken = {token.i for entity in doc.ents for token in entity}
-        free = []
-        for span in doc.spans[name]:
-            if taken.isdisjoint(range(span.start, span.end)):
-                taken.update(range(span.start, span.end))
-                free.append(span)
-        doc.ents = [*doc.ents, *free]
+    @property
+    def calibration(self) -> NerCalibration:
+        return NerCalibration(len(self.config.tags))
 
-    @classmethod
-    def from_hugging_face(cls, backbone: BackboneInfo, given: Mapping[str, Any]) -> NerConfig:
-        options = NerConfig(**parse_options(NerConfig, given, where="ner"))
-        tags = checkpoint_labels(backbone.config)
-        if any(tag.startswith("LABEL_") for tag in tags):
-            raise ModelError("config.json", f"names its classes {listing(tags)}", "write the tags into its id2label")
-        scheme = scheme_of_classes(tags) if options.scheme == "auto" else options.scheme
-        return replace(options, tags=tags, tags_scheme=scheme, scheme="lenient")
-
-    def to_hugging_face(self) -> tuple[dict[str, Any], list[str]]:
-        return {"id2label": dict(enumerate(self.config.tags))}, []
+    @property
+    def presenter(self) -> NerPresenter:
+        return NerPresenter(self._labels)
 
 
 def _word_logits(example: NerExample, windows: Sequence[Window], outputs: Sequence[Outputs]) -> tuple[Ints, Floats]:
-    """The words that have a token, and their logits [W',C] from the window in which each is farthest from a cut."""
+    """Return the words that have a token, and their logits [W',C] from the window where each is farthest from an edge."""
     if not windows:
         return np.zeros(0, dtype=np.int64), np.zeros((0, 1), dtype=np.float32)
     count = len(example.words)
@@ -311,23 +320,23 @@ def _word_logits(example: NerExample, windows: Sequence[Window], outputs: Sequen
 
 @dataclass(frozen=True)
 class _Gold:
-    """The gold answer of a training row, before the classes are known: tags of given words, or spans of a text."""
+    """The gold answer of a training row before the classes are known: tags of given words, or spans of a text."""
 
     words: list[Span]
     tags: list[str] | None
     spans: list[LabelledSpan]
 
     def labels(self, scheme: str) -> Iterable[str]:
-        """The labels of its entities."""
+        """Return the labels of its entities."""
         return labels_of(self.tags, scheme) if self.tags is not None else [label for _, _, label in self.spans]
 
     def word_labels(self, scheme: str) -> list[str]:
-        """The label of each word, ``O`` for none."""
+        """Return the label of each word, ``O`` for none."""
         if self.tags is not None:
             return [tag.label or OUTSIDE for tag in parse_tags(self.tags, scheme)]
         labels = [OUTSIDE] * len(self.words)
-        for first, behind, label in in_words(self.words, self.spans):
-            labels[first:behind] = [label] * (behind - first)
+        for first, after, label in in_words(self.words, self.spans):
+            labels[first:after] = [label] * (after - first)
         return labels
 
 
@@ -338,28 +347,28 @@ def _gold_of(row: Row) -> _Gold:
 
 
 def _weights(options: NerConfig, scheme: str, tags: Sequence[str], gold: Sequence[_Gold]) -> tuple[float, ...]:
-    """The weight of each tag, which is that of its label; empty if all count alike."""
+    """Return the weight of each tag, which is that of its label; empty for equal weights."""
     if options.class_weights == NO_WEIGHTS:
         return ()
     words_of = Counter(label for one in gold for label in one.word_labels(scheme))
     labels = [tag.label or OUTSIDE for tag in parse_tags(tags, "iob2")]
     counts = {label: words_of[label] for label in labels}
-    found = class_weights(options.class_weights, counts, where="ner.class_weights")
+    found = class_weights(options.class_weights, counts)
     return tuple(found[label] for label in labels)
 
 
 def _check_io(labels: Sequence[str], where: str) -> None:
-    """In ``io`` whatever stands before a label is part of it, but other schemes are not to be taken for it."""
+    """Refuse tags of another scheme: in ``io``, prefixes are part of the label."""
     for label in labels:
         if label.startswith(("B-", "B_")) and label[2:] in labels:
             problem = (
-                f"and the rows after it have the labels {quote(label)} and {quote(label[2:])}, so they are not in io"
+                f"the data have the labels {quote(label)} and {quote(label[2:])}, so they are not in io"
             )
-            raise DataError(where, problem, "declare the scheme that they are in, or rename one label")
+            raise DataError(where, problem, "set the option scheme to theirs, or rename one label")
 
 
 def _warn_of_edges_in_words(rows: Sequence[Row], gold: Sequence[_Gold]) -> None:
-    """Say how many gold entities begin or end inside a word of ours: they are learned as whole words, one a word."""
+    """Warn of gold entities that begin or end inside a word: they are learned as whole words."""
     total, inside = 0, []
     for row, one in zip(rows, gold, strict=True):
         starts, ends = {start for start, _ in one.words}, {end for _, end in one.words}
@@ -379,7 +388,7 @@ def _warn_of_edges_in_words(rows: Sequence[Row], gold: Sequence[_Gold]) -> None:
 
 
 def _detected(tagged: Sequence[tuple[Row, list[str]]]) -> str:
-    """The scheme of the tags of these rows. Tags with I alone are taken for iob1, which may use B in other rows."""
+    """Return the scheme of the tags. Tags with I alone are read as iob1, which may use B in other rows."""
     try:
         scheme = detect_scheme([tags for _, tags in tagged])
         return "iob1" if scheme == "io" and any(tag.startswith("I-") for _, tags in tagged for tag in tags) else scheme
@@ -389,7 +398,7 @@ def _detected(tagged: Sequence[tuple[Row, list[str]]]) -> str:
 
 
 def _has_words(row: Row) -> bool:
-    """Whether the row gives words; of a row with both, the text is read, unless its words are tagged.
+    """Return True if the row gives words. If it has both words and a text, the text is read unless the words are tagged.
 
     Raises:
         DataError: the row has neither.

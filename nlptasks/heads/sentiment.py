@@ -1,21 +1,29 @@
-"""Sentiment: a label on a scale from the most negative to the most positive, and where on it the text stands.
+"""Sentiment: a label on a scale from the most negative to the most positive, and the position of the text on that scale.
 
-Rows are those of a classification with one label. The order of the labels is known for the common ways to write them; any other
-scale is given by ``--set HEAD.scale=LABEL,LABEL,...``.
+Rows are those of a classification with one label. The order of common labels is known; any other scale is set by
+``--set HEAD.scale=LABEL,LABEL,...``.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
-from nlptasks.backbones.backbone import BackboneInfo
-from nlptasks.config import decided, setting
+from nlptasks.backbones.info import BackboneInfo
+from nlptasks.config import derived, option
 from nlptasks.errors import DataError, UsageError, listing
-from nlptasks.heads.classification import ClassificationConfig, ClassificationExample, ClassificationHead
-from nlptasks.types import Outputs, Window
+from nlptasks.heads.classification import (
+    ClassificationConfig,
+    ClassificationExample,
+    ClassificationFormat,
+    ClassificationHead,
+    Label,
+)
+from nlptasks.metrics.base import Counts, Metrics
+from nlptasks.metrics.labelling import label_pairs
+from nlptasks.types import Outputs, Row, Window
 
 _STARS = re.compile(r"(\d+)(?: ?stars?)?")
 _NAMED = (
@@ -30,26 +38,20 @@ _NAMED = (
     ("very negative", "negative", "neutral", "positive", "very positive"),
     ("strongly negative", "negative", "neutral", "positive", "strongly positive"),
 )
-"""Scales by their names, the shortest ones first; case, ``_`` and ``-`` between words do not matter."""
+"""Known scales, the shortest first. Case, and ``_`` and ``-`` between words, do not matter."""
 
 _MOST_STARS = (5, 10)
 
 
 @dataclass(frozen=True)
-class Sentiment:
+class Sentiment(Label):
     """The sentiment of a text.
 
     Attributes:
-        label: the most likely label, None for a text without tokens.
-        score: its probability, in 0..1.
-        scores: the probability of every label, the most likely ones first.
-        polarity: the mean of the labels' places on the scale by their probabilities, from -1 (most negative) to 1 (most
-            positive); None for a text without tokens.
+        polarity: the mean position of the labels on the scale, weighted by their probabilities, from -1 (most negative) to 1
+            (most positive); None for a text without tokens.
     """
 
-    label: str | None
-    score: float | None
-    scores: Mapping[str, float] = field(default_factory=dict)
     polarity: float | None = None
 
 
@@ -57,79 +59,92 @@ class Sentiment:
 class SentimentConfig(ClassificationConfig):
     """Options of a head, and what its training data decided."""
 
-    scale: str = setting(
-        "auto", "the labels from the most negative to the most positive, LABEL,LABEL,...; auto knows many"
+    scale: str = option(
+        "auto", "labels from the most negative to the most positive, LABEL,LABEL,...; auto knows common scales"
     )
-    polarities: tuple[float, ...] = decided((), "the place of each label on the scale, in -1..1")
+    polarities: tuple[float, ...] = derived((), "the position of each label on the scale, in -1..1")
 
 
-class SentimentHead(ClassificationHead):
+class SentimentFormat(ClassificationFormat[SentimentConfig]):
+    """Checkpoints that classify texts, with labels on a scale."""
+
+    def to_config(self, backbone: BackboneInfo, options: Mapping[str, Any]) -> SentimentConfig:
+        return _with_polarities(super().to_config(backbone, options), "config.json")
+
+    def to_checkpoint(self, config: SentimentConfig, backbone: BackboneInfo) -> tuple[dict[str, Any], list[str]]:
+        entries, lost = super().to_checkpoint(config, backbone)
+        if config.scale != "auto":
+            lost = [*lost, "the order of its labels: set its scale to import it again"]
+        return entries, lost
+
+
+class SentimentHead(ClassificationHead[SentimentConfig]):
     """Gives a text a label on a scale from negative to positive, and its polarity in -1..1."""
 
-    contract = 1
     Config = SentimentConfig
-    config: SentimentConfig
-    sample = "samples/sentiment"
-    results = (Sentiment,)
+    schema = replace(ClassificationHead.schema, results=(Sentiment,), sample="samples/sentiment")
+    hugging_face: ClassVar = SentimentFormat(SentimentConfig)
+
+    def __init__(self, config: SentimentConfig, backbone: BackboneInfo) -> None:
+        super().__init__(config, backbone)
+        self._positions = dict(zip(config.labels, config.polarities, strict=True))
 
     @classmethod
-    def configure(cls, rows: Sequence[Any], given: Mapping[str, Any]) -> SentimentConfig:
-        return _with_polarities(super().configure(rows, given), rows[0].where)
-
-    @classmethod
-    def _ordered(cls, counts: Mapping[str, int], options: Any, kind: type, where: str) -> tuple[str, ...]:
-        return tuple(_scale(options.scale, tuple(counts), where=where))
-
-    @classmethod
-    def from_hugging_face(cls, backbone: BackboneInfo, given: Mapping[str, Any]) -> SentimentConfig:
-        return _with_polarities(super().from_hugging_face(backbone, given), "config.json")
-
-    def to_hugging_face(self) -> tuple[dict[str, Any], list[str]]:
-        said, lost = super().to_hugging_face()
-        given = [] if self.config.scale == "auto" else ["the order of its labels: to import it again, give its scale"]
-        return said, [*lost, *given]
+    def configure(cls, rows: Sequence[Row], options: SentimentConfig, backbone: BackboneInfo) -> SentimentConfig:
+        config = _with_polarities(super().configure(rows, options, backbone), rows[0].where)
+        order = sorted(range(len(config.labels)), key=config.polarities.__getitem__)
+        return replace(
+            config,
+            labels=tuple(config.labels[index] for index in order),
+            polarities=tuple(config.polarities[index] for index in order),
+            weights=tuple(config.weights[index] for index in order if config.weights),
+        )
 
     def decode(
         self, example: ClassificationExample, windows: Sequence[Window], outputs: Sequence[Outputs]
     ) -> Sentiment:
         found = super().decode(example, windows, outputs)
-        places = dict(zip(self.config.labels, self.config.polarities, strict=True))
         if not found.scores:
             return Sentiment(None, None)
-        polarity = sum(places[label] * score for label, score in found.scores.items())
-        return Sentiment(found.label, found.score, found.scores, min(1.0, max(-1.0, polarity)))  # rounding may leave it
+        [label] = found.labels
+        polarity = sum(self._positions[label] * score for label, score in found.scores.items())
+        limited = min(1.0, max(-1.0, polarity))  # rounding errors may exceed the scale
+        return Sentiment(label, found.scores[label], found.scores, limited)
 
-    def metrics(self, examples: Sequence[ClassificationExample], results: Sequence[Any]) -> dict[str, float]:
-        """Also ``mae``: the mean absolute error of the label's place, as a share of the scale's length."""
-        places = dict(zip(self.config.labels, self.config.polarities, strict=True))
-        errors = [
-            abs(places[label] - places[result.label]) / 2 if result.label is not None else 1.0
-            for example, result in zip(examples, results, strict=True)
-            for label in example.gold or ()
-        ]
-        return {**super().metrics(examples, results), "mae": sum(errors) / len(errors)}
+    def metrics(self, counts: Counts) -> Metrics:
+        """Also return ``mae``, the mean absolute error of the label's position, as a share of the scale's length."""
+        pairs = label_pairs(counts)
+        error = sum(self._error(*pair) * count for pair, count in pairs.items())
+        metrics = super().metrics(counts)
+        return replace(metrics, values={**metrics.values, "mae": error / sum(pairs.values())})
+
+    def _error(self, gold: str | None, predicted: str | None) -> float:
+        if gold is None or predicted is None:
+            return 1.0
+        return abs(self._positions[gold] - self._positions[predicted]) / 2
 
 
 def _with_polarities(config: SentimentConfig, where: str) -> SentimentConfig:
     if config.several:
-        raise DataError(where, "has several labels for a text, expected one on a scale", "take a classification")
-    places = _scale(config.scale, config.labels, where=where)
-    return replace(config, polarities=tuple(places[label] for label in config.labels))
+        raise DataError(where, "has several labels for a text, expected one on a scale", "use the task classification")
+    positions = _positions_on(config.scale, config.labels, where)
+    return replace(config, polarities=tuple(positions[label] for label in config.labels))
 
 
-def _scale(given: str, labels: Sequence[str], *, where: str) -> dict[str, float]:
-    """The place of each label on the scale, in its order.
+def _positions_on(scale: str, labels: Sequence[str], where: str) -> dict[str, float]:
+    """Return the position of each label on a scale.
 
     Raises:
-        UsageError: the scale that was given has other labels.
-        DataError: it was not given, and the labels do not tell it.
+        UsageError: the scale has other labels.
+        DataError: the scale is ``auto``, and the labels are of no known scale.
     """
-    if given == "auto":
-        for scale in _known(labels):
-            return scale
-        fix = "give their order: --set HEAD.scale=LABEL,LABEL,... from the most negative to the most positive"
+    if scale == "auto":
+        found = next(_known(labels), None)
+        if found is not None:
+            return found
+        fix = "set their order: --set HEAD.scale=LABEL,LABEL,... from the most negative to the most positive"
         raise DataError(where, f"the order of the labels {listing(sorted(labels))} is not known", fix)
-    named = given.split(",")
+    named = scale.split(",")
     if sorted(named) != sorted(labels):
         problem = f"has the labels {listing(named)}, those found are {listing(sorted(labels))}"
         raise UsageError("scale", problem, "name each of these once")
@@ -137,7 +152,7 @@ def _scale(given: str, labels: Sequence[str], *, where: str) -> dict[str, float]
 
 
 def _known(labels: Sequence[str]) -> Iterator[dict[str, float]]:
-    """The scales that these labels are known to be of."""
+    """Yield the positions of the labels on each known scale that has them."""
     spelled = {
         re.sub(r"[\s_-]+", " ", label.casefold()).strip() if label[:1] != "-" else label: label for label in labels
     }
@@ -145,7 +160,7 @@ def _known(labels: Sequence[str]) -> Iterator[dict[str, float]]:
         return
     for scale in _NAMED:
         if set(spelled) <= set(scale):
-            yield {spelled[name]: place for name, place in _spread(scale).items() if name in spelled}
+            yield {spelled[name]: position for name, position in _spread(scale).items() if name in spelled}
     stars = {int(match[1]): label for name, label in spelled.items() if (match := _STARS.fullmatch(name))}
     for most in _MOST_STARS:
         if len(stars) == len(labels) and {1, most} <= set(stars) <= set(range(1, most + 1)):
@@ -153,5 +168,5 @@ def _known(labels: Sequence[str]) -> Iterator[dict[str, float]]:
 
 
 def _spread(scale: Sequence[str]) -> dict[str, float]:
-    """Labels in order at equal distances from -1 to 1."""
+    """Return the positions of labels in order, at equal distances from -1 to 1."""
     return {label: 2 * index / max(1, len(scale) - 1) - 1 for index, label in enumerate(scale)}

@@ -1,36 +1,54 @@
-"""Summarization: a short text that says what a long one says.
+"""Summarization: a short text with the content of a long one.
 
-Rows are ``document`` and ``summary``, or two files of parallel lines, ``train.source`` and ``train.target``; a list of summaries
-is taken too, of which the first is learned and all count as right.
+Rows are ``document`` and ``summary``, or two files of parallel lines, ``train.source`` and ``train.target``. A list of summaries
+is allowed: the first is learned, and all of them count as gold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from nlptasks.data.readers import TABLES, pairs_of
-from nlptasks.heads.seq2seq import GenerativeHead, Writing, best
-from nlptasks.metrics.generation import rouge_scores
-from nlptasks.types import Reader
+from nlptasks.generation.hypotheses import Generated, GeneratedText, best
+from nlptasks.heads.base import Schema
+from nlptasks.heads.seq2seq import GeneratedTextWriter, Seq2SeqConfig, Seq2SeqExample, Seq2SeqFormat, Seq2SeqHead
+from nlptasks.metrics.base import Counts, Metrics
+from nlptasks.metrics.generation import rouge_counts, rouge_scores
 
 
-class SummarizationHead(GenerativeHead):
-    """Writes a summary of a document."""
+class SummarizationFormat(Seq2SeqFormat[Seq2SeqConfig]):
+    """Checkpoints that summarize."""
 
-    contract = 1
-    main_metric = "rougeL"
-    fields: ClassVar = ("document", "text", "summary")
-    gold_fields: ClassVar = ("summary",)
-    formats: ClassVar[Mapping[str, Reader]] = {**TABLES, ".source": pairs_of("document", "summary")}
-    source_field = "document"
-    target_field = "summary"
-    sample = "samples/summarization"
+    def task_settings(self, tasks: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any]) -> Mapping[str, Any]:
+        return tasks.get("summarization", {})
+
+
+class SummarizationWriter(GeneratedTextWriter):
+    """``doc._.summary`` gets the best summary."""
+
     assigns = ("doc._.summary",)
 
-    @classmethod
-    def _specific(cls, named: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any]) -> Mapping[str, Any]:
-        return named.get("summarization", {})
 
-    def metrics(self, examples: Sequence[Writing], results: Sequence[Any]) -> dict[str, float]:
-        return rouge_scores([example.targets for example in examples], [best(result).text for result in results])
+class SummarizationHead(Seq2SeqHead[Seq2SeqConfig]):
+    """Writes a summary of a document."""
+
+    Config = Seq2SeqConfig
+    schema = Schema(
+        contract=2,
+        fields=("document", "text", "summary"),
+        gold=("summary",),
+        results=(GeneratedText,),
+        sample="samples/summarization",
+        formats={**TABLES, ".source": pairs_of("document", "summary")},
+    )
+    hugging_face: ClassVar = SummarizationFormat(Seq2SeqConfig)
+    spacy: ClassVar = SummarizationWriter()
+    source_field = "document"
+    target_field = "summary"
+
+    def count(self, example: Seq2SeqExample, result: Generated) -> Counts:
+        return rouge_counts(example.targets, best(result).text)
+
+    def metrics(self, counts: Counts) -> Metrics:
+        return Metrics(rouge_scores(counts), main="rougeL")

@@ -6,97 +6,121 @@ Rows are ``source`` and ``target``, or two files of parallel lines, ``train.sour
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import tokenizers
 
-from nlptasks.backbones.backbone import BackboneInfo
-from nlptasks.config import setting
+from nlptasks.backbones.info import BackboneInfo
+from nlptasks.config import option
 from nlptasks.data.readers import TABLES, pairs_of
 from nlptasks.errors import UsageError, listing, quote
-from nlptasks.heads.seq2seq import GenerativeConfig, GenerativeHead, Writing, best
-from nlptasks.metrics.generation import translation_scores
-from nlptasks.text.windowing import tokens_around
-from nlptasks.types import Reader
+from nlptasks.generation.hypotheses import Generated, GeneratedText, best
+from nlptasks.generation.options import SpecialTokens
+from nlptasks.heads.base import Schema
+from nlptasks.heads.seq2seq import GeneratedTextWriter, Seq2SeqConfig, Seq2SeqExample, Seq2SeqFormat, Seq2SeqHead
+from nlptasks.metrics.base import Counts, Metrics
+from nlptasks.metrics.generation import translation_counts, translation_scores
+from nlptasks.text.windows import tokens_around
 
 _PAIR = re.compile("translation_(.+)_to_(.+)")
 _CODE = re.compile("[a-z]{2,3}_[A-Z][A-Za-z]+|__[a-z]{2,3}__")
 
 
 @dataclass(frozen=True)
-class TranslationConfig(GenerativeConfig):
+class TranslationConfig(Seq2SeqConfig):
     """Options of a translation head, and what its training data decided."""
 
-    source_language: str = setting("", "code of the language it reads, such as en")
-    target_language: str = setting("", "code of the language it writes, such as de; BLEU's words go by it")
+    source_language: str = option("", "code of the source language, such as en")
+    target_language: str = option("", "code of the target language, such as de; BLEU splits words by it")
 
 
-class TranslationHead(GenerativeHead):
-    """Writes a text in another language."""
+class TranslationFormat(Seq2SeqFormat[TranslationConfig]):
+    """Checkpoints that translate."""
 
-    contract = 1
-    Config = TranslationConfig
-    config: TranslationConfig
-    main_metric = "bleu"
-    perfect = 100.0
-    fields: ClassVar = ("source", "text", "target")
-    gold_fields: ClassVar = ("target",)
-    formats: ClassVar[Mapping[str, Reader]] = {**TABLES, ".source": pairs_of("source", "target")}
-    source_field = "source"
-    target_field = "target"
-    sample = "samples/translation"
-    assigns = ("doc._.translation",)
-
-    def __init__(self, config: TranslationConfig, *, backbone: BackboneInfo) -> None:
-        super().__init__(config, backbone=backbone)
-        self._signature = ""
-        codes = _codes(self.vocabulary)
-        if codes:
-            source, target = (
-                _code(getattr(config, option), codes, option) for option in ("source_language", "target_language")
-            )
-            if self.marks.prompt[-1] in codes.values():  # mBART's first kind begins with the language, others force it
-                self.marks = replace(self.marks, prompt=(*self.marks.prompt[:-1], codes[target]), forced_first=None)
-            else:
-                self.marks = replace(self.marks, forced_first=codes[target])
-            before, behind = tokens_around(self.vocabulary)
-            self.special = tuple((token, codes[source]) for token in codes.values() if token in before + behind)
-
-    @classmethod
-    def _specific(cls, named: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any]) -> Mapping[str, Any]:
-        pairs = {match.groups(): said for name, said in named.items() if (match := _PAIR.fullmatch(name))}
+    def task_settings(self, tasks: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any]) -> Mapping[str, Any]:
+        pairs = {match.groups(): said for name, said in tasks.items() if (match := _PAIR.fullmatch(name))}
         wanted = options.get("source_language", ""), options.get("target_language", "")
         if pairs and wanted not in pairs and "prefix" not in options:
             known = listing(" to ".join(pair) for pair in pairs)
             problem = f"are {quote(wanted[0])} and {quote(wanted[1])}"
-            raise UsageError("source_language, target_language", problem, f"take one of {known}, or give a prefix")
+            raise UsageError("source_language, target_language", problem, f"use one of {known}, or set a prefix")
         return pairs.get(wanted, {})
 
-    def to_hugging_face(self) -> tuple[dict[str, Any], list[str]]:
-        said, lost = super().to_hugging_face()
-        if self.special:
-            lost.append(f"the source language {quote(self.config.source_language)}: set src_lang of the tokenizer")
-        return said, lost
-
-    def metrics(self, examples: Sequence[Writing], results: Sequence[Any]) -> dict[str, float]:
-        gold, found = [example.targets for example in examples], [best(result).text for result in results]
-        scores, self._signature = translation_scores(gold, found, language=self.config.target_language)
-        return scores
-
-    def measured_by(self) -> str:
-        return self._signature
+    def to_checkpoint(self, config: TranslationConfig, backbone: BackboneInfo) -> tuple[dict[str, Any], list[str]]:
+        special, replaced = (config.special, ()) if config.decoder else _with_languages(config, backbone.vocabulary())
+        entries, lost = super().to_checkpoint(replace(config, **vars(special)), backbone)
+        if replaced:
+            lost.append(f"the source language {quote(config.source_language)}: set src_lang of the tokenizer")
+        return entries, lost
 
 
-def _codes(vocabulary: tokenizers.Tokenizer) -> dict[str, int]:
-    """The codes of languages among a tokenizer's special tokens, such as ``de_DE``, ``deu_Latn`` or ``__de__``, and their ids."""
+class TranslationWriter(GeneratedTextWriter):
+    """``doc._.translation`` gets the best translation."""
+
+    assigns = ("doc._.translation",)
+
+
+class TranslationHead(Seq2SeqHead[TranslationConfig]):
+    """Translates a text into another language."""
+
+    Config = TranslationConfig
+    schema = Schema(
+        contract=2,
+        fields=("source", "text", "target"),
+        gold=("target",),
+        results=(GeneratedText,),
+        sample="samples/translation",
+        formats={**TABLES, ".source": pairs_of("source", "target")},
+    )
+    hugging_face: ClassVar = TranslationFormat(TranslationConfig)
+    spacy: ClassVar = TranslationWriter()
+    source_field = "source"
+    target_field = "target"
+
+    def __init__(self, config: TranslationConfig, backbone: BackboneInfo) -> None:
+        super().__init__(config, backbone)
+        self.special, self.replaced = _with_languages(config, self.vocabulary)
+
+    def count(self, example: Seq2SeqExample, result: Generated) -> Counts:
+        return translation_counts(example.targets, best(result).text)
+
+    def metrics(self, counts: Counts) -> Metrics:
+        scores, signature = translation_scores(counts, language=self.config.target_language)
+        return Metrics(scores, main="bleu", scale=100.0, signature=signature)
+
+
+def _with_languages(
+    config: TranslationConfig, vocabulary: tokenizers.Tokenizer
+) -> tuple[SpecialTokens, tuple[tuple[int, int], ...]]:
+    """Return the special tokens for the languages, and the tokens around a source that the source language replaces.
+
+    Raises:
+        UsageError: the vocabulary has tokens for languages, and an option does not name one of them.
+    """
+    special, codes = config.special, _language_codes(vocabulary)
+    if not codes:
+        return special, ()
+    source, target = (
+        _code(getattr(config, option), codes, option) for option in ("source_language", "target_language")
+    )
+    if special.prompt[-1] in codes.values():  # the first mBART starts with the language, others force it
+        special = replace(special, prompt=(*special.prompt[:-1], codes[target]), forced_first=None)
+    else:
+        special = replace(special, forced_first=codes[target])
+    before, after = tokens_around(vocabulary)
+    return special, tuple((token, codes[source]) for token in codes.values() if token in before + after)
+
+
+def _language_codes(vocabulary: tokenizers.Tokenizer) -> dict[str, int]:
+    """Return the language codes among the special tokens, such as ``de_DE``, ``deu_Latn`` or ``__de__``, and their ids."""
     added = vocabulary.get_added_tokens_decoder().items()
     return {token.content: number for number, token in added if token.special and _CODE.fullmatch(token.content)}
 
 
 def _code(wanted: str, codes: Collection[str], option: str) -> str:
-    """The code that is meant: as it stands, or by its language alone if that is enough.
+    """Return the code itself, or the only code of a language.
 
     Raises:
         UsageError: there is none, or several.
@@ -104,6 +128,6 @@ def _code(wanted: str, codes: Collection[str], option: str) -> str:
     language = [code for code in codes if code == wanted or code.strip("_").partition("_")[0] == wanted]
     found = [wanted] if wanted in codes else language
     if len(found) != 1:
-        problem = f"is {quote(wanted)}" if wanted else "is not given, and this backbone wants a language"
-        raise UsageError(option, problem, f"take one of {listing(sorted(codes), limit=len(codes))}")
+        problem = f"is {quote(wanted)}" if wanted else "is not given, and this backbone needs a language"
+        raise UsageError(option, problem, f"use one of {listing(sorted(codes), limit=len(codes))}")
     return found[0]

@@ -1,6 +1,6 @@
-"""Batches: examples cut into windows, windows of similar length filled to a budget of tokens, and padded to arrays.
+"""Batches: windows of similar length fill a token budget and are padded to arrays.
 
-Order is a pure function of seed and epoch: nothing is drawn from a global random state.
+Their order is a pure function of seed and epoch; no global random state is used.
 """
 
 from __future__ import annotations
@@ -13,64 +13,74 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nlptasks.backbones.backbone import BackboneInfo
+from nlptasks.backbones.info import BackboneInfo
 from nlptasks.heads.base import Head
-from nlptasks.text.windowing import Tokenizer
-from nlptasks.types import IGNORED, Floats, Ints, Window
+from nlptasks.text.windows import Tokenizer
+from nlptasks.types import IGNORED, Array, Ints, Window
 
 _BUCKET_BATCHES = 50
-"""Batches that are filled from rows sorted together: enough to keep lengths equal, few enough to keep the order random."""
+"""Batches filled from rows that are sorted together: enough for equal lengths, few enough for a random order."""
 
 
 @dataclass(frozen=True)
-class Unit:
+class Instance:
     """One training example, whose windows stay in one batch.
 
     Attributes:
-        index: of the example among those given.
+        index: its index among the examples.
         windows: its windows.
-        features: what the loss needs beside the tokens, by window and name.
-        target: tokens of the longest text that is to be written.
+        targets: the targets of each window, by name.
+        written: tokens of its longest text to be written.
     """
 
     index: int
     windows: list[Window]
-    features: list[Mapping[str, Ints | Floats]]
-    target: int
+    targets: list[Mapping[str, Array]]
+    written: int
 
     @property
     def tokens(self) -> int:
-        """Tokens in all its windows, padded to the longest of them, or of what they are to be made into."""
-        return len(self.windows) * max(self.target, *map(len, self.windows))
+        """Tokens in all its windows, padded to the longest of them or of the texts to be written."""
+        return len(self.windows) * max(self.written, *map(len, self.windows))
 
 
-def make_units(head: Head, tokenizer: Tokenizer, examples: Sequence[Any]) -> list[Unit]:
-    """The examples with their windows and features; examples without any token are left out."""
-    sources = [head.sources(example) for example in examples]
-    windows = iter(tokenizer.windows([source for own in sources for source in own]))
-    units = []
-    for index, (example, own) in enumerate(zip(examples, sources, strict=True)):
+def make_instances(
+    head: Head[Any, Any, Any], tokenizer: Tokenizer, examples: Sequence[Any], axes: Mapping[str, str]
+) -> list[Instance]:
+    """Return the examples with their windows and targets; examples without any token are left out.
+
+    Args:
+        head: what reads them.
+        tokenizer: the backbone's.
+        examples: examples with gold answers.
+        axes: the axes of the network's targets by name.
+    """
+    inputs = [head.inputs(example) for example in examples]
+    windows = iter(tokenizer.windows([one for own in inputs for one in own]))
+    to_write = [name for name, letters in axes.items() if letters[1:2] == "T"]
+    instances = []
+    for index, (example, own) in enumerate(zip(examples, inputs, strict=True)):
         cut = [window for _ in own for window in next(windows)]
         if cut:
-            features = [head.features(example, window) for window in cut]
-            target = max((len(found[name]) for found in features for name in head.target_features), default=0)
-            units.append(Unit(index, cut, features, target))
-    return units
+            targets = [head.targets(example, window) for window in cut]
+            written = max((len(found[name]) for found in targets for name in to_write), default=0)
+            instances.append(Instance(index, cut, targets, written))
+    return instances
 
 
-def collate_units(units: Sequence[Unit], info: BackboneInfo) -> dict[str, Ints | Floats]:
-    """The windows of several units and their features, as arrays [B,S]; ``example`` [B] says whose each window is, from 0."""
-    features = [own for unit in units for own in unit.features]
-    arrays: dict[str, Ints | Floats] = {**collate([window for unit in units for window in unit.windows], info)}
-    for name in features[0]:
-        values = [own[name] for own in features]
+def collate_instances(instances: Sequence[Instance], info: BackboneInfo) -> dict[str, Array]:
+    """Return windows and targets as arrays [B,...], and ``example`` [B], the index of each window's instance."""
+    targets = [own for instance in instances for own in instance.targets]
+    arrays: dict[str, Array] = {**collate([window for instance in instances for window in instance.windows], info)}
+    for name in targets[0]:
+        values = [own[name] for own in targets]
         arrays[name] = pad(values, IGNORED, max(map(len, values)))
-    arrays["example"] = np.repeat(np.arange(len(units)), [len(unit.windows) for unit in units])
+    arrays["example"] = np.repeat(np.arange(len(instances)), [len(instance.windows) for instance in instances])
     return arrays
 
 
 def length_batches(lengths: Sequence[int], budget: int, order: Iterable[int]) -> list[list[int]]:
-    """Indices in this order, cut into batches of at most `budget` tokens, padding included (one alone may be longer)."""
+    """Cut indices, in this order, into batches of at most `budget` tokens with padding (a single one may be longer)."""
     batches: list[list[int]] = []
     longest = 0
     for index in order:
@@ -84,7 +94,7 @@ def length_batches(lengths: Sequence[int], budget: int, order: Iterable[int]) ->
 
 
 def epoch_batches(lengths: Sequence[int], budget: int, *, seed: int, epoch: int) -> list[list[int]]:
-    """The batches of one epoch: rows shuffled, sorted by length inside buckets, filled to the budget, batches shuffled."""
+    """Return the batches of one epoch: rows shuffled, sorted by length inside buckets, filled to the budget, shuffled."""
     draw = random.Random(f"{seed}/{epoch}")
     order = list(range(len(lengths)))
     draw.shuffle(order)
@@ -99,13 +109,13 @@ def epoch_batches(lengths: Sequence[int], budget: int, *, seed: int, epoch: int)
 
 
 def collate(windows: Sequence[Window], info: BackboneInfo, *, multiple: int = 1) -> dict[str, Ints]:
-    """Windows as the arrays ``ids``, ``mask`` and ``types`` [B,S].
+    """Return windows as the arrays ``ids``, ``mask`` and ``types`` [B,S].
 
     Args:
         windows: the windows.
         info: of the backbone that reads them.
-        multiple: S is the next multiple of this, if the backbone reads as many tokens. Few different shapes keep memory
-            flat: runtimes keep something for every shape that they have met.
+        multiple: S is rounded up to a multiple of this, if the backbone reads as many tokens. Few different shapes keep
+            memory flat: runtimes allocate something for every new shape.
     """
     longest = max(map(len, windows))
     size = max(longest, min(-(-longest // multiple) * multiple, info.max_tokens))
@@ -117,10 +127,10 @@ def collate(windows: Sequence[Window], info: BackboneInfo, *, multiple: int = 1)
 
 
 def random_batch(info: BackboneInfo, shape: tuple[int, int], seed: int = 0) -> dict[str, Ints]:
-    """Random tokens, some of them padding, to compare two ways to run a model: each of the backbone's inputs [B,S]."""
+    """Return random tokens with padding, to compare two runtimes: each of the backbone's inputs [B,S]."""
     draw = np.random.default_rng(seed)
     batch, length = shape
-    ids = draw.integers(0, info.config.vocab_size, size=shape)
+    ids = draw.integers(0, info.vocabulary_size, size=shape)
     mask = np.ones(shape, dtype=np.int64)
     for row in range(1, batch):
         mask[row, max(1, length - row) :] = 0
@@ -131,7 +141,7 @@ def random_batch(info: BackboneInfo, shape: tuple[int, int], seed: int = 0) -> d
 
 
 def pad(sequences: Sequence[npt.NDArray[Any]], filler: int, size: int) -> npt.NDArray[Any]:
-    """Sequences as one array [B, size] of their own kind of numbers, filled up at the right."""
+    """Return sequences as one array [B, size] of their dtype, padded on the right."""
     padded = np.full((len(sequences), size), filler, dtype=sequences[0].dtype)
     for row, sequence in zip(padded, sequences, strict=True):
         row[: len(sequence)] = sequence

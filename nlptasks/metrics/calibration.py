@@ -1,42 +1,44 @@
-"""From logits to probabilities that mean something: softmax and sigmoid at a temperature, fitting it, and what is left to wish.
+"""From logits to calibrated probabilities: softmax and sigmoid at a temperature, fitting it, and the calibration error.
 
-A temperature T divides the logits (Guo et al. 2017, On Calibration of Modern Neural Networks): above 1 it makes a head less sure,
-below 1 surer, and never changes which class is the most likely one.
+A temperature divides the logits (Guo et al. 2017, On Calibration of Modern Neural Networks): above 1 it lowers the confidence,
+below 1 it raises it, and the most likely class stays the same.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from nlptasks.errors import BackendError
-from nlptasks.types import Floats
+from nlptasks.types import Floats, Ints
 
 BINS = 15
 """Bins of equal width in `calibration_error`."""
 
 _COLDEST, _HOTTEST = 0.05, 20.0
-_DOUBT = 10.0
-"""What a temperature costs for being far from 1, in nats at T = e: a few rows alone do not move it."""
+_PRIOR = 10.0
+"""Cost of a temperature of e, in nats, so that a few rows alone do not move it away from 1."""
 
-TEMPERATURE_DOC = "what logits are divided by before they become probabilities; 1 if it was not fitted"
+TEMPERATURE_DOC = "divides the logits before they become probabilities; 1 if it was not fitted"
 
 
 def checked(logits: Floats) -> Floats:
-    """The logits, if every one is a number.
+    """Return the logits if all are finite.
 
     Raises:
         BackendError: one is not finite.
     """
     if not np.isfinite(logits).all():
-        raise BackendError("the model", "gave logits that are not finite", "train again with a lower --lr, or in fp32")
+        raise BackendError("the model", "returned logits that are not finite", "train again with a lower --lr, or in fp32")
     return logits
 
 
 def log_softmax(logits: Floats, temperature: float = 1.0) -> Floats:
-    """Logarithms of probabilities that add up to 1 along the last axis [...,C]."""
+    """Return log-probabilities that sum to 1 over the last axis [...,C]."""
     scaled = logits / temperature
     shifted = scaled - scaled.max(axis=-1, keepdims=True, initial=-np.inf)
     normal: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
@@ -44,36 +46,106 @@ def log_softmax(logits: Floats, temperature: float = 1.0) -> Floats:
 
 
 def log_sigmoid(logits: Floats, temperature: float = 1.0) -> Floats:
-    """Logarithms of the probabilities of independent classes [...]."""
+    """Return log-probabilities of independent classes [...]."""
     values: Floats = -np.logaddexp(0.0, -logits / temperature).astype(np.float32)
     return values
 
 
-def fit_temperature(surprise: Callable[[float], float]) -> float:
-    """The temperature at which gold answers surprise least.
+class Likelihood(Protocol):
+    """How likely the gold answers are, as a function of the temperature."""
 
-    Args:
-        surprise: the summed negative log-likelihood of the gold answers, in nats, at a temperature.
+    def nll(self, temperature: float) -> float:
+        """Return the summed negative log-likelihood of the gold answers, in nats."""
 
-    Returns:
-        The temperature; 1 where the gold answers are impossible.
+
+@dataclass(frozen=True)
+class SoftmaxLikelihood:
+    """Of classes that exclude each other.
+
+    Attributes:
+        logits: scores of the classes, after windows are merged [N,C].
+        gold: the right class of each row [N].
+    """
+
+    logits: Floats
+    gold: Ints
+
+    def nll(self, temperature: float) -> float:
+        rows = np.arange(len(self.gold))
+        return -float(log_softmax(self.logits, temperature)[rows, self.gold].sum(dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class SigmoidLikelihood:
+    """Of independent classes.
+
+    Attributes:
+        logits: scores of the classes, after windows are merged [N,C].
+        gold: 1 for right classes, else 0 [N,C].
+    """
+
+    logits: Floats
+    gold: Ints
+
+    def nll(self, temperature: float) -> float:
+        signed = np.where(self.gold == 1, self.logits, -self.logits)
+        return -float(log_sigmoid(signed, temperature).sum(dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class SpanLikelihood:
+    """Of spans of a text, or of no span at all, whose logit is 0.
+
+    Attributes:
+        candidates: for each row the logits of all spans, in any shape.
+        gold: for each row the logits of the right spans; 0 for no span.
+        none_allowed: True if no span is an answer, too.
+    """
+
+    candidates: Sequence[Floats]
+    gold: Sequence[Floats]
+    none_allowed: bool
+
+    def nll(self, temperature: float) -> float:
+        return sum(
+            log_total(logits / temperature, none_allowed=self.none_allowed) - log_sum(right / temperature)
+            for logits, right in zip(self.candidates, self.gold, strict=True)
+        )
+
+
+def log_sum(values: Floats) -> float:
+    """Return the logarithm of the sum of exponentials."""
+    highest = values.max(initial=-np.inf)
+    return float(highest + np.log(np.exp(values - highest).sum())) if np.isfinite(highest) else -np.inf
+
+
+def log_total(logits: Floats, *, none_allowed: bool) -> float:
+    """Return the log partition function of spans; no span counts 1 if it is allowed."""
+    total = log_sum(logits)
+    return float(np.logaddexp(total, 0.0)) if none_allowed else total
+
+
+def fit_temperature(likelihood: Likelihood) -> float:
+    """Return the temperature that minimises the negative log-likelihood; 1 if the gold answers are impossible.
+
+    It does not use the training loss: label smoothing and class weights would distort it.
     """
     from scipy.optimize import minimize_scalar  # heavy, and only training needs it
 
     def cost(log: float) -> float:
-        return surprise(math.exp(log)) + _DOUBT * log**2
+        return likelihood.nll(math.exp(log)) + _PRIOR * log**2
 
-    if not math.isfinite(surprise(1.0)):
+    if not math.isfinite(likelihood.nll(1.0)):
         return 1.0
     found = minimize_scalar(cost, bounds=(math.log(_COLDEST), math.log(_HOTTEST)), method="bounded")
     return round(math.exp(float(found.x)), 4)
 
 
 def calibration_error(scored: Sequence[tuple[float, bool]]) -> float | None:
-    """Expected calibration error: how far scores are from how often they are right, on average, in 15 bins of equal width.
+    """Return the expected calibration error: the mean gap between score and accuracy in 15 bins of equal width.
 
     Args:
-        scored: the score of each answer, in 0..1, and whether it is right.
+        scored: the score of each answer, in 0..1, and True if the answer is right.
 
     Returns:
         A share in 0..1; None if there is no answer.

@@ -1,39 +1,56 @@
-"""Metrics of texts that were written, by the libraries of the field: ROUGE by rouge-score, BLEU and chrF by sacrebleu.
+"""Metrics of generated texts: ROUGE by rouge-score, BLEU and chrF by sacrebleu.
 
-The libraries are imported where they are used: who only predicts needs none of them.
+The libraries are imported where they are used, so that prediction needs none of them.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
+from nlptasks.metrics.base import Counts
 from nlptasks.text.words import is_mostly_unspaced, split_unspaced
 
 _ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+_SUPPORT = "support"
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*")  # noqa: RUF001
 
 
-def rouge_scores(gold: Sequence[Sequence[str]], predicted: Sequence[str]) -> dict[str, float]:
-    """ROUGE F1 of summaries, words stemmed by Porter, as shares; in scripts without spaces every character is a word.
+def rouge_counts(gold: Sequence[str], predicted: str) -> Counts:
+    """Compute ROUGE F1 of one text with Porter stemming; in scripts without spaces every character is a word.
 
     Args:
-        gold: the right summaries of each text; the one that fits best counts.
-        predicted: the found summary.
+        gold: the gold texts; the one that fits best counts.
+        predicted: the generated text.
+    """
+    scores = _rouge_scorer().score_multi([_by_sentence(text) for text in gold], _by_sentence(predicted))
+    return Counts({**{name: float(scores[name].fmeasure) for name in _ROUGE}, _SUPPORT: 1.0})
+
+
+def rouge_scores(counts: Counts) -> dict[str, float]:
+    """Return the mean of ROUGE F1 over texts, in 0..1.
+
+    Args:
+        counts: merged `rouge_counts`.
 
     Returns:
         ``rouge1``, ``rouge2``, ``rougeL``, ``rougeLsum`` (sentence by sentence), and ``support``, the number of texts.
     """
+    support = counts.sums[_SUPPORT]
+    return {**{name: counts.sums[name] / support for name in _ROUGE}, _SUPPORT: support}
+
+
+@functools.cache
+def _rouge_scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
     from rouge_score.tokenizers import DefaultTokenizer
 
     class Words(DefaultTokenizer):  # type: ignore[misc]
-        """Its own words; it knows no other letters than a to z, so those with others are taken whole, Chinese ones singly."""
+        """The words of rouge-score, which knows the letters a to z only: other words are kept whole, or split by character."""
 
         def tokenize(self, text: str) -> list[str]:
             if is_mostly_unspaced(text):
@@ -43,19 +60,11 @@ def rouge_scores(gold: Sequence[Sequence[str]], predicted: Sequence[str]) -> dic
                 words += super().tokenize(word) if word.isascii() else [word]
             return words
 
-    scorer = RougeScorer(_ROUGE, tokenizer=Words(use_stemmer=True))
-    rows = [
-        scorer.score_multi([_by_sentence(text) for text in own], _by_sentence(found))
-        for own, found in zip(gold, predicted, strict=True)
-    ]
-    return {
-        **{name: float(np.mean([row[name].fmeasure for row in rows])) for name in _ROUGE},
-        "support": float(len(rows)),
-    }
+    return RougeScorer(_ROUGE, tokenizer=Words(use_stemmer=True))
 
 
 def _words(text: str) -> list[str]:
-    """Runs of letters, digits and the marks that belong to them, such as the vowels of Hindi."""
+    """Return runs of letters, digits and the marks that belong to them, such as the vowels of Hindi."""
     composed = unicodedata.normalize("NFC", text)
     found = "".join(char if char.isalnum() or _is_mark(char) else " " for char in composed).split()
     return [word for word in found if any(map(str.isalnum, word))]  # emoji have marks, too
@@ -66,41 +75,44 @@ def _is_mark(char: str) -> bool:
 
 
 def _by_sentence(text: str) -> str:
-    """A sentence a line, which ROUGE-Lsum goes by."""
+    """Return the text with one sentence a line, as ROUGE-Lsum expects it."""
     return _SENTENCE_END.sub("\n", text)
 
 
-def translation_scores(
-    gold: Sequence[Sequence[str]], predicted: Sequence[str], *, language: str
-) -> tuple[dict[str, float], str]:
-    """BLEU (cased) and chrF of translations, on sacrebleu's scale of 0..100.
+def translation_counts(gold: Sequence[str], predicted: str) -> Counts:
+    """Keep one translation with its gold translations: BLEU and chrF are computed over a whole corpus."""
+    return Counts(rows=((predicted, tuple(gold)),))
+
+
+def translation_scores(counts: Counts, *, language: str) -> tuple[dict[str, float], str]:
+    """Compute BLEU (cased) and chrF of translations, in 0..100.
 
     Args:
-        gold: the right translations of each text.
-        predicted: the found one.
-        language: code of the language they are in, which decides what a word is; for all but Chinese and Japanese their script
-            does, too.
+        counts: merged `translation_counts`.
+        language: code of the target language, which decides how words are split; so does the script, except for Chinese and
+            Japanese.
 
     Returns:
-        ``bleu``, ``chrf`` and ``support``, the number of texts; and sacrebleu's signatures, which say how they were computed.
+        ``bleu``, ``chrf`` and ``support``, the number of texts; and the signatures of sacrebleu.
     """
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 
+    predicted, gold = ([row[column] for row in counts.rows] for column in (0, 1))
     most = max(map(len, gold))
     # None where a text has fewer references than others.
     references: list[Any] = [[own[number] if number < len(own) else None for own in gold] for number in range(most)]
     unspaced = is_mostly_unspaced("".join(own[0] for own in gold))
-    bleu, chrf = BLEU(tokenize=_words_of(language, unspaced=unspaced)), CHRF()
+    bleu, chrf = BLEU(tokenize=_sacrebleu_tokenizer(language, unspaced=unspaced)), CHRF()
     scores: dict[str, Any] = {
-        name: metric.corpus_score(list(predicted), references) for name, metric in (("bleu", bleu), ("chrf", chrf))
+        name: metric.corpus_score(predicted, references) for name, metric in (("bleu", bleu), ("chrf", chrf))
     }
     signature = f"BLEU {bleu.get_signature()}, chrF {chrf.get_signature()}"
-    return {**{name: float(score.score) for name, score in scores.items()}, "support": float(len(gold))}, signature
+    return {**{name: float(score.score) for name, score in scores.items()}, _SUPPORT: float(len(gold))}, signature
 
 
-def _words_of(language: str, *, unspaced: bool) -> str:
-    """Sacrebleu's tokenizer for a language; that for Japanese needs two packages more, without which characters are words."""
+def _sacrebleu_tokenizer(language: str, *, unspaced: bool) -> str:
+    """Return sacrebleu's tokenizer for a language. That for Japanese needs two more packages; without them it is ``char``."""
     main = re.split("[-_]", language.lower().strip("_"))[0]
     if main in ("ja", "jpn"):
         return "ja-mecab" if all(map(importlib.util.find_spec, ("MeCab", "ipadic"))) else "char"

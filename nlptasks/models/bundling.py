@@ -1,4 +1,4 @@
-"""A model folder that goes along with something else: as a copy, as bytes, or as a reference that knows what it refers to."""
+"""A model folder that is stored with something else: as a copy, as bytes, or as a reference with a checksum."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from nlptasks.errors import ModelError, UsageError
+from nlptasks.models.folder import ModelFolder
 from nlptasks.models.manifest import EXPORTS, MANIFEST, REPORT
-from nlptasks.models.model import ModelFolder
 from nlptasks.storage.atomic import sha256, written_beside
 from nlptasks.storage.integrity import CARD, check_list, check_shape, read_json
 
 REFERENCE = "reference.json"
-"""The file that stands in the place of a model folder."""
+"""The file that replaces a model folder."""
 
 _REFERENCE_SHAPE = {"model": str, "sha256": str}
-_AGAIN = "take those that to_bytes gave, and see that there is space"
+_AGAIN = "use the bytes that to_bytes returned, and check the free space"
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A model folder, as it was.
+    """A model folder in one state.
 
     Attributes:
         model: the folder.
-        sha256: of its list of files, which has the sha256 of each; empty for what is no model folder.
+        sha256: of its manifest, which has the sha256 of each file; empty if it is no model folder.
     """
 
     model: str
@@ -37,17 +37,17 @@ class Reference:
 
     @classmethod
     def to(cls, model: str) -> Reference:
-        """A reference to what a model is now: a folder by its whole path, a checkpoint by its name."""
+        """Return a reference to the current state of a model: a folder by its absolute path, a checkpoint by its name."""
         path = Path(model)
         whole = str(path.resolve()) if path.is_dir() else model
         return cls(whole, _digest(whole))
 
 
 def copy_model(model: Reference, target: Path) -> None:
-    """A copy of a model folder, with its exports; what was there is replaced.
+    """Copy a model folder with its exports; the target is replaced.
 
     Raises:
-        ModelError: the model is another one by now, or the copy cannot be written.
+        ModelError: the model has changed, or the copy cannot be written.
     """
     source, names = Path(model.model), _names(model)
     if source.resolve() == target.resolve():
@@ -59,19 +59,19 @@ def copy_model(model: Reference, target: Path) -> None:
 
 
 def model_files(model: Reference) -> dict[str, bytes]:
-    """The files of a model folder by their paths from there.
+    """Return the files of a model folder by their paths in it.
 
     Raises:
-        ModelError: it is another one by now.
+        ModelError: the model has changed.
     """
     return {name: (Path(model.model) / name).read_bytes() for name in _names(model)}
 
 
 def write_files(files: Mapping[str, bytes], place: Path) -> None:
-    """Write what `model_files` gave into a folder, which is not checked to be a model.
+    """Write what `model_files` returned into a folder. The model is not checked.
 
     Raises:
-        ModelError: these are no files by name, or a name is not that of a file inside the folder, or the disk refuses.
+        ModelError: these are no files by name, a name is no path inside the folder, or the disk refuses.
     """
     if not all(isinstance(name, str) and isinstance(content, bytes) for name, content in files.items()):
         raise ModelError("the bytes", "hold no files by name", _AGAIN)
@@ -85,10 +85,10 @@ def write_files(files: Mapping[str, bytes], place: Path) -> None:
 
 
 def write_reference(model: Reference, target: Path) -> None:
-    """Write a reference to a model folder as a file into another one; what was there is replaced.
+    """Write a folder that refers to a model folder; the target is replaced.
 
     Raises:
-        ModelError: the model is another one by now, or it cannot be written.
+        ModelError: the model has changed, or the reference cannot be written.
     """
     record = asdict(checked(model))
     with written_beside(target, ModelError) as place:
@@ -96,20 +96,24 @@ def write_reference(model: Reference, target: Path) -> None:
 
 
 def model_in(place: Path, *, or_else: str) -> str:
-    """The model that a folder holds, or refers to; it may have moved to another place, if it is the same there.
+    """Return the model that a folder contains or refers to.
+
+    Args:
+        place: the folder.
+        or_else: another place to look for the model if it was moved.
 
     Raises:
-        ModelError: it is not the one that was referred to.
+        ModelError: the model has changed.
     """
     file = place / REFERENCE
     return read_reference(read_json(file), where=str(file), or_else=or_else).model if file.exists() else str(place)
 
 
 def read_reference(record: Mapping[str, Any], *, where: str, or_else: str) -> Reference:
-    """A reference, whose model is there and has not changed, or is the same in another place.
+    """Return a reference to a model that has not changed, here or in another place.
 
     Raises:
-        ModelError: it is damaged, or its model is not there, or another one is.
+        ModelError: the reference is damaged, or its model is missing or has changed.
     """
     try:
         check_shape(record, _REFERENCE_SHAPE, name="the reference")
@@ -120,28 +124,33 @@ def read_reference(record: Mapping[str, Any], *, where: str, or_else: str) -> Re
 
 
 def checked(model: Reference, *, where: str = "the component") -> Reference:
-    """A reference whose model is there and has not changed.
+    """Return a reference if its model exists and has not changed.
 
     Raises:
-        ModelError: it is not there, or another one is.
+        ModelError: it is missing or has changed.
     """
     found = _digest(model.model)
     if found != model.sha256:
         problem = f"refers to the model {model.model}, which " + ("was changed since" if found else "is not there")
-        fix = "put that model back, name its place by the config's model, or save the pipeline again with store='copy'"
+        fix = "put that model back, set the config's model to its place, or save the pipeline again with store='copy'"
         raise ModelError(where, problem, fix)
     return model
 
 
 def _digest(model: str) -> str:
-    """The sha256 of a model folder's list of files; empty if it has none."""
+    """Return the sha256 of a model's manifest; empty if it has none."""
     file = Path(model) / MANIFEST
     return sha256(file) if file.is_file() else ""
 
 
 def _names(model: Reference) -> list[str]:
+    """Return the files to copy.
+
+    Raises:
+        UsageError: it is no model folder.
+    """
     if not model.sha256:
-        fix = "import it (nlptasks import) and take the folder, or take store='reference'"
+        fix = "import it (nlptasks import) and use the folder, or use store='reference'"
         raise UsageError(f"the model {model.model}", "is a checkpoint, of which no copy can be kept", fix)
     stored = ModelFolder.open(checked(model).model)
     exports = [

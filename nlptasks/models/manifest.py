@@ -1,8 +1,7 @@
-"""What a model folder says of itself: ``nlptasks.json``, and the ``report.json`` of each export, read without trust."""
+"""The files that describe a model: ``nlptasks.json``, and the ``report.json`` of each export. Both are checked when read."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 from collections.abc import Mapping
@@ -11,11 +10,11 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from nlptasks.backbones.backbone import CONFIG, TOKENIZER, WEIGHTS, BackboneInfo
+from nlptasks.backbones.info import CONFIG, TOKENIZER, WEIGHTS, BackboneInfo
 from nlptasks.config import check_head_name
 from nlptasks.errors import ModelError, UsageError, listing, quote
 from nlptasks.registry import package_of
-from nlptasks.storage.atomic import NoSealError, files_in, parsed, sealed, sha256, unsealed
+from nlptasks.storage.atomic import files_in, parsed, sealed, sha256, unsealed
 from nlptasks.storage.integrity import RESTORE, check_list, check_shape, read_whole
 from nlptasks.version import __version__
 
@@ -23,10 +22,11 @@ MANIFEST = "nlptasks.json"
 EXPORTS = "onnx"
 REPORT = "report.json"
 LOG = "training.json"
-"""How each head came to be, by its name."""
+"""How each head was made, by its name."""
 FORMAT = 1
+"""Version of the format of model folders."""
 REPORT_NAME = re.compile(f"{EXPORTS}/([^/]+)/{re.escape(REPORT)}")
-"""Where the report of an export stands in a model; its group is the precision."""
+"""Path of an export's report in a model; its group is the precision."""
 
 _MANIFEST_SHAPE = {
     "format": int,
@@ -34,9 +34,13 @@ _MANIFEST_SHAPE = {
     "backbone": {
         "source": str,
         "revision": (str, NoneType),
+        "kind": str,
+        "width": int,
         "max_tokens": int,
+        "positions": (int, NoneType),
+        "vocabulary_size": int,
+        "token_types": int,
         "pad_id": int,
-        "has_types": bool,
         "generation": dict,
     },
     "heads": {...: {"task": str, "config": dict, "metrics": {...: {...: (float, int)}}, "package": str, "branch": int}},
@@ -53,27 +57,30 @@ _REPORT_SHAPE = {
     "agreement": (float, int, NoneType),
     "shapes": list,
     "checks": {
-        ...: {"metric": str, "split": str, "rows": int, **dict.fromkeys(("torch", "onnx", "points"), (float, int))}
+        ...: {
+            "metric": str,
+            "split": str,
+            "rows": int,
+            **dict.fromkeys(("reference", "exported", "points"), (float, int)),
+        }
     },
+    "outputs": {...: {...: str}},
+    "graphs": {...: {"sizes": {...: list}, "limits": {...: int}}},
     "made_from": {...: str},
     "files": {...: str},
 }
 
 
-_FIRST_REPORTS = {"opset": 0, "device": "cpu", "differences": {}, "agreement": None, "checks": {}}
-"""What the first reports of this format, which are of fp32, did not say."""
-
-
 @dataclass(frozen=True)
 class HeadRecord:
-    """What a model remembers of a head.
+    """What a model folder stores about a head, beside its weights.
 
     Attributes:
         task: the registered task.
-        config: the head's config, as JSON has it.
+        config: the head's config, for JSON.
         metrics: metrics by part of the data.
         package: name and version of the package that registers the task, such as ``nlptasks 0.1.0``; empty until it is saved.
-        branch: layers of the backbone that the head owns, from the top.
+        branch: number of top layers of the backbone that the head owns.
     """
 
     task: str
@@ -86,13 +93,13 @@ class HeadRecord:
 def write_manifest(
     place: Path, *, backbone: BackboneInfo, heads: Mapping[str, HeadRecord], digests: Mapping[str, str] | None = None
 ) -> None:
-    """Write ``nlptasks.json`` over what else stands in a folder; exports keep their own lists.
+    """Write ``nlptasks.json``, which lists all other files in a folder except exports, which have their own lists.
 
     Args:
         place: the folder.
-        backbone: what is known of the backbone.
-        heads: what is remembered of each head.
-        digests: sha256 to be listed for files that somebody has edited: their own before that.
+        backbone: facts about the backbone.
+        heads: the record of each head.
+        digests: for files that somebody has edited, the sha256 to list: that of the file before it was edited.
 
     Raises:
         OSError: the disk refuses.
@@ -109,23 +116,18 @@ def write_manifest(
 
 
 def read_manifest(file: Path) -> dict[str, Any]:
-    """The manifest in a file.
+    """Return the manifest in a file.
 
     Raises:
         ModelError: it is damaged, or made by a newer library.
     """
     content = read_whole(file)
     try:
+        _check_format(file, parsed(content))  # a newer format may be sealed in another way
         manifest = unsealed(content)
-    except NoSealError as error:  # damaged, or a newer format with another kind of seal
-        with contextlib.suppress(ValueError):
-            _check_format(file, parsed(content))
-        raise ModelError(str(file), f"is damaged ({error})", RESTORE) from error
     except ValueError as error:
         raise ModelError(str(file), f"is damaged ({error})", RESTORE) from error
-    _check_format(file, manifest)
     try:
-        _complete(manifest)
         check_shape(manifest, _MANIFEST_SHAPE, name="")
         if manifest["format"] != FORMAT:
             raise ValueError(f"its format is {manifest['format']}")
@@ -142,17 +144,8 @@ def read_manifest(file: Path) -> dict[str, Any]:
     return manifest
 
 
-def _complete(manifest: Any) -> None:
-    """Add what the first models of this format did not say."""
-    backbone, heads = manifest.get("backbone"), manifest.get("heads")
-    if isinstance(backbone, dict):
-        backbone.setdefault("generation", {})
-    for head in heads.values() if isinstance(heads, dict) else ():
-        if isinstance(head, dict):
-            head.setdefault("branch", 0)
-
-
 def _check_format(file: Path, manifest: Any) -> None:
+    """Refuse a newer format; anything else that is wrong is found by its shape."""
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if isinstance(found, int) and found > FORMAT:
         made_by = quote(manifest.get("nlptasks"))
@@ -160,17 +153,18 @@ def _check_format(file: Path, manifest: Any) -> None:
 
 
 def read_report(file: Path) -> dict[str, Any]:
-    """The report of an export.
+    """Return the report of an export.
 
     Raises:
         ModelError: it is damaged.
     """
     try:
-        report = {**_FIRST_REPORTS, **unsealed(read_whole(file))}
+        report = unsealed(read_whole(file))
         check_shape(report, _REPORT_SHAPE, name="")
         _check_numbers(report)
+        _check_graphs(report)
         if report["precision"] != file.parent.name:
-            raise ValueError(f"it is that of {quote(report['precision'])}")
+            raise ValueError(f"its precision is {quote(report['precision'])}")
     except (ValueError, OverflowError) as error:
         raise ModelError(
             str(file), f"is damaged ({error})", f"remove {file.parent}, and run nlptasks export"
@@ -180,21 +174,40 @@ def read_report(file: Path) -> dict[str, Any]:
 
 
 def _check_numbers(report: Mapping[str, Any]) -> None:
-    """Check that what is measured are numbers.
+    """Check that measured values are finite.
 
     Raises:
-        ValueError: one is not.
-        OverflowError: one is too large.
+        ValueError: a value is not.
+        OverflowError: a value is too large.
     """
-    measured = [(check["torch"], check["onnx"], check["points"]) for check in report["checks"].values()]
+    measured = [(check["reference"], check["exported"], check["points"]) for check in report["checks"].values()]
     compared = [report["max_difference"], report["agreement"] or 0, *report["differences"].values()]
     for value in [*compared, *(value for own in measured for value in own)]:
         if not math.isfinite(float(value)):
             raise ValueError(f"it has the number {value}")
 
 
+def _check_graphs(report: Mapping[str, Any]) -> None:
+    """Check that each graph has a file, and inputs with sizes.
+
+    Raises:
+        ValueError: a graph has not.
+    """
+    for graph, record in report["graphs"].items():
+        if graph_file(graph) not in report["files"]:
+            raise ValueError(f"it does not list the file of the graph {quote(graph)}")
+        for sizes in record["sizes"].values():
+            for size in sizes:
+                check_shape(size, (int, NoneType), name=f"a size of the graph {quote(graph)}")
+
+
+def graph_file(graph: str) -> str:
+    """Return the name of a graph's file in an export."""
+    return f"{graph}.onnx"
+
+
 def head_file(name: str, end: str = "safetensors") -> str:
-    """Where a file of a head stands in a model."""
+    """Return the path of a head's file in a model folder."""
     return f"heads/{name}.{end}"
 
 

@@ -1,4 +1,4 @@
-"""The model card: a README that says what the model answers, how well, and how to use it."""
+"""The model card: a README with what the model does, its metrics, and how to use it."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from nlptasks.backbones.backbone import BackboneInfo
+from nlptasks.backbones.info import BackboneInfo
 from nlptasks.data.datasets import CALIBRATION
-from nlptasks.heads.base import Head
+from nlptasks.heads.base import AnyHead
 from nlptasks.metrics.calibration import BINS
 from nlptasks.models.manifest import HeadRecord
 
 
 def model_card(
-    info: BackboneInfo, heads: Mapping[str, Head], records: Mapping[str, HeadRecord], logs: Mapping[str, Any]
+    info: BackboneInfo, heads: Mapping[str, AnyHead], records: Mapping[str, HeadRecord], logs: Mapping[str, Any]
 ) -> str:
-    """The card of a model.
+    """Return the card of a model.
 
     Args:
-        info: of the backbone.
-        heads: its heads.
-        records: what is remembered of each.
-        logs: how each came to be, as ``training.json`` has it.
+        info: facts about the backbone.
+        heads: the heads.
+        records: the record of each head.
+        logs: how each head was made, as in ``training.json``.
     """
-    own = [_head_section(name, head, records[name], logs.get(name, {}), info) for name, head in heads.items()]
-    what = "A model" if len(heads) == 1 else f"A model with {len(heads)} heads, which answer in one pass,"
+    own = [_head_section(name, head, records[name], logs.get(name, {})) for name, head in heads.items()]
+    what = "A model" if len(heads) == 1 else f"A model with {len(heads)} heads, which run in one pass,"
     commit = f" at commit `{info.revision}`" if info.revision else ""
     lines = [
         f"# {' + '.join(heads)}",
@@ -38,10 +38,10 @@ def model_card(
     return "\n".join(lines)
 
 
-def _use(heads: Mapping[str, Head]) -> list[str]:
+def _use(heads: Mapping[str, AnyHead]) -> list[str]:
     names = list(heads)
     asked = json.dumps(names[0] if len(names) == 1 else names)
-    row = {key: value for head in heads.values() for key, value in head.example_row().items()}
+    row = {key: value for head in heads.values() for key, value in head.presenter.example_row().items()}
     text = row["text"] if row.keys() == {"text"} else None
     return [
         "## Use",
@@ -59,46 +59,48 @@ def _use(heads: Mapping[str, Head]) -> list[str]:
     ]
 
 
-def _head_section(name: str, head: Head, record: HeadRecord, log: Mapping[str, Any], info: BackboneInfo) -> list[str]:
+def _head_section(name: str, head: AnyHead, record: HeadRecord, log: Mapping[str, Any]) -> list[str]:
     owns = {0: "", 1: " It owns the top layer of the backbone."}.get(
         record.branch, f" It owns the {record.branch} top layers of the backbone."
     )
-    how = "imported" if "imported" in log else "made"
+    how = "imported" if "imported" in log else "trained"
     made = f", {how} with nlptasks {log['nlptasks']} on {log['date'][:10]}" if log else ""
+    labels = ", ".join(f"`{label}`" for label in head.presenter.labels)
     return [
         f"## Head `{name}`",
         "",
         f"For the task `{record.task}`{made}.{owns}",
         "",
-        *([f"Labels: {', '.join(f'`{label}`' for label in head.labels)}", ""] if head.labels else []),
-        *(_trained(name, head, log) if "history" in log else _imported(log) if log else []),
+        *([f"Labels: {labels}", ""] if labels else []),
+        *(_trained(log) if "history" in log else _imported(log) if log else []),
     ]
 
 
-def _trained(name: str, head: Head, log: Mapping[str, Any]) -> list[str]:
+def _trained(log: Mapping[str, Any]) -> list[str]:
     rows = ", ".join(f"{part} {count}" for part, count in log["rows"].items())
     return [
         "### Quality",
         "",
-        *_metric_table(log["metrics"], head.main_metric),
+        *_metric_table(log["metrics"], log["main_metric"]),
         "",
-        f"Measured on the weights after epoch {log['kept_epoch']}, the best on dev"
-        + (", with thresholds, if it has any, that were fitted on dev")
+        f"Measured on the weights after epoch {log['kept_epoch']}, the best on dev, with thresholds (if any) that were fitted on "
+        "dev"
         + (f"; {log['data']['split']}." if log["data"]["split"] else ".")
-        + (f" {log['measured_by']}." if log["measured_by"] else ""),
+        + (f" {log['signature']}." if log["signature"] else ""),
         "",
         *_together(log),
         *_scores(log),
         "### Training",
         "",
         f"Rows: {rows}. {len(log['history'])} epochs in {log['seconds']} seconds on {log['device']}"
-        f" with {log['threads']} threads. All settings, versions and the sha256 of the data stand in `training.json`.",
+        f" with {log['threads']} threads. "
+        "All settings, versions and the sha256 of the data are in `training.json`.",
         "",
     ]
 
 
 def _together(log: Mapping[str, Any]) -> list[str]:
-    """Of heads that learned together, each one's own best, and what it has at the weights that are kept."""
+    """Return, for heads that were trained together, the best metric of each and the one of the kept weights."""
     if len(log["together"]) == 1:
         return []
     kept = log["history"][log["kept_epoch"] - 1]["dev"]
@@ -108,9 +110,8 @@ def _together(log: Mapping[str, Any]) -> list[str]:
         rows.append(f"| {other} | {_number(kept[other])} | {_number(best['dev'][other])} | {best['epoch']} |")
     partners = ", ".join(f"`{other}`" for other in log["together"] if other != log["head"])
     return [
-        f"It learned together with {partners}; the weights that "
-        "are kept had, when they were evaluated, the best mean over the heads of the main metric on dev, each as a share of "
-        "its best so far:",
+        f"It learned together with {partners}. The epoch with the best mean over the heads was kept, where each main "
+        "metric on dev counts relative to the head's best so far:",
         "",
         f"| head | after epoch {log['kept_epoch']} | its own best | after epoch |",
         "|---|---:|---:|---:|",
@@ -123,14 +124,14 @@ def _imported(log: Mapping[str, Any]) -> list[str]:
     return [
         "### Origin",
         "",
-        f"All weights are those of `{log['imported']}`, and so are the logits. Its terms and its card hold for this head "
-        "too. Scores are probabilities as the checkpoint gives them; they were not calibrated here.",
+        f"Weights and logits are those of `{log['imported']}`, whose licence and model card apply to this head, too. "
+        "Scores are the probabilities of the checkpoint; they were not calibrated here.",
         "",
     ]
 
 
 def _scores(log: Mapping[str, Any]) -> list[str]:
-    """How far the scores of answers can be believed."""
+    """Return how well the scores are calibrated."""
     errors = {part: values for part, values in log["calibration_error"].items() if values["after"] is not None}
     if not errors:
         return []
@@ -139,7 +140,7 @@ def _scores(log: Mapping[str, Any]) -> list[str]:
     return [
         "### Scores",
         "",
-        f"Scores are probabilities at a temperature ({how}). Expected calibration error, {BINS} bins, before and after:",
+        f"Scores are probabilities at a temperature ({how}). Expected calibration error in {BINS} bins, before and after:",
         "",
         "| part | before | after |",
         "|---|---:|---:|",
@@ -149,7 +150,7 @@ def _scores(log: Mapping[str, Any]) -> list[str]:
 
 
 def _metric_table(metrics: Mapping[str, Mapping[str, float]], main: str) -> list[str]:
-    """Rows are parts of the data and labels, columns are metrics; the main metric comes first."""
+    """Return a table with a row for each part of the data and label, and a column for each metric, the main one first."""
     columns: list[str] = []
     table: dict[tuple[str, str], dict[str, float]] = {}
     for part, values in metrics.items():

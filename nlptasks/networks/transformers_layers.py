@@ -1,8 +1,7 @@
-"""The layers that a Hugging Face auto class puts on a backbone, without the backbone, found by taking its model apart."""
+"""The layers that a Hugging Face auto class adds to a backbone, taken out of its model."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,70 +10,66 @@ import transformers
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
-from nlptasks.backbones.backbone import BackboneInfo
-from nlptasks.errors import ModelError, listing, quote
+from nlptasks.backbones.architecture import hf_config
+from nlptasks.backbones.info import BackboneInfo
 
 _INITIAL_STD, _ITS_WIDTH = 0.02, 768
 """BERT's, and the width that it is right for: a layer's outputs keep their size if it goes with the root of the width."""
 
 
 class HuggingFaceLayers(nn.Module):
-    """The layers that an auto class puts on this backbone.
+    """The layers that an auto class adds to a backbone.
 
-    The auto class builds the whole model (without memory), its base model is replaced by a stub that hands the states through,
-    with the pooler if it had one, and what remains is the head. So no table of architectures is needed, and checkpoints can go
-    either way. Where the architecture has no such class, or one that needs more than the states (BART's and T5's classes look
-    for ``</s>`` among the tokens), the layers are the usual ones: dropout and a linear layer.
+    The whole model is built without memory, and its base model is replaced by a stub that passes the hidden states through,
+    with the pooler if it had one. So no table of architectures is needed, and weights can be copied by name in both directions.
+    If the architecture has no such class, or one that reads more than hidden states (BART's and T5's look for ``</s>`` among
+    the tokens), the layers are dropout and a linear layer.
 
     Args:
         hf_auto: name of the auto class.
         info: the backbone's info.
         classes: number of classes C.
-        shapes: the outputs and their shapes in letters, as the auto class names them: ``{"logits": "BC"}``.
-
-    Attributes:
-        classes: number of classes C.
+        outputs: the outputs and their axes, by the auto class's names: ``{"logits": "BC"}``.
     """
 
-    def __init__(self, hf_auto: str, info: BackboneInfo, *, classes: int, shapes: Mapping[str, str]) -> None:
+    def __init__(self, hf_auto: str, info: BackboneInfo, *, classes: int, outputs: Mapping[str, str]) -> None:
         super().__init__()
-        config = copy.deepcopy(info.config)
+        config = hf_config(info)
         config.num_labels = classes
-        found = _headless(getattr(transformers, hf_auto), config, info.width, shapes)
-        self._is_borrowed = found is not None
-        self.model: nn.Module = found or _Usual(getattr(config, "dropout", 0.1), info.width, classes, shapes)
-        self.classes = classes
-        self._names = tuple(shapes)
+        found = _headless(getattr(transformers, hf_auto), config, info.width, outputs)
+        self._is_hf = found is not None
+        self.model: nn.Module = found or _Linear(getattr(config, "dropout", 0.1), info.width, classes, outputs)
+        self._names = tuple(outputs)
         _initialize(self.model)
 
     def forward(self, states: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """The outputs, by the auto class's names, for states [B,S,H] and mask [B,S]."""
+        """Return the outputs by name for hidden states [B,S,H] and mask [B,S]."""
         outputs = self.model(inputs_embeds=states, attention_mask=mask)
         return {name: outputs[name] for name in self._names}
 
     @property
-    def borrowed(self) -> nn.Module | None:
-        """The auto class's own layers; None if these are the usual ones."""
-        return self.model if self._is_borrowed else None
+    def hf_module(self) -> nn.Module | None:
+        """The auto class's own layers, or None if these are dropout and a linear layer."""
+        return self.model if self._is_hf else None
 
-    def adopt(self, pretrained: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Begin with the pretrained pooler, if these layers have one.
+    def load_pretrained(self, weights: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Start from the pretrained pooler, if these layers have one.
 
         Args:
-            pretrained: gives the pretrained weights, by their names in the base model.
+            weights: returns the pretrained weights by their names in the base model.
         """
         prefix = f"{getattr(self.model, 'base_model_prefix', None)}."
-        weights = self.model.state_dict().items()
-        own = {name.removeprefix(prefix): weight for name, weight in weights if name.startswith(prefix)}
+        named = self.model.state_dict().items()
+        own = {name.removeprefix(prefix): weight for name, weight in named if name.startswith(prefix)}
         if own:
-            found = pretrained()
+            found = weights()
             for name, weight in own.items():
                 if name in found and found[name].shape == weight.shape:
                     weight.copy_(found[name])
 
 
 class _Stub(nn.Module):
-    """Stands where the base model stood: the states come in as embeddings and go out as its last hidden state."""
+    """Replaces the base model: takes the hidden states as embeddings and returns them as its last hidden state."""
 
     def __init__(self, pooler: nn.Module | None) -> None:
         super().__init__()
@@ -87,8 +82,8 @@ class _Stub(nn.Module):
         return BaseModelOutputWithPooling(last_hidden_state=inputs_embeds, pooler_output=self.pooler(inputs_embeds))
 
 
-class _Usual(nn.Module):
-    """Dropout and a linear layer over each token; where a whole window is to be judged, over the mean of its tokens."""
+class _Linear(nn.Module):
+    """Dropout and a linear layer over each token, or over the mean of the tokens if a whole window is judged."""
 
     def __init__(self, dropout: float, width: int, classes: int, shapes: Mapping[str, str]) -> None:
         super().__init__()
@@ -109,24 +104,6 @@ def _mean(states: Tensor, mask: Tensor) -> Tensor:
     """Mean of the states [B,S,H] of real tokens: [B,H]."""
     weights = mask.unsqueeze(-1).to(states.dtype)  # [B,S,1]
     return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
-
-
-def checkpoint_labels(config: Any) -> tuple[str, ...]:
-    """The labels of a checkpoint's classes, in their order.
-
-    Raises:
-        ModelError: they are not numbered from 0 without gaps, or one stands twice.
-    """
-    labels: dict[int, str] = config.id2label
-    fix = "repair id2label in its config.json"
-    if sorted(labels) != list(range(len(labels))):
-        problem = f"numbers its labels {listing(sorted(labels))}, expected 0 to {len(labels) - 1} without gaps"
-        raise ModelError("config.json", problem, fix)
-    names = tuple(str(labels[index]) for index in range(len(labels)))
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ModelError("config.json", f"has the label {quote(twice)} twice in id2label", fix)
-    return names
 
 
 def _headless(auto: Any, config: Any, width: int, shapes: Mapping[str, str]) -> nn.Module | None:

@@ -1,4 +1,4 @@
-"""Running a model's graphs on PyTorch, in fp32 or with bf16 in its matrix products."""
+"""Running a model's graphs on PyTorch, in fp32 or with matrix products in bf16."""
 
 from __future__ import annotations
 
@@ -6,52 +6,55 @@ import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nlptasks.errors import BackendError, OutOfMemoryError, UsageError, first_line, listing
-from nlptasks.runtimes.base import ENCODE, Tensors
+from nlptasks.errors import BackendError, OutOfMemoryError, first_line
+from nlptasks.runtimes.base import GraphSpec, Tensors, head_in
 from nlptasks.types import Floats, Ints
 
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "could not create a primitive", "could not create a memory")
-"""What PyTorch (there and on Windows) and oneDNN say on the CPU, where they raise no error of a kind of its own."""
+"""Messages of PyTorch (also on Windows) and oneDNN on the CPU, where they raise no exception of a class of its own."""
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-PRECISIONS = tuple(_TYPES)
-"""What matrix products may be taken in."""
 
-
-def open_torch(graphs: Mapping[str, nn.Module], device: str, precision: str = "fp32") -> TorchRuntime:
-    """The runtime of a model's graphs, which are good for inference only afterwards.
+def open_torch(
+    graphs: Mapping[str, nn.Module],
+    device: str,
+    precision: str = "fp32",
+    *,
+    outputs: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+) -> TorchRuntime:
+    """Return a runtime of graphs, which can only be used for inference afterwards.
 
     Args:
-        graphs: by name.
+        graphs: the module of each graph.
         device: ``auto``, ``cpu`` or ``cuda``.
-        precision: of `PRECISIONS`.
+        precision: of matrix products: ``fp32`` or ``bf16``.
+        outputs: for each head the outputs of its network and their axes.
 
     Raises:
-        UsageError: unknown precision.
-        BackendError: the device cannot be had, or has no such numbers.
+        BackendError: the device is not available, or does not support the precision.
     """
-    if precision not in _TYPES:
-        raise UsageError(f"precision {precision!r}", "is unknown to PyTorch's backend", f"take {listing(PRECISIONS)}")
-    where, kind = torch_device(device), _TYPES[precision]
-    if kind != torch.float32 and not (has_bf16(where) and (where.type != "cpu" or _can_pack())):
-        raise BackendError(f"backend torch:{precision}", f"needs what this {where.type} does not have", "take torch")
+    where, dtype = torch_device(device), _TYPES[precision]
+    if dtype != torch.float32 and not (has_bf16(where) and (where.type != "cpu" or _can_pack())):
+        problem = f"{precision} is not supported by this {'CPU' if where.type == 'cpu' else 'GPU'}"
+        raise BackendError(f"backend torch:{precision}", problem, "use --backend torch")
     if where.type == "cpu":
         for name, graph in graphs.items():
-            pack_linears(graph, few_rows=name != ENCODE, kind=kind)
-    return TorchRuntime(graphs, where, kind)
+            pack_linears(graph, few_rows=bool(head_in(name)), dtype=dtype)
+    return TorchRuntime(graphs, where, dtype, outputs=outputs)
 
 
 def torch_device(wanted: str) -> torch.device:
-    """The device for ``auto``, ``cpu`` or ``cuda``; ``cuda`` means CUDA or an error.
+    """Return the device for ``auto``, ``cpu`` or ``cuda``; ``cuda`` means CUDA or an error.
 
     Raises:
-        BackendError: CUDA was asked for and PyTorch cannot use it.
+        BackendError: CUDA was asked for and does not work.
     """
     if wanted == "cpu":
         return torch.device("cpu")
@@ -67,36 +70,36 @@ def torch_device(wanted: str) -> torch.device:
         raise BackendError(
             "--device cuda",
             f"PyTorch finds no GPU ({reason or 'no driver or no GPU'})",
-            "take --device cpu, or run 'nlptasks doctor'",
+            "use --device cpu, or run 'nlptasks doctor'",
         )
     return torch.device("cpu")
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether a device multiplies bf16 itself, and does not only imitate it."""
+    """Return True if a device supports bf16 in hardware."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
-def pack_linears(module: nn.Module, *, few_rows: bool = False, kind: torch.dtype = torch.float32) -> None:
-    """Make a module on the CPU good for inference only, and quick: its linear layers go through oneDNN, weights packed.
+def pack_linears(module: nn.Module, *, few_rows: bool = False, dtype: torch.dtype = torch.float32) -> None:
+    """Pack the weights of linear layers for oneDNN on the CPU, which makes a module faster and good for inference only.
 
-    PyTorch takes MKL for them otherwise. The results differ by rounding alone (4e-6 for a layer of BERT's sizes). Where it does
-    not pay nothing is changed.
+    PyTorch uses MKL otherwise. The results differ only by rounding (4e-6 for a layer of BERT's sizes). Nothing is changed where
+    packing does not pay.
 
     Args:
-        module: what is to be packed.
-        few_rows: whether it is run on a few tokens at a time, as steps are.
-        kind: of the numbers that are multiplied.
+        module: the module.
+        few_rows: True if it runs on a few tokens at a time, as the step of a decoder does.
+        dtype: in which to multiply.
     """
-    if not _can_pack() or not (few_rows or _packing_pays() or kind != torch.float32):
+    if not _can_pack() or not (few_rows or _packing_pays() or dtype != torch.float32):
         return
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Linear and child.weight.dtype == torch.float32:
-                setattr(parent, name, _PackedLinear(child, kind))
+                setattr(parent, name, _PackedLinear(child, dtype))
 
 
 def _can_pack() -> bool:
@@ -106,57 +109,64 @@ def _can_pack() -> bool:
 
 
 def _packing_pays() -> bool:
-    """Whether oneDNN is quicker than MKL in fp32, for many rows at a time.
+    """Return True if oneDNN is faster than MKL in fp32, for many rows at a time.
 
-    Of two AMD EPYC it was 2.4 times as quick on the one with AVX-512, and 10 % slower on the one with AVX2 alone. For 8 and 32
-    rows it was 1.3 to 5 times as quick on the latter, too.
+    Of two AMD EPYC, it was 2.4 times as fast on the one with AVX-512, and 10 % slower on the one with AVX2 only. For 8 and 32
+    rows it was 1.3 to 5 times as fast on the latter, too.
     """
     return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 class _PackedLinear(nn.Module):
-    """A linear layer whose weight lies in the order that oneDNN reads it in."""
+    """A linear layer whose weight is in oneDNN's own order."""
 
     weight: Tensor
 
-    def __init__(self, linear: nn.Linear, kind: torch.dtype) -> None:
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
-        self._kind = kind
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(kind), None)
-        self._bias = None if linear.bias is None else linear.bias.detach().to(kind)
-        self.weight = linear.weight.detach().to("meta")  # some architectures look at its type
+        self._dtype = dtype
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype), None)
+        self._bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        self.weight = linear.weight.detach().to("meta")  # some architectures read its dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the layer that was packed: [..., width in] -> [..., width out]."""
-        given = x.contiguous().to(self._kind)
+        """Return [..., output width] for [..., input width]."""
+        given = x.contiguous().to(self._dtype)
         result: Tensor = torch.ops.mkldnn._linear_pointwise(given, self._packed, self._bias, "none", [], "")
         return result.to(x.dtype)
 
 
 class TorchRuntime:
-    """Runs the graphs of a module in memory.
+    """Runs modules in memory.
 
     Args:
         graphs: the module of each graph; it is put into evaluation mode and moved to the device.
         device: where to run.
-        kind: of the numbers that are multiplied.
+        dtype: in which to multiply.
+        outputs: for each head the outputs of its network and their axes.
     """
 
     def __init__(
-        self, graphs: Mapping[str, nn.Module], device: torch.device, kind: torch.dtype = torch.float32
+        self,
+        graphs: Mapping[str, nn.Module],
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        *,
+        outputs: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     ) -> None:
         self._graphs = {name: module.eval().to(device) for name, module in graphs.items()}
-        self._device, self._kind = device, kind
-        self.device = device.type
-        precision = next(name for name, known in _TYPES.items() if known == kind)
-        shown = "" if kind == torch.float32 else f" {precision}"
+        self._device, self._dtype = device, dtype
+        self._specs: dict[str, GraphSpec] = {}
+        self.device, self.outputs = device.type, outputs
+        precision = next(name for name, known in _TYPES.items() if known == dtype)
+        shown = "" if dtype == torch.float32 else f" {precision}"
         self.name = f"PyTorch{shown} on {'the CPU' if device.type == 'cpu' else device}"
 
     def run(self, graph: str, inputs: Tensors, heads: Sequence[str] | None = None) -> Tensors:
-        """Run one graph on integer arrays, of `encode` what these heads need.
+        """Run one graph on integer arrays or own tensors; of `encode` only what these heads need.
 
         Raises:
-            OutOfMemoryError: the device has no memory for so much at a time.
+            OutOfMemoryError: the device has too little memory.
         """
         module = self._graphs[graph]
         with _memory(f"the graph {graph}"), torch.inference_mode(), self._cast():
@@ -165,28 +175,35 @@ class TorchRuntime:
         return outputs
 
     def _cast(self) -> AbstractContextManager[Any]:
-        """On a GPU, where no layer is packed, PyTorch chooses what runs in the smaller numbers."""
-        if self._device.type == "cpu" or self._kind == torch.float32:
+        """On a GPU no layer is packed, and PyTorch chooses what runs in the smaller type."""
+        if self._device.type == "cpu" or self._dtype == torch.float32:
             return contextlib.nullcontext()
-        return torch.autocast(self._device.type, self._kind)
+        return torch.autocast(self._device.type, self._dtype)
 
     def fetch(self, tensor: Any) -> Floats:
-        """One output as a numpy array."""
+        """Return one output as a numpy array."""
         assert isinstance(tensor, Tensor)
         with _memory("an output"):
             array: Floats = tensor.float().cpu().numpy()
         return array
 
     def take(self, tensor: Any, rows: Ints) -> Any:
-        """Some rows of one output."""
+        """Return some rows of one output."""
         assert isinstance(tensor, Tensor)
         with _memory("rows of an output"):
             return tensor[torch.from_numpy(rows).to(tensor.device)]
 
+    def spec(self, graph: str) -> GraphSpec:
+        """Return the inputs of a graph other than `encode`."""
+        if graph not in self._specs:
+            module: Any = self._graphs[graph]
+            self._specs[graph] = module.spec()
+        return self._specs[graph]
+
 
 @contextlib.contextmanager
 def _memory(where: str) -> Iterator[None]:
-    """PyTorch's errors of too little memory, as ours.
+    """Turn PyTorch's errors of too little memory into ours.
 
     Raises:
         OutOfMemoryError: there was one.
@@ -196,5 +213,5 @@ def _memory(where: str) -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and not any(said in str(error) for said in _NO_MEMORY):
             raise
-        fix = "give shorter texts, or take another --device"
+        fix = "use shorter texts, or another --device"
         raise OutOfMemoryError(where, first_line(error)[:300], fix) from error

@@ -1,4 +1,4 @@
-"""A new plugin: a package with a head that works as it stands, written from the templates that come with the library."""
+"""A new plugin: a package with a head that works unedited, written from the templates of the library."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from nlptasks.version import __version__
 
 _TEMPLATES = Path(__file__).parents[1] / "templates" / "plugin"
 _SUFFIX = ".tmpl"
-"""Of every template, so that nothing takes one for the file that it becomes."""
+"""Suffix of every template, so that no tool mistakes it for the file that it becomes."""
 
 _PLACE = "NAME"
-"""What stands in the names of files for the task."""
+"""Replaced by the task in file names."""
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plugin for one task, by its names.
+    """A plugin for one task.
 
     Attributes:
-        task: the task.
+        task: name of the task.
     """
 
     task: str
 
     @property
     def package(self) -> str:
-        """What is installed."""
+        """Name of the package."""
         return f"nlptasks-{self.task}"
 
     @property
     def module(self) -> str:
-        """What is imported."""
+        """Name of the module."""
         return f"nlptasks_{self._identifier}"
 
     @property
     def head_file(self) -> str:
-        """The file with the head, by its path in the package."""
+        """Path of the file with the head, in the package."""
         return f"{self.module}/__init__.py"
 
     @property
@@ -59,34 +59,32 @@ class Plugin:
         """Refuse a task that cannot have a plugin here.
 
         Raises:
-            UsageError: its name does not fit, or it is registered already, or another task of its module is.
+            UsageError: its name is not valid, or the task or another one with the same module is registered already.
         """
         check_head_name(self.task)
         where = f"task {quote(self.task)}"
         if not self.task[-1].isalnum():
-            raise UsageError(
-                where, f"ends with {self.task[-1]!r}", "let it end as a package may: with a letter or a digit"
-            )
+            raise UsageError(where, f"ends with {self.task[-1]!r}", "end it with a letter or a digit, as packages do")
         for one in registered():
             if one.task == self.task:
-                fix = "take another name" + ("" if one.is_own else f", or first pip uninstall {one.distribution}")
+                fix = "use another name" + ("" if one.is_own else f", or first pip uninstall {one.distribution}")
                 raise UsageError(where, f"is registered already, by {one.package}", fix)
             if one.path.partition(".")[0] == self.module:
-                problem = f"needs the module {self.module}, which is that of the task {one.task} of {one.package}"
-                raise UsageError(where, problem, "take another name")
+                problem = f"needs the module {self.module}, which belongs to the task {one.task} of {one.package}"
+                raise UsageError(where, problem, "use another name")
 
     def write(self, folder: Path) -> list[str]:
-        """Write the package into a new or empty folder, whole or not at all.
+        """Write the package into a new or empty folder, completely or not at all.
 
         Returns:
-            The files, by their paths in the folder.
+            Paths of its files in the folder.
 
         Raises:
             UsageError: the folder is not empty, or cannot be written.
         """
-        check_output(folder, overwrite=True)  # an empty one is replaced
+        check_output(folder, overwrite=True)  # an empty folder is replaced
         if folder.is_dir() and any(folder.iterdir()):
-            raise UsageError(str(folder), "is not empty", "give another -o")
+            raise UsageError(str(folder), "is not empty", "use another -o")
         written = self._files()
         with written_beside(folder, UsageError) as place:
             for name, text in written.items():
@@ -95,7 +93,7 @@ class Plugin:
         return sorted(written)
 
     def _files(self) -> dict[str, str]:
-        """What stands in the package, by path."""
+        """Return the contents of each file, by path."""
         values = {
             "task": self.task,
             "module": self.module,

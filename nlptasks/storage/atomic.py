@@ -1,4 +1,4 @@
-"""Folders that are written whole or not at all, and JSON files that know their own sha256."""
+"""Folders that are written completely or not at all, and JSON files with their own sha256."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import hashlib
 import json
 import mmap
 import os
-import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,23 +20,21 @@ from filelock import FileLock, Timeout
 
 from nlptasks.errors import NlptasksError, quote
 
-_SEAL = re.compile(rb'\{\n "sha256": "([0-9a-f]{64})",\n')
-_BLANK = "0" * 64
 _LOCK_SECONDS = 60.0
 _TRIES = 100
-"""Times that a folder is put into its place again because another writer was there first."""
+"""Attempts to put a folder into its place while other writers do the same."""
 
 
 def sha256(path: Path) -> str:
-    """The sha256 of a file, in hex."""
+    """Return the sha256 of a file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_beside(path: Path) -> str:
-    """The same for a thread that works beside others: the file is mapped, so that it waits for nobody between two pieces.
+    """Return the same in a background thread: the file is mapped, so that the thread does not wait between two pieces.
 
-    As with safetensors, which maps files too, the process dies if somebody cuts the file short meanwhile.
+    As with safetensors, which maps files too, the process dies if the file is truncated meanwhile.
     """
     with open(path, "rb") as file:
         if not os.fstat(file.fileno()).st_size:  # nothing can be mapped
@@ -46,72 +44,64 @@ def sha256_beside(path: Path) -> str:
 
 
 def sealed(record: Mapping[str, Any]) -> bytes:
-    """A record as JSON text that begins with its own sha256, taken with zeros in that place."""
-    text = json.dumps({"sha256": _BLANK, **record}, indent=1, ensure_ascii=False) + "\n"
+    """Return a record as JSON that starts with the sha256 of the rest."""
+    text = json.dumps(record, indent=1, ensure_ascii=False)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return text.replace(_BLANK, digest, 1).encode()
-
-
-class NoSealError(ValueError):
-    """A text does not begin as `sealed` lets it begin."""
+    return (json.dumps({"sha256": digest, **record}, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def unsealed(content: bytes) -> dict[str, Any]:
-    """The record that `sealed` wrote.
+    """Return the record that `sealed` wrote.
 
     Raises:
-        NoSealError: it does not begin with its own sha256.
-        ValueError: it is no such text, or a byte of it is not the one that was written.
+        ValueError: this is no such JSON, or a byte of it has changed.
     """
-    match = _SEAL.match(content)
-    if match is None:
-        raise NoSealError("its first member is not its sha256")
-    start, end = match.span(1)
-    found = hashlib.sha256(content[:start] + _BLANK.encode() + content[end:]).hexdigest()
-    if found != match[1].decode():
-        raise ValueError(f"its sha256 is {found}, expected {match[1].decode()}")
-    record: dict[str, Any] = parsed(content)
+    record = parsed(content)
+    if not isinstance(record, dict) or "sha256" not in record:
+        raise ValueError("it has no sha256")
     del record["sha256"]
+    if sealed(record) != content:
+        raise ValueError("it does not match its sha256")
     return record
 
 
 def parsed(content: bytes) -> Any:
-    """JSON that a stranger may have written.
+    """Return JSON that anybody may have written.
 
     Raises:
-        ValueError: it is no JSON, is nested too deeply, or says the same key twice.
+        ValueError: it is no JSON, is nested too deeply, or has a key twice.
     """
     try:
-        return json.loads(content, object_pairs_hook=_without_doubles)
+        return json.loads(content, object_pairs_hook=_unique_keys)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
 
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {quote(next(key for key in keys if keys.count(key) > 1))} stands there twice")
+        raise ValueError(f"it has the key {quote(next(key for key in keys if keys.count(key) > 1))} twice")
     return found
 
 
 def files_in(folder: Path) -> list[str]:
-    """The files below a folder, by their paths from there."""
+    """Return the files below a folder, by their relative paths."""
     return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
 Failure = Callable[[str, str, str], NlptasksError]
-"""The class of the error when the disk refuses."""
+"""Class of the error to raise if the disk refuses."""
 
 
 @contextmanager
 def written_beside(target: Path, failure: Failure) -> Iterator[Path]:
-    """A temporary folder beside the target, which takes its place when the block ends well, and is gone if not.
+    """Provide a temporary folder beside the target, which replaces it when the block succeeds and is removed if it fails.
 
-    Every file is on the disk before the folder gets its name, so that not even a power cut leaves half of it there.
+    Every file is on the disk before the folder gets its name, so not even a power cut leaves half a folder.
 
     Raises:
-        failure: the disk refuses; what stood there before stands there still.
+        failure: the disk refuses; the target stays as it was.
     """
     target = target.resolve()
     place: Path | None = None
@@ -121,7 +111,7 @@ def written_beside(target: Path, failure: Failure) -> Iterator[Path]:
         place.chmod(0o755)
         yield place
         for name in sorted(files_in(place)):
-            (place / name).chmod(0o644)  # safetensors lets nobody else read what it writes
+            (place / name).chmod(0o644)  # safetensors makes files private
             _sync(place / name)
         for folder in [path for path in place.rglob("*") if path.is_dir()] + [place]:
             _sync(folder)
@@ -135,34 +125,47 @@ def written_beside(target: Path, failure: Failure) -> Iterator[Path]:
 
 @contextmanager
 def locked(target: Path, failure: Failure) -> Iterator[None]:
-    """Keep other processes of this user that lock it, too, from moving a folder away, or beginning to write in it.
+    """Hold a lock on a folder, so that no other process of this user moves it away or starts to write in it.
 
     Raises:
-        failure: another process keeps it for a minute, or the disk refuses.
+        failure: another process holds the lock for a minute, or the disk refuses.
     """
     target = target.resolve()
     owner = os.getuid() if hasattr(os, "getuid") else 0
-    place = Path(tempfile.gettempdir()) / f"nlptasks-{owner}"  # beside the folder it would lie about for good
+    place = Path(tempfile.gettempdir()) / f"nlptasks-{owner}"  # beside the folder, lock files would stay for ever
     lock = FileLock(place / f"{hashlib.sha256(os.fsencode(target)).hexdigest()[:32]}.lock", timeout=_LOCK_SECONDS)
     try:
-        place.mkdir(exist_ok=True)
+        place.mkdir(mode=0o700, exist_ok=True)
+        _check_private(place)
         lock.acquire()
     except Timeout:
-        raise failure(str(target), "is being written by another process", "try again when that has ended") from None
+        raise failure(str(target), "is being written by another process", "try again when it has finished") from None
     except OSError as error:
-        raise failure(str(place), f"cannot be used ({error})", "set TMPDIR to a folder that can") from error
+        raise failure(str(place), f"cannot be used ({error})", "set TMPDIR to a folder of your own") from error
     try:
         yield
     finally:
         lock.release()
 
 
+def _check_private(folder: Path) -> None:
+    """Check that a folder in the shared temporary folder belongs to this user: others could plant links in it.
+
+    Raises:
+        OSError: it is a link, or others may write to it.
+    """
+    state = folder.lstat()
+    is_mine = stat.S_ISDIR(state.st_mode) and (not hasattr(os, "getuid") or state.st_uid == os.getuid())
+    if not is_mine or (os.name != "nt" and state.st_mode & 0o022):
+        raise PermissionError(errno.EPERM, "it is a link, or other users may write to it", str(folder))
+
+
 def restored(target: Path) -> bool:
-    """Put back the folder that a writer had moved away when it was killed; whether there was one."""
+    """Restore the folder that a killed writer had moved away. Return True if there was one."""
     target = target.resolve()
     if target.exists():
         return False
-    with suppress(OSError):  # another process has put it back, or its writer has come to the end
+    with suppress(OSError):  # another process has restored it, or its writer has finished
         left = sorted(_left(target, "old"), key=lambda path: path.stat().st_mtime)
         if left:
             os.rename(left[-1], target)
@@ -171,13 +174,13 @@ def restored(target: Path) -> bool:
 
 
 def restored_inside(folder: Path) -> None:
-    """Put back the folders inside a folder that writers had moved away when they were killed."""
+    """Restore the folders inside a folder that killed writers had moved away."""
     for left in folder.glob(".*.old-*"):
         restored(folder / left.name[1:].rpartition(".old-")[0])
 
 
 def sweep(target: Path) -> None:
-    """Remove what killed writers left beside a folder that nobody else writes."""
+    """Remove what killed writers left beside a folder; the caller holds its lock."""
     target = target.resolve()
     for left in [*_left(target, "tmp"), *_left(target, "old")]:
         shutil.rmtree(left, ignore_errors=True)
@@ -188,17 +191,14 @@ def _left(target: Path, kind: str) -> Iterator[Path]:
 
 
 def _take_place(place: Path, target: Path) -> None:
-    """Rename a folder to where another may stand, which is removed only afterwards.
-
-    Of two writers at once the later one wins; neither ever stands there half.
-    """
+    """Rename a folder to a name that another one may have, which is removed afterwards. Of two writers the later one wins."""
     old = place.with_name(place.name.replace(".tmp-", ".old-"))
     for _ in range(_TRIES):
         moved = _moved(target, old)
         try:
             os.rename(place, target)
         except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another writer took the place meanwhile
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another writer was faster
                 shutil.rmtree(old, ignore_errors=True)
                 continue
             if moved:
@@ -206,7 +206,7 @@ def _take_place(place: Path, target: Path) -> None:
             raise
         break
     else:
-        raise OSError(errno.EBUSY, "other processes write there without end", str(target))
+        raise OSError(errno.EBUSY, "other processes keep writing there", str(target))
     _sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 

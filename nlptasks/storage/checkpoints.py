@@ -1,7 +1,7 @@
-"""Checkpoints of a training run: written whole or not at all, read only if every byte is the one that was written.
+"""Checkpoints of a training run: written completely or not at all, and read only if no byte has changed.
 
-``checkpoints/NUMBER/`` holds ``GROUP.safetensors`` for each group of tensors and ``state.json``, which has everything else and
-the sha256 of the others and of itself. The newest is kept, and the whole one before it.
+``checkpoints/NUMBER/`` contains ``GROUP.safetensors`` for each group of tensors, and ``state.json`` with everything else, the
+sha256 of the other files and of itself. The newest checkpoint and the last intact one before it are kept.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _log = logging.getLogger("nlptasks")
 
 _RECORD = "state.json"
 _LOCK = ".nlptasks.lock"
-_LARGEST_SHARE = 0.04
-"""Of a run's time that may go into writing checkpoints."""
+_MAX_SHARE = 0.04
+"""Maximum fraction of a run's time that is spent on writing checkpoints."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run needs to go on.
+    """Everything that a run needs to resume.
 
     Attributes:
         tensors: tensors by group and name.
-        record: everything else, as JSON has it.
-        number: of its folder, 0 before it is written.
+        record: everything else, as JSON.
+        number: number of its folder, 0 before it is written.
     """
 
     tensors: Mapping[str, Mapping[str, Tensor]]
@@ -47,20 +47,20 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run, which alone may write them; a context manager.
+    """Context manager for the checkpoints of a run, with a lock against other runs in the same folder.
 
     Args:
-        output: the folder that the run's model will have; they stand in its folder ``checkpoints``.
-        fresh: whether what stands there is removed.
-        seconds: between two checkpoints; more where writing one takes long.
+        output: folder of the run's model; checkpoints are in its subfolder ``checkpoints``.
+        fresh: True to remove existing checkpoints.
+        seconds: minimum time between two checkpoints; it is longer if writing one takes long.
 
     Raises:
-        UsageError: another run is writing there.
+        UsageError: another run is using the folder.
     """
 
     def __init__(self, output: Path, *, fresh: bool, seconds: float) -> None:
         self.folder = output.resolve() / RUNNING
-        self._last_whole = 0
+        self._last_intact = 0
         self._seconds = seconds
         self._due = time.monotonic() + seconds
         self._lock = FileLock(self.folder / _LOCK)
@@ -76,13 +76,13 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
-            fix = "wait for it, or take another folder"
+            fix = "wait until it has finished, or use another folder"
             raise UsageError(str(self.folder.parent), "is being trained by another process", fix) from None
         except OSError as error:
-            raise UsageError(str(self.folder), f"cannot be written ({error})", "give another -o") from error
+            raise UsageError(str(self.folder), f"cannot be written ({error})", "use another output folder") from error
         sweep(self.folder.parent)
         for path in self.folder.iterdir():
-            if path.is_dir() and (self._fresh or path.name.startswith(".")):  # what a killed run had not finished
+            if path.is_dir() and (self._fresh or path.name.startswith(".")):  # unfinished ones of a killed run
                 shutil.rmtree(path)
 
     def __exit__(self, *_: object) -> None:
@@ -94,48 +94,48 @@ class Checkpoints:
 
     @property
     def due(self) -> bool:
-        """Whether it is time for the next one."""
+        """True if it is time for the next checkpoint."""
         return time.monotonic() >= self._due
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; it is kept until there are two newer ones. See `newest`."""
+        """Return the newest intact checkpoint, see `newest`. It is kept until there are two newer ones."""
         found = newest(self.folder.parent)
-        self._last_whole = found.number if found else 0
+        self._last_intact = found.number if found else 0
         return found
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, and remove those before it but for the last one that is whole.
+        """Write a checkpoint, and remove all older ones but the last intact one.
 
         Raises:
-            TrainingError: the disk refuses; the checkpoints before it stand as they are.
+            TrainingError: the disk refuses; older checkpoints stay as they are.
         """
         begun = time.monotonic()
         before = _numbered(self.folder)
         number = int(before[-1].name) + 1 if before else 1
-        with written_beside(self.folder / f"{number:06d}", TrainingError) as place:
+        with written_beside(self.folder / f"{number:06d}", TrainingError) as folder:
             for group, tensors in checkpoint.tensors.items():
-                write(place / f"{group}.safetensors", tensors)
-            files = {path.name: sha256(path) for path in sorted(place.iterdir())}
-            (place / _RECORD).write_bytes(sealed({"files": files, **checkpoint.record}))
+                write(folder / f"{group}.safetensors", tensors)
+            files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+            (folder / _RECORD).write_bytes(sealed({"files": files, **checkpoint.record}))
         for path in before:
-            if int(path.name) != self._last_whole:
+            if int(path.name) != self._last_intact:
                 shutil.rmtree(path, ignore_errors=True)
-        self._last_whole = number
+        self._last_intact = number
         ended = time.monotonic()
-        self._due = ended + max(self._seconds, (ended - begun) / _LARGEST_SHARE)
+        self._due = ended + max(self._seconds, (ended - begun) / _MAX_SHARE)
 
 
 def is_begun(output: Path) -> bool:
-    """Whether a run has begun in this folder and has not come to its end."""
-    place = output / RUNNING
-    return (place / _LOCK).is_file() or any((path / _RECORD).is_file() for path in _numbered(place))
+    """Return True if the folder has an unfinished run."""
+    folder = output / RUNNING
+    return (folder / _LOCK).is_file() or any((path / _RECORD).is_file() for path in _numbered(folder))
 
 
 def newest(output: Path) -> Checkpoint | None:
-    """The newest checkpoint of a run that is whole, None if it has not come to any.
+    """Return the newest intact checkpoint of a run, or None if it has none.
 
     Raises:
-        TrainingError: there are checkpoints, and all are damaged.
+        TrainingError: all its checkpoints are damaged.
     """
     found = _numbered(output / RUNNING)
     for path in reversed(found):
@@ -145,12 +145,14 @@ def newest(output: Path) -> Checkpoint | None:
             _log.warning("%s: is damaged (%s)", path, error)
     if found:
         names = listing(path.name for path in found)
-        raise TrainingError(str(output / RUNNING), f"has no whole checkpoint ({names})", "train again with --overwrite")
+        raise TrainingError(
+            str(output / RUNNING), f"has no intact checkpoint ({names})", "train again with --overwrite"
+        )
     return None
 
 
 def _read(path: Path) -> Checkpoint:
-    """One checkpoint.
+    """Read a checkpoint.
 
     Raises:
         OSError, ValueError: it is damaged.
@@ -160,11 +162,11 @@ def _read(path: Path) -> Checkpoint:
     for name, expected in files.items():
         if sha256(path / name) != expected:
             raise ValueError(f"{name} has another sha256")
-    # Copied, because what is loaded stays mapped, and a file that is mapped cannot be removed everywhere.
+    # safetensors maps the file, and Windows cannot remove a mapped file: so the tensors are copied.
     tensors = {name: {key: value.clone() for key, value in load_file(path / name).items()} for name in files}
     return Checkpoint({name.removesuffix(".safetensors"): own for name, own in tensors.items()}, record, int(path.name))
 
 
 def _numbered(folder: Path) -> list[Path]:
-    """The folders of checkpoints, oldest first."""
+    """Return the folders of checkpoints, oldest first."""
     return sorted(path for path in folder.glob("*") if path.name.isdecimal() and path.is_dir())

@@ -1,6 +1,7 @@
-"""What a model folder may hold: the plain files that its lists name, with the bytes that were written, and nothing else.
+"""What a model folder must hold: the files that its manifest lists, with the bytes that were written.
 
-Nothing is opened before its name and its kind are known: a list cannot name a file elsewhere, and no link is followed.
+Links are followed: caches, mounted volumes and data version control are made of them, and the sha256 guards the content. Files
+that are not listed are never opened.
 """
 
 from __future__ import annotations
@@ -9,10 +10,9 @@ import logging
 import os
 import re
 import stat
-import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nlptasks.errors import ModelError, UsageError, quote
@@ -20,36 +20,27 @@ from nlptasks.storage.atomic import parsed, restored, sha256_beside
 
 _log = logging.getLogger("nlptasks")
 
-MAX_FILES = 10_000
-"""Files in a model folder."""
-
 MAX_BYTES = 64 * 2**20
-"""Size of a file that is read whole: a list, a config or a tokenizer."""
+"""Largest size of a file that is read whole: a manifest, a config or a tokenizer."""
 
 RESTORE = "restore the folder from where it was made"
 CARD = "README.md"
-"""The model card: written for people, who edit it."""
+"""The model card: people may edit it."""
 
 RUNNING = "checkpoints"
-"""A training in progress lives here; it guards its files itself."""
+"""Folder of an unfinished training run, which checks its own files."""
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 _THREADS = 4
 
 
-def read_whole(file: Path, *, links: bool = False) -> bytes:
-    """The bytes of a file that is not too big to be read whole.
-
-    Args:
-        file: the file.
-        links: whether it may be a link, as files in the hub's cache are.
+def read_whole(file: Path) -> bytes:
+    """Return the bytes of a file that is small enough to be read whole.
 
     Raises:
-        ModelError: it is missing, of another kind, or too big.
+        ModelError: it is missing, no regular file, or too large.
     """
     try:
-        state = file.stat() if links else file.lstat()
-        _check_kind(file, state, links=links)
         check_size(file)
         return file.read_bytes()
     except OSError as error:
@@ -57,24 +48,27 @@ def read_whole(file: Path, *, links: bool = False) -> bytes:
 
 
 def check_size(file: Path) -> None:
-    """Check that a file is not too big to be read whole.
+    """Check that a file is a regular one, small enough to be read whole.
 
     Raises:
-        ModelError: it is.
+        ModelError: it is not.
+        OSError: it cannot be read.
     """
-    size = file.stat().st_size
-    if size > MAX_BYTES:
-        raise ModelError(str(file), f"has {size} bytes, expected at most {MAX_BYTES}", RESTORE)
+    state = file.stat()
+    if not stat.S_ISREG(state.st_mode):
+        raise ModelError(str(file), "is no regular file", RESTORE)
+    if state.st_size > MAX_BYTES:
+        raise ModelError(str(file), f"has {state.st_size} bytes, expected at most {MAX_BYTES}", RESTORE)
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in somebody else's file.
+    """Return the JSON object in somebody else's file.
 
     Raises:
         ModelError: it cannot be read, or is no JSON object.
     """
     try:
-        values = parsed(read_whole(file, links=True))
+        values = parsed(read_whole(file))
     except ValueError as error:
         raise ModelError(str(file), f"is no usable JSON ({error})", RESTORE) from error
     if not isinstance(values, dict):
@@ -86,116 +80,61 @@ def check_list(files: Mapping[str, str], *, where: str) -> None:
     """Check the names and digests of a list of files, before any of them is opened.
 
     Raises:
-        ModelError: a name is not that of a file inside the folder, on every system the same, or a digest is none.
+        ModelError: a name is no path inside the folder on every system, or a digest is no sha256.
     """
-    if len(files) > MAX_FILES:
-        raise ModelError(where, f"lists {len(files)} files, expected at most {MAX_FILES}", RESTORE)
-    seen: dict[str, str] = {}
     for name, digest in files.items():
-        if not _is_plain(name):
-            raise ModelError(where, f"lists the file {quote(name)}, expected a plain path inside the folder", RESTORE)
+        path = PurePosixPath(name)
+        is_inside = not path.is_absolute() and ".." not in path.parts and path.as_posix() == name != "."
+        if not is_inside or not name.isprintable() or set(name) & set("\\:"):
+            raise ModelError(where, f"lists the file {quote(name)}, expected a path inside the folder", RESTORE)
         if not _DIGEST.fullmatch(digest):
             raise ModelError(where, f"lists {quote(name)} with {quote(digest)}, expected a sha256", RESTORE)
-        other = seen.setdefault(name.casefold(), name)
-        if other != name:
-            raise ModelError(where, f"lists {quote(other)} and {quote(name)}, one file on some systems", RESTORE)
 
 
-def _is_plain(name: str) -> bool:
-    parts = name.split("/")
-    return (
-        name.isprintable()
-        and not set(name) & set("\\:")
-        and not {"", ".", ".."} & set(parts)
-        and unicodedata.is_normalized("NFC", name)
-    )
-
-
-def plain_files(folder: Path) -> Iterator[str]:
-    """The paths, from there, of the files in a model folder; hidden ones and a running training's are passed over.
-
-    Raises:
-        ModelError: one is a link or of an odd kind, or there are too many; none is opened or followed.
-    """
-    todo, left = [""], iter(range(MAX_FILES))
-    while todo:
-        prefix = todo.pop()
-        try:
-            entries = sorted(os.scandir(folder / prefix), key=lambda entry: entry.name)
-            for entry in entries:
-                name = prefix + entry.name
-                if entry.name.startswith(".") or name == RUNNING:
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    todo.append(name + "/")
-                else:
-                    _check_kind(folder / name, entry.stat(follow_symlinks=False))
-                    if next(left, None) is None:
-                        raise ModelError(str(folder), f"holds more than {MAX_FILES} files", RESTORE)
-                    yield name
-        except OSError as error:
-            raise ModelError(str(folder / prefix), f"cannot be read ({error})", RESTORE) from error
-
-
-def _check_kind(file: Path, state: os.stat_result, *, links: bool = False) -> None:
-    fix = "copy the folder without links, as 'cp -rL' does"
-    if stat.S_ISLNK(state.st_mode):
-        raise ModelError(str(file), "is a symbolic link, expected a file", fix)
-    if not stat.S_ISREG(state.st_mode):
-        raise ModelError(str(file), f"is {_KINDS.get(stat.S_IFMT(state.st_mode), 'odd')}, expected a file", RESTORE)
-    if state.st_nlink > 1 and not links:
-        raise ModelError(str(file), f"is a hard link, one of {state.st_nlink} names of a file, expected a file", fix)
-
-
-_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"} | dict.fromkeys(
-    (stat.S_IFCHR, stat.S_IFBLK), "a device"
-)
-
-
-def check_files(folder: Path, names: Sequence[str], listed: Mapping[str, str], fixes: Mapping[str, str]) -> None:
-    """Check that the files of a folder are the listed ones, each with the bytes that were written.
+def check_files(folder: Path, listed: Mapping[str, str], *, fix: str = RESTORE) -> None:
+    """Check that a folder has the listed files, each with the bytes that were written.
 
     Args:
         folder: the folder.
-        names: the files that are there, by `plain_files`.
-        listed: the sha256 of each file that should be there.
-        fixes: what is to be done for a file that is missing or changed, where that is not to restore the folder.
+        listed: the sha256 of each file.
+        fix: what to do about a file that is missing or changed.
 
     Raises:
-        ModelError: one is missing or changed, or one is there that should not be. Of the model card this is only logged.
+        ModelError: one is missing or changed. A changed model card is only logged.
     """
-    for name in names:
-        if name not in listed and name != CARD:
-            raise ModelError(str(folder / name), "does not belong to the model", "remove it")
-    present = [name for name in names if name in listed]
     with ThreadPoolExecutor(_THREADS) as threads:
-        try:
-            found = dict(zip(present, threads.map(sha256_beside, (folder / name for name in present)), strict=True))
-        except OSError as error:
-            raise ModelError(str(folder), f"cannot be read ({error})", RESTORE) from error
+        found = dict(zip(listed, threads.map(_digest, (folder / name for name in listed)), strict=True))
     for name, expected in listed.items():
-        if found.get(name) == expected:
+        if found[name] == expected:
             continue
-        problem = f"has sha256 {found[name]}, expected {expected}" if name in found else "is missing"
+        problem = "is missing" if found[name] is None else f"has sha256 {found[name]}, expected {expected}"
         if name != CARD:
-            raise ModelError(str(folder / name), problem, fixes.get(name, RESTORE))
-        _log.warning("%s: %s; the model itself is as it was", folder / name, problem)
+            raise ModelError(str(folder / name), problem, fix)
+        _log.warning("%s: %s; the model itself is unchanged", folder / name, problem)
+
+
+def _digest(file: Path) -> str | None:
+    """Return the sha256 of a file, or None if it is missing or no regular file."""
+    try:
+        return sha256_beside(file) if file.is_file() else None
+    except OSError as error:
+        raise ModelError(str(file), f"cannot be read ({error})", RESTORE) from error
 
 
 def check_shape(value: Any, shape: Any, *, name: str) -> None:
-    """Check what kinds of values a record is made of.
+    """Check the types of the values in a record.
 
     Args:
         value: the record.
-        shape: a type; or a tuple of types; or a dict of the shapes of its values by key, ``...`` for keys that may be any.
-        name: of the record, for messages.
+        shape: a type, a tuple of types, or a dict of the shapes of its values by key, with ``...`` for any key.
+        name: name of the record, for messages.
 
     Raises:
-        ValueError: a value is of another kind, or a key is missing or unknown.
+        ValueError: a value has another type, or a key is missing or unknown.
     """
     if not isinstance(shape, dict):
         kinds = shape if isinstance(shape, tuple) else (shape,)
-        if type(value) not in kinds:  # a bool is an int by inheritance, and none here
+        if type(value) not in kinds:  # a bool is an int by inheritance
             expected = " or ".join(kind.__name__ for kind in kinds)
             raise ValueError(f"{name} is {quote(value)}, expected {expected}")
         return
@@ -208,31 +147,31 @@ def check_shape(value: Any, shape: Any, *, name: str) -> None:
 
 
 def check_output(folder: Path, *, overwrite: bool, resumable: bool = False) -> None:
-    """Refuse an output folder that holds something, or that could not be written in the end.
+    """Refuse an output folder that is not empty, or that could not be written in the end.
 
     Args:
         folder: the folder.
-        overwrite: whether what is there may be replaced.
-        resumable: whether what is there could be gone on with, for the message.
+        overwrite: True to replace what is there.
+        resumable: True if an unfinished run there could be resumed, for the message.
 
     Raises:
-        UsageError: it is not empty, no folder, or its parent cannot be written to.
+        UsageError: it is not empty, no folder, or its parent is not writable.
     """
     target = folder.resolve()
     restored(target)
-    try:  # asked once: another process may be about to replace it
+    try:  # read once: another process may replace it
         inside = list(target.iterdir())
     except FileNotFoundError:
         inside = []
     except NotADirectoryError as error:
-        raise UsageError(str(folder), "is a file", "give another -o") from error
+        raise UsageError(str(folder), "is a file", "use another --output") from error
     except OSError as error:
-        raise UsageError(str(folder), f"cannot be read ({error})", "give another -o") from error
+        raise UsageError(str(folder), f"cannot be read ({error})", "use another --output") from error
     if inside and not overwrite:
         ways = "--overwrite to replace it, or --resume" if resumable else "or --overwrite to replace it"
-        raise UsageError(str(folder), "is not empty", f"give another -o, {ways}")
+        raise UsageError(str(folder), "is not empty", f"use another --output, {ways}")
     if target == Path.cwd() or target.is_mount():
-        raise UsageError(str(folder), "cannot be replaced as a whole", "give a folder inside it as -o")
+        raise UsageError(str(folder), "cannot be replaced as a whole", "use a folder inside it")
     parent = next(place for place in target.parents if place.exists())
     if not os.access(parent, os.W_OK):
-        raise UsageError(str(folder), f"cannot be written: {parent} is not writable", "give another -o")
+        raise UsageError(str(folder), f"cannot be written: {parent} is not writable", "use another --output")

@@ -1,4 +1,4 @@
-"""Tiny backbones with random weights, made from a config, each with a tokenizer of its family's kind: no network is needed."""
+"""Tiny backbones with random weights and a tokenizer, for tests without network access."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from nlptasks.backbones.backbone import DECODER, ENCODER, ENCODER_DECODER, kind_of
+from nlptasks.backbones.backbone import facts_of
+from nlptasks.backbones.info import DECODER, ENCODER, ENCODER_DECODER
 
 TEXT = [
     "Ada Smith saw London and left Paris, Rome or Berlin.",
@@ -28,7 +29,7 @@ POSITIONS = 128
 
 
 def wordpiece() -> tokenizers.Tokenizer:
-    # Its trainer numbers the pieces differently in every process, and what a tiny model learns would depend on that.
+    # The trainer of WordPiece numbers the pieces differently in every process, and what a tiny model learns depends on that.
     words = {word for word, _ in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(" ".join(TEXT).lower())}
     letters = sorted(set("".join(words)))
     pieces = _SPECIAL + letters + [f"##{letter}" for letter in letters] + sorted(words - set(letters))
@@ -76,13 +77,13 @@ _CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Tiny:
-    """A backbone to be made.
+    """How to make a tiny backbone.
 
     Attributes:
-        kind: as `BackboneInfo.kind` says it.
-        config: gives its Hugging Face config.
-        tokenizer: gives its tokenizer.
-        chat_template: the tokenizer's, empty if it has none.
+        kind: ``encoder``, ``encoder-decoder`` or ``decoder``.
+        config: returns its Hugging Face config.
+        tokenizer: returns its tokenizer.
+        chat_template: its chat template; empty for none.
     """
 
     kind: str
@@ -150,11 +151,11 @@ def _decoder(cls: type, **more: Any) -> Callable[[], Any]:
 
 
 _GROUPED = {"intermediate_size": 64, "num_key_value_heads": 2}
-"""Sizes of those whose attention heads share keys and values."""
+"""Sizes of decoders whose attention heads share keys and values."""
 
 
 def _chatting() -> tokenizers.Tokenizer:
-    """Nothing stands around a text."""
+    """Return a tokenizer that adds no special tokens to a text."""
     tokenizer = byte_pairs()
     tokenizer.add_special_tokens(list(_CHAT_TOKENS))
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
@@ -162,7 +163,7 @@ def _chatting() -> tokenizers.Tokenizer:
 
 
 def _begun() -> tokenizers.Tokenizer:
-    """A token stands before every text."""
+    """Return a tokenizer that adds a special token before each text."""
     tokenizer = byte_pairs()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", START)]
@@ -180,15 +181,15 @@ TINY = {
     "gpt2": Tiny(DECODER, _decoder(transformers.GPT2Config), _chatting),
     "llama": Tiny(DECODER, _decoder(transformers.LlamaConfig, **_GROUPED), _begun),
 }
-"""By name; the first of each kind is taken where one is enough."""
+"""Tiny backbones by name. Where one of a kind is enough, the first is used."""
 
 
 def make_tiny(name: str, folder: Path) -> None:
     """Write a tiny backbone as a Hugging Face folder.
 
     Args:
-        name: of `TINY`.
-        folder: where; it need not be there yet.
+        name: its name in `TINY`.
+        folder: the folder; it need not exist.
     """
     tiny = TINY[name]
     write_backbone(tiny.config(), tiny.tokenizer(), folder, chat_template=tiny.chat_template)
@@ -198,14 +199,16 @@ def write_backbone(config: Any, tokenizer: tokenizers.Tokenizer, folder: Path, *
     """Write a backbone with random weights, the same every time, as a Hugging Face folder."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        auto = transformers.AutoModelForCausalLM if kind_of(config) == DECODER else transformers.AutoModel
-        model = auto.from_config(config)
+        model = transformers.AutoModel.from_config(config)
+        if facts_of(model, config)["kind"] == DECODER:
+            torch.manual_seed(1)
+            model = transformers.AutoModelForCausalLM.from_config(config)
     model.save_pretrained(folder)
     save_tokenizer(tokenizer, folder, chat_template=chat_template)
 
 
 def save_tokenizer(tokenizer: tokenizers.Tokenizer, folder: Path, *, chat_template: str = "") -> None:
-    """Write a tokenizer beside a model, with the state (truncation, padding) that many published ones have."""
+    """Write a tokenizer beside a model, with the settings for truncation and padding that many published ones have."""
     tokenizer.enable_truncation(16)
     tokenizer.enable_padding(length=16, pad_id=PAD, pad_token="<pad>")
     fast = transformers.PreTrainedTokenizerFast(

@@ -1,11 +1,10 @@
-"""What every head must do on the command line, from its sample data alone."""
+"""The checks of the test kit on the command line: every command, on the sample data."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +12,37 @@ from click.testing import CliRunner
 
 from nlptasks.cli.main import main
 from nlptasks.data.datasets import load_data
+from nlptasks.heads.base import sample_folder, without_gold
 from nlptasks.registry import head_class
 
 _ROWS = 3
 
 
 def check_commands(task: str, backbone: Path, model: Path) -> None:
-    """Train, show, evaluate, predict here and in a new process, export, and predict from the export.
+    """Train, show, evaluate, predict here and in a new process, export, and predict with the export.
 
     Args:
         task: the registered task.
         backbone: folder of a small backbone.
-        model: folder that the model is written to.
+        model: the new model's folder.
     """
     run("train", task, "-o", model, "--backbone", backbone, "--epochs", 1, "--precision", "fp32", "--device", "cpu")
     assert task in run("show", model)
     assert task in run("tasks", task)
-    sample, cls = head_class(task).sample_folder(), head_class(task)
+    cls = head_class(task)
+    sample = sample_folder(cls)
     evaluation = json.loads(run("evaluate", model, f"{task}={sample}", "--json"))
-    assert set(evaluation) == {"head", "split", "main_metric", "metrics"}, evaluation
+    assert {"head", "split", "main_metric", "metrics"} <= set(evaluation), evaluation
     assert evaluation["main_metric"] in evaluation["metrics"], evaluation
     rows = model.with_suffix(".jsonl")
-    given = [_without(row.fields, cls.gold_fields) for row in load_data(sample, cls.formats, {}).parts["train"][:_ROWS]]
+    train = load_data(sample, cls.schema.formats, {}).parts["train"]
+    given = [without_gold(row, cls.schema).fields for row in train[:_ROWS]]
     rows.write_text("".join(json.dumps(row) + "\n" for row in given), encoding="utf-8")
     here = run("predict", model, "--input", rows, "--json")
     assert len(here.splitlines()) == len(given), here
     command = [sys.executable, "-m", "nlptasks", "predict", str(model), "--input", str(rows), "--json"]
     there = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert there == here, "a new process answers otherwise"
+    assert there == here, "a new process gives other results"
     assert run("predict", model, "--input", rows)
     run("export", model)
     exported = run("predict", model, "--input", rows, "--json", "--backend", "onnx")
@@ -48,19 +50,19 @@ def check_commands(task: str, backbone: Path, model: Path) -> None:
 
 
 def run(*arguments: object) -> str:
-    """What a command says on its standard output; it must end well."""
+    """Run a command, which must succeed, and return its standard output."""
     done = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert done.exit_code == 0, f"nlptasks {' '.join(map(str, arguments))} ended with {done.exit_code}:\n{done.output}"
     return done.stdout
 
 
 def check_alike(one: Any, two: Any, *, tolerance: float = 1e-3, where: str = "results") -> None:
-    """Check that two results are the same but for rounding.
+    """Check that two results are equal except for rounding.
 
     Args:
-        one: plain data, as JSON has it.
+        one: data read from JSON.
         two: the same.
-        tolerance: of numbers, in their own unit.
+        tolerance: largest difference of two numbers.
         where: for messages.
     """
     if isinstance(one, dict) and isinstance(two, dict):
@@ -75,7 +77,3 @@ def check_alike(one: Any, two: Any, *, tolerance: float = 1e-3, where: str = "re
         assert abs(one - two) <= tolerance, f"{where}: {one} and {two}"
     else:
         assert one == two, f"{where}: {one!r} and {two!r}"
-
-
-def _without(fields: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name not in names}

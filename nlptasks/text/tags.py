@@ -1,13 +1,13 @@
-"""Tag schemes for labelled spans of words: detecting them, tags to spans and back, the best legal tag sequence.
+"""Tag schemes for labelled spans of words: detection, conversion between tags and spans, Viterbi decoding.
 
-A tag is a prefix and a label, ``B-PER``, or ``O``. Every scheme says the same things with other letters:
+A tag is ``O``, or a prefix and a label, like ``B-PER``. Each scheme uses the prefixes in its own way:
 
-scheme   | begins a span     | goes on | ends one | alone | example of two spans side by side, `A A` and `A`
-iob1     | I, or B after one | I       | I        | I     | I-A I-A B-A
-iob2     | B                 | I       | I        | B     | B-A I-A B-A
-bioes    | B                 | I       | E        | S     | B-A E-A S-A   (also BILOU, BMES and BMEWO, by other letters)
-io       | I or the label    | I       | I        | I     | cannot be said: one span
-lenient  | B, or I after none| I       | I        | B     | B-A I-A B-A   (what others wrote: nothing is illegal)
+scheme   | first word           | inside | last | single word | two adjacent spans: `A A` and `A`
+iob1     | I; B after same label| I      | I    | I           | I-A I-A B-A
+iob2     | B                    | I      | I    | B           | B-A I-A B-A
+bioes    | B                    | I      | E    | S           | B-A E-A S-A   (also BILOU, BMES and BMEWO, with other letters)
+io       | I, or no prefix      | I      | I    | I           | not possible: they become one span
+lenient  | B; I after no span   | I      | I    | B           | B-A I-A B-A   (for foreign checkpoints: every tag is legal)
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ _PREFIXES = {"B": _BEGIN, "I": _INSIDE, "E": _END, "S": _SINGLE, "L": _END, "U":
 _ONLY_INSIDE = {"I": _INSIDE}
 
 LabelledSpan = tuple[int, int, str]
-"""First word, word behind the last, label."""
+"""First word, word after the last, and label."""
 
 
 class TagError(ValueError):
-    """Tags that no scheme, or not the declared one, can mean.
+    """Tags that are illegal in the declared scheme, or in every scheme.
 
     Args:
-        problem: what was, and what should have been.
-        sentence: index of the sentence; `word` the index in it.
+        problem: the message.
+        sentence: index of the sentence.
+        word: index of the word in it.
     """
 
     def __init__(self, problem: str, *, sentence: int = 0, word: int = 0) -> None:
@@ -49,11 +50,11 @@ class Scheme:
 
     Attributes:
         name: its name.
-        follows: whether a tag may stand after another; None stands for the sentence's edge, before or after.
-        starts: whether a tag opens a span, given the tag before it.
-        write: prefixes for a span of n words; `touching` says that a span with the same label ends right before.
-        prefixes: the letters that are prefixes of tags declared to be in this scheme, and what they mean.
-        detected: whether tags can be recognized as this scheme's.
+        follows: returns True if a tag may follow another; None is the start or the end of the sentence.
+        starts: returns True if a tag starts a span, given the tag before it.
+        write: returns the prefixes of a span of n words; `touching` is True if a span of the same label ends right before it.
+        prefixes: the letters used as prefixes, and their meaning as B, I, E or S.
+        detected: True if `detect_scheme` considers this scheme.
     """
 
     name: str
@@ -66,7 +67,7 @@ class Scheme:
 
 @dataclass(frozen=True)
 class Tag:
-    """One tag, taken apart: ``B-PER`` is prefix B and label PER; ``O`` has no label."""
+    """A parsed tag: ``B-PER`` has the prefix B and the label PER; ``O`` has no label."""
 
     prefix: str
     label: str
@@ -76,7 +77,7 @@ class Tag:
 
 
 def parse_tag(tag: str, prefixes: Mapping[str, str] = _PREFIXES) -> Tag:
-    """A tag with its prefix in the letters B I E S; a tag without prefix is inside: ``PER`` is ``I-PER``."""
+    """Parse a tag. The prefix becomes B, I, E or S; a tag without prefix gets I."""
     if tag == OUTSIDE:
         return Tag(OUTSIDE, "")
     if len(tag) > 2 and tag[1] in "-_" and tag[0] in prefixes:
@@ -85,27 +86,27 @@ def parse_tag(tag: str, prefixes: Mapping[str, str] = _PREFIXES) -> Tag:
 
 
 def parse_tags(tags: Iterable[str], scheme: str) -> Iterator[Tag]:
-    """Tags that are known to be in a scheme: in ``io``, ``E-MAIL`` is a label."""
+    """Parse tags of a known scheme: in ``io``, ``E-MAIL`` is a label."""
     prefixes = SCHEMES[scheme].prefixes
     return (parse_tag(tag, prefixes) for tag in tags)
 
 
-def _same(before: Tag | None, tag: Tag | None) -> bool:
+def _same_label(before: Tag | None, tag: Tag | None) -> bool:
     return before is not None and tag is not None and bool(tag.label) and before.label == tag.label
 
 
 def _iob1_follows(before: Tag | None, tag: Tag | None) -> bool:
-    return tag is None or tag.prefix in (OUTSIDE, _INSIDE) or (tag.prefix == _BEGIN and _same(before, tag))
+    return tag is None or tag.prefix in (OUTSIDE, _INSIDE) or (tag.prefix == _BEGIN and _same_label(before, tag))
 
 
 def _iob2_follows(before: Tag | None, tag: Tag | None) -> bool:
-    return tag is None or tag.prefix in (OUTSIDE, _BEGIN) or (tag.prefix == _INSIDE and _same(before, tag))
+    return tag is None or tag.prefix in (OUTSIDE, _BEGIN) or (tag.prefix == _INSIDE and _same_label(before, tag))
 
 
 def _bioes_follows(before: Tag | None, tag: Tag | None) -> bool:
     open_before = before is not None and before.prefix in (_BEGIN, _INSIDE)
-    goes_on = tag is not None and tag.prefix in (_INSIDE, _END)
-    return (open_before and _same(before, tag)) if goes_on else not open_before
+    continues = tag is not None and tag.prefix in (_INSIDE, _END)
+    return (open_before and _same_label(before, tag)) if continues else not open_before
 
 
 def _io_follows(before: Tag | None, tag: Tag | None) -> bool:
@@ -113,7 +114,8 @@ def _io_follows(before: Tag | None, tag: Tag | None) -> bool:
 
 
 def _lenient_starts(before: Tag | None, tag: Tag) -> bool:
-    return tag.prefix in (_BEGIN, _SINGLE) or not _same(before, tag) or (before and before.prefix) in (_END, _SINGLE)
+    ended = before is not None and before.prefix in (_END, _SINGLE)
+    return ended or tag.prefix in (_BEGIN, _SINGLE) or not _same_label(before, tag)
 
 
 SCHEMES = {
@@ -134,14 +136,14 @@ SCHEMES = {
         Scheme(
             "io",
             _io_follows,
-            lambda before, tag: not _same(before, tag),
+            lambda before, tag: not _same_label(before, tag),
             lambda n, touching: [_INSIDE] * n,
             prefixes=_ONLY_INSIDE,
         ),
         Scheme(
             "iob1",
             _iob1_follows,
-            lambda before, tag: tag.prefix == _BEGIN or not _same(before, tag),
+            lambda before, tag: tag.prefix == _BEGIN or not _same_label(before, tag),
             lambda n, touching: [_BEGIN if touching else _INSIDE] + [_INSIDE] * (n - 1),
         ),
         Scheme(
@@ -153,14 +155,14 @@ SCHEMES = {
         ),
     )
 }
-"""The schemes, the ones to be preferred first where tags fit several (``io`` and ``iob1`` then mean the same spans)."""
+"""The schemes by name. If tags fit several, the first is used; tags that fit ``io`` and ``iob1`` mean the same spans in both."""
 
 
 def detect_scheme(sentences: Sequence[Sequence[str]]) -> str:
-    """The scheme in which all these sentences are legal.
+    """Return the scheme in which all these sentences are legal.
 
     Raises:
-        TagError: there is none; it names the first word at which the last one that fitted so far failed.
+        TagError: there is none; the error names the word at which the last candidate failed.
     """
     possible = [name for name, scheme in SCHEMES.items() if scheme.detected]
     for number, tags in enumerate(sentences):
@@ -180,7 +182,7 @@ def detect_scheme(sentences: Sequence[Sequence[str]]) -> str:
 
 
 def first_illegal(tags: Sequence[str], scheme: str) -> int | None:
-    """Index of the first tag that cannot stand there (the last one if the sentence may not end so), None if all can."""
+    """Return the index of the first illegal tag (the last tag if the sentence may not end there), None if all are legal."""
     return _first_break(parse_tags(tags, scheme), scheme)
 
 
@@ -196,7 +198,7 @@ def _first_break(tags: Iterable[Tag], scheme: str) -> int | None:
 
 
 def spans_of(tags: Sequence[str], scheme: str) -> list[LabelledSpan]:
-    """The spans that legal tags mean.
+    """Convert tags to spans.
 
     Raises:
         TagError: a tag is illegal in this scheme.
@@ -219,37 +221,37 @@ def spans_of(tags: Sequence[str], scheme: str) -> list[LabelledSpan]:
 
 
 def tags_of(spans: Iterable[LabelledSpan], length: int, scheme: str) -> list[str]:
-    """Spans, which must not overlap, written as the tags of a sentence of `length` words."""
+    """Convert spans, which must not overlap, to the tags of a sentence of `length` words."""
     tags = [OUTSIDE] * length
-    ended: LabelledSpan = (0, 0, "")
+    last: LabelledSpan = (0, 0, "")
     for span in sorted(spans):
         start, end, label = span
-        touching = ended[1] == start and ended[2] == label
+        touching = last[1] == start and last[2] == label
         tags[start:end] = [f"{prefix}-{label}" for prefix in SCHEMES[scheme].write(end - start, touching)]
-        ended = span
+        last = span
     return tags
 
 
 def in_words(words: Sequence[tuple[int, int]], spans: Iterable[LabelledSpan]) -> list[LabelledSpan]:
-    """Spans in code points as spans in whole words; one that has no word, or only words of the one before, is left out.
+    """Convert spans of code points to spans of whole words; drop a span without words, or that shares a word with the last.
 
     Args:
-        words: code points of each word, in order.
-        spans: code points and labels, in order.
+        words: start and end of each word in code points, in order.
+        spans: start and end in code points, and labels, in order.
     """
     starts, ends = [start for start, _ in words], [end for _, end in words]
     found: list[LabelledSpan] = []
     for start, end, label in spans:
-        first, behind = bisect_right(ends, start), bisect_left(starts, end)
-        if first < behind and (not found or found[-1][1] <= first):
-            found.append((first, behind, label))
+        first, after = bisect_right(ends, start), bisect_left(starts, end)
+        if first < after and (not found or found[-1][1] <= first):
+            found.append((first, after, label))
     return found
 
 
 def scheme_of_classes(tags: Sequence[str]) -> str:
-    """The scheme in which a foreign tagger's answers are to be read, by its classes alone.
+    """Return the scheme to decode a foreign tagger with, given its classes.
 
-    ``I-A`` after ``O`` is right in iob1 and wrong in iob2, and their classes are the same: so nothing is taken for illegal.
+    iob1 and iob2 have the same classes, but ``I-A`` after ``O`` is legal only in iob1: so these taggers are ``lenient``.
     """
     prefixes = {tag.prefix for tag in map(parse_tag, tags) if tag.label}
     if prefixes & {_END, _SINGLE}:
@@ -258,7 +260,7 @@ def scheme_of_classes(tags: Sequence[str]) -> str:
 
 
 def tag_set(labels: Iterable[str], scheme: str) -> tuple[str, ...]:
-    """Every tag of these labels, ``O`` first: the classes of a tagger."""
+    """Return all tags of these labels, ``O`` first: the classes of a tagger."""
     prefixes = sorted(
         {prefix for n in (1, 3) for touching in (False, True) for prefix in SCHEMES[scheme].write(n, touching)}
     )
@@ -266,51 +268,48 @@ def tag_set(labels: Iterable[str], scheme: str) -> tuple[str, ...]:
 
 
 def labels_of(tags: Iterable[str], scheme: str) -> tuple[str, ...]:
-    """The labels of these tags, sorted."""
+    """Return the labels of these tags, sorted."""
     return tuple(sorted({tag.label for tag in parse_tags(tags, scheme)} - {""}))
 
 
 class TagDecoder:
-    """The best legal tag sequence (Viterbi, Forney 1973), for scores that are independent but for what may follow what.
+    """Viterbi decoder (Forney 1973): finds the best tag sequence that is legal in a scheme.
 
     Args:
         tags: the classes, in order [C].
-        scheme: what may follow what.
+        scheme: name of the scheme.
     """
 
     def __init__(self, tags: Sequence[str], scheme: str) -> None:
         follows = SCHEMES[scheme].follows
         parsed = list(parse_tags(tags, scheme))
-        self._opening = self._costs([follows(None, tag) for tag in parsed])  # [C]
-        self._closing = self._costs([follows(tag, None) for tag in parsed])  # [C]
-        self._moves = self._costs([[follows(one, two) for two in parsed] for one in parsed])  # [C,C]
+        self._start = self._costs([follows(None, tag) for tag in parsed])  # [C]
+        self._end = self._costs([follows(tag, None) for tag in parsed])  # [C]
+        self._transitions = self._costs([[follows(one, two) for two in parsed] for one in parsed])  # [C,C]
 
     def best(self, scores: Floats) -> Ints:
-        """The legal sequence of classes with the highest sum of scores.
+        """Return the class of each word [W] in the legal sequence with the highest sum of scores.
 
         Args:
-            scores: log-probabilities, or anything else that adds up [W,C].
-
-        Returns:
-            The class of each word [W].
+            scores: log-probabilities of the classes [W,C].
         """
-        free: Ints = scores.argmax(axis=1)  # [W] legal as it is, nearly always, and then it is the best one
-        if not len(scores) or self._is_legal(free):
-            return free
-        total = scores[0] + self._opening  # [C]
-        came_from = np.zeros(scores.shape, dtype=np.int64)  # [W,C]
+        greedy: Ints = scores.argmax(axis=1)  # [W] nearly always legal, and then the best
+        if not len(scores) or self._is_legal(greedy):
+            return greedy
+        total = scores[0] + self._start  # [C]
+        previous = np.zeros(scores.shape, dtype=np.int64)  # [W,C]
         for word in range(1, len(scores)):
-            paths = total[:, None] + self._moves  # [C,C]
-            came_from[word] = paths.argmax(axis=0)
+            paths = total[:, None] + self._transitions  # [C,C]
+            previous[word] = paths.argmax(axis=0)
             total = paths.max(axis=0) + scores[word]
         best = np.zeros(len(scores), dtype=np.int64)
-        best[-1] = (total + self._closing).argmax()
+        best[-1] = (total + self._end).argmax()
         for word in range(len(scores) - 1, 0, -1):
-            best[word - 1] = came_from[word, best[word]]
+            best[word - 1] = previous[word, best[word]]
         return best
 
     def _is_legal(self, path: Ints) -> bool:
-        costs = self._opening[path[0]] + self._closing[path[-1]] + self._moves[path[:-1], path[1:]].sum()
+        costs = self._start[path[0]] + self._end[path[-1]] + self._transitions[path[:-1], path[1:]].sum()
         return bool(costs == 0)
 
     @staticmethod

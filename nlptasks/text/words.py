@@ -1,15 +1,15 @@
-"""Words of plain text, words that are given, and where they stand among a tokenizer's tokens.
+"""Word segmentation of plain text, and the alignment of words with a tokenizer's tokens.
 
-Words are ours, not the tokenizer's, so that a head learns and predicts on the same units whatever the backbone:
+The rules do not depend on the backbone, so every head is trained and predicts on the same words:
 
-1. White space separates.
-2. Scripts written without spaces are split by character, combining marks stay with theirs.
-3. Outer punctuation is peeled off (``(London),`` is four words), but not the stop of ``U.S.`` or of an initial, nor, within a
-   text, that of ``Mr.`` or ``Inc.``, nor that of a list's number at the beginning of a line, nor the point of ``.5``.
+1. White space separates words.
+2. In scripts written without spaces, each character is a word, with its combining marks.
+3. Leading and trailing punctuation is split off (``(London),`` is four words). ``U.S.`` and initials keep their period. So do
+   ``Mr.``, ``Inc.`` and a list number at the start of a line, if more text follows. ``.5`` keeps its point.
 4. A clitic is a word: ``Ada's`` is ``Ada`` and ``'s``.
-5. Dashes and dots of their own (``--``, ``...``, an em dash) are words wherever they stand.
+5. Dashes and ellipses (``--``, ``...``, an em dash) are always words.
 
-A boundary never falls before a combining mark or inside an emoji sequence. Offsets are code points of the caller's string.
+No word starts at a combining mark or inside an emoji sequence. Offsets are code points of the caller's string.
 """
 
 from __future__ import annotations
@@ -21,10 +21,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from nlptasks.types import FIRST, Ints, Window
-
-Span = tuple[int, int]
-"""Start and end, in code points or in words, the end not included."""
+from nlptasks.types import FIRST, Ints, Span, Window
 
 # Scripts written without spaces: Thai, Lao, Tibetan, Burmese, Khmer, kana, Han and its extensions.
 _UNSPACED = (
@@ -38,26 +35,27 @@ _PIECES = re.compile(
 _CHUNKS = re.compile(r"\S+")
 _CLITIC = re.compile(r"(?<=.)['\u2019](?:s|S)$")
 _ONLY_CLITIC = re.compile(r"['\u2019](?:s|S|t|m|d|ll|re|ve)$")
-_STOP_BELONGS = re.compile(r"(?:[^\W\d_]+-)?(?:[^\W\d_]{1,3}\.)+[^\W\d_]{1,3}\.|[^\W\d_]\.")
+_PERIOD_BELONGS = re.compile(r"(?:[^\W\d_]+-)?(?:[^\W\d_]{1,3}\.)+[^\W\d_]{1,3}\.|[^\W\d_]\.")
 _LIST_NUMBER = re.compile(r"\d{1,3}\.")
 _ABBREVIATION = re.compile(
     r"(?:mr|mrs|ms|dr|prof|st|jr|sr|gen|sen|rep|gov|lt|col|capt|sgt|rev|inc|corp|ltd|co|bros|vs)\.", re.IGNORECASE
 )
-_LONGEST_CLITIC, _LONGEST_ABBREVIATION = 3, 24  # characters; so a word of 100,000 is not searched again and again
-_EXTENDING = "\u200d\u0e33\u0eb3"  # the joiner of emoji; vowels of Thai and Lao that are no mark by category
+# In characters. Without these limits, the time for one very long word would be quadratic.
+_LONGEST_CLITIC, _LONGEST_ABBREVIATION = 3, 24
+_EXTENDING = "\u200d\u0e33\u0eb3"  # the emoji joiner, and vowels of Thai and Lao outside the category of marks
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def words(text: str) -> list[Span]:
-    """The words of a plain text, as spans in code points, in order, never overlapping."""
+    """Return the words of a plain text as spans, in order and without overlap."""
     spans: list[Span] = []
     for chunk in _CHUNKS.finditer(text):
         start, end = chunk.span()
-        if chunk.group().isalnum() and chunk.group().isascii():  # the common case, without any rule
+        if chunk.group().isalnum() and chunk.group().isascii():  # fast path: no rule applies
             spans.append((start, end))
         elif not any(char.isprintable() for char in chunk.group()):
-            continue  # control characters and invisible ones are no word
-        elif _is_whole(text, start, end):
+            continue  # only control and invisible characters
+        elif _ends_in_own_period(text, start, end):
             spans.append((start, end))
         else:
             spans.extend((start + left, start + right) for left, right in _chunk_words(chunk.group()))
@@ -65,7 +63,7 @@ def words(text: str) -> list[Span]:
 
 
 def join_words(given: Iterable[str]) -> tuple[str, list[Span]]:
-    """Given words joined by one space, and where each one stands."""
+    """Join words by single spaces. Return the text and the span of each word."""
     spans: list[Span] = []
     start = 0
     joined = list(given)
@@ -76,10 +74,9 @@ def join_words(given: Iterable[str]) -> tuple[str, list[Span]]:
 
 
 def close_unspaced(text: str, spans: Sequence[Span]) -> tuple[str, list[Span]]:
-    """Given words as they would be written: without a space between two characters of a script that has none.
+    """Remove the spaces between two characters of a script written without spaces. Return the text and the new spans.
 
-    Tokenizers made for raw text read a Chinese sentence in words of several characters, with spaces between the characters
-    they would not: the model would be trained on other tokens than it meets in plain text.
+    With the spaces, a tokenizer would split a Chinese sentence into other tokens in training than in plain text.
     """
     parts: list[str] = []
     placed: list[Span] = []
@@ -96,51 +93,45 @@ def close_unspaced(text: str, spans: Sequence[Span]) -> tuple[str, list[Span]]:
 
 
 def readable(text: str) -> str:
-    """The text with lone surrogates, which no tokenizer accepts, replaced one for one by U+FFFD: offsets stay."""
+    """Replace lone surrogates, which no tokenizer accepts, by U+FFFD. Offsets do not change."""
     return _SURROGATES.sub("\ufffd", text)
 
 
 def first_tokens(spans: Ints, offsets: Ints) -> Ints:
-    """The first token of each word, -1 for a word that has none here.
+    """Return the index of the first token of each word [W], or -1 for a word without tokens.
 
     Args:
-        spans: the words' code points, in order [W,2].
-        offsets: the tokens' code points, in order [S,2]; tokens of one character may share it or overlap.
-
-    Returns:
-        Indices into the tokens [W].
+        spans: spans of the words, in order [W,2].
+        offsets: spans of the tokens, in order [S,2]; tokens of the same character may share its span or overlap.
     """
     if not len(spans) or not len(offsets):
         return np.full(len(spans), -1, dtype=np.int64)
-    ends = np.maximum.accumulate(offsets[:, 1])  # [S], so that it can be searched
-    first = np.searchsorted(ends, spans[:, 0], side="right")  # [W] the first token that ends behind the word's start
+    ends = np.maximum.accumulate(offsets[:, 1])  # [S] sorted, for the binary search
+    first = np.searchsorted(ends, spans[:, 0], side="right")  # [W] the first token that ends after the word starts
     inside = np.append(offsets[:, 0], np.iinfo(np.int64).max)[first] < spans[:, 1]
     return np.where(inside, first, -1)
 
 
 def words_in(spans: Ints, window: Window) -> tuple[Ints, Ints]:
-    """The words that have a token in a window of the text that they are words of.
+    """Return the words with tokens in a window: their indices [W'], and the index of the first token of each [W'].
 
     Args:
-        spans: the words' code points, in order [W,2].
-        window: the window.
-
-    Returns:
-        The words' numbers, and the index of each one's first token in the window [W'].
+        spans: spans of all words of the text, in order [W,2].
+        window: a window of this text.
     """
     content = np.flatnonzero(window.parts == FIRST)
     if not len(content):
         return content, content
     offsets = window.offsets[content]
     first = int(np.searchsorted(spans[:, 1], offsets[:, 0].min(), side="right"))
-    behind = int(np.searchsorted(spans[:, 0], offsets[:, 1].max(), side="left"))
-    tokens = first_tokens(spans[first:behind], offsets)
+    after = int(np.searchsorted(spans[:, 0], offsets[:, 1].max(), side="left"))
+    tokens = first_tokens(spans[first:after], offsets)
     here = np.flatnonzero(tokens >= 0)
     return first + here, content[tokens[here]]
 
 
 def widened(text: str, start: int, end: int) -> Span:
-    """A span as the least one of whole written characters around it, without white space at its ends."""
+    """Strip white space from a span, and extend it to whole characters with their combining marks."""
     while start < end and text[start].isspace():
         start += 1
     while start < end and text[end - 1].isspace():
@@ -153,12 +144,12 @@ def widened(text: str, start: int, end: int) -> Span:
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of a text can be seen: white space, control characters, characters of no width."""
+    """Return True if a text contains only white space, control and zero-width characters."""
     return not any(char.isprintable() and not char.isspace() for char in text)
 
 
 def split_at(spans: Sequence[Span], cuts: Iterable[int]) -> list[Span]:
-    """The spans, each split where a cut falls inside it."""
+    """Split each span at the cuts inside it."""
     ordered = sorted(set(cuts))
     pieces: list[Span] = []
     at = 0
@@ -174,12 +165,12 @@ def split_at(spans: Sequence[Span], cuts: Iterable[int]) -> list[Span]:
 
 
 def is_mostly_unspaced(text: str) -> bool:
-    """Whether most letters of a text are of scripts written without spaces."""
+    """Return True if most letters of a text belong to scripts written without spaces."""
     return 2 * len(_UNSPACED_CHARACTER.findall(text)) > sum(map(str.isalpha, text))
 
 
 def split_unspaced(text: str) -> str:
-    """The text with spaces around every character of a script written without spaces; its punctuation is left out."""
+    """Put spaces around each character of a script written without spaces, and replace punctuation by spaces."""
     return _UNSPACED_CHARACTER.sub(r" \g<0> ", "".join(" " if _is_punctuation(char) else char for char in text))
 
 
@@ -187,61 +178,61 @@ def _is_unspaced(char: str) -> bool:
     return _UNSPACED_CHARACTER.match(char) is not None
 
 
-def _is_whole(text: str, start: int, end: int) -> bool:
-    """Whether the stop at the end of these characters is theirs by what stands around them."""
+def _ends_in_own_period(text: str, start: int, end: int) -> bool:
+    """Return True for an abbreviation or a list number whose period, by its context, does not end a sentence."""
     if text[end - 1] != "." or not _CHUNKS.search(text, end):
         return False
-    begins_line = start == 0 or text[start - 1] in "\r\n"
-    return bool(_ABBREVIATION.fullmatch(text, start, end) or (begins_line and _LIST_NUMBER.fullmatch(text, start, end)))
+    starts_line = start == 0 or text[start - 1] in "\r\n"
+    return bool(_ABBREVIATION.fullmatch(text, start, end) or (starts_line and _LIST_NUMBER.fullmatch(text, start, end)))
 
 
 def _chunk_words(chunk: str) -> Iterator[Span]:
-    """The words of a text without white space."""
-    for start, end in _whole_characters(chunk, (piece.span() for piece in _PIECES.finditer(chunk))):
-        yield from ((start + left, start + right) for left, right in _peeled(chunk[start:end]))
+    """Return the words of a text without white space."""
+    for start, end in _merge_split_characters(chunk, (piece.span() for piece in _PIECES.finditer(chunk))):
+        yield from ((start + left, start + right) for left, right in _split_punctuation(chunk[start:end]))
 
 
-def _whole_characters(chunk: str, spans: Iterable[Span]) -> list[Span]:
-    """The spans, a span that would begin inside a written character joined to the one before it."""
-    whole: list[Span] = []
+def _merge_split_characters(chunk: str, spans: Iterable[Span]) -> list[Span]:
+    """Merge each span that starts inside a character sequence with the span before it."""
+    merged: list[Span] = []
     for start, end in spans:
-        if whole and not _may_split(chunk, start):
-            whole[-1] = (whole[-1][0], end)
+        if merged and not _may_split(chunk, start):
+            merged[-1] = (merged[-1][0], end)
         else:
-            whole.append((start, end))
-    return whole
+            merged.append((start, end))
+    return merged
 
 
-def _peeled(piece: str) -> list[Span]:
-    """A piece without its outer punctuation, and each peeled mark (a run of the same is one)."""
+def _split_punctuation(piece: str) -> list[Span]:
+    """Split leading and trailing punctuation off a piece; a run of equal marks is one word."""
     start, end = 0, len(piece)
     before: list[Span] = []
     after: list[Span] = []
     while start < end and not _ONLY_CLITIC.match(piece, start, end):
-        run = _run(piece, start, end, step=1)
+        run = _run_length(piece, start, end, step=1)
         if not run or (piece[start] == "." and piece[start + 1 : start + 2].isdigit()):
             break
         before.append((start, start + run))
         start += run
-    while start < end and not _keeps_its_end(piece, start, end):
+    while start < end and not _keeps_end(piece, start, end):
         clitic = _CLITIC.search(piece, max(start, end - _LONGEST_CLITIC), end)
-        run = end - clitic.start() if clitic else _run(piece, start, end, step=-1)
+        run = end - clitic.start() if clitic else _run_length(piece, start, end, step=-1)
         if not run:
             break
         after.append((end - run, end))
         end -= run
-    return _whole_characters(piece, [*before, *([(start, end)] if start < end else []), *reversed(after)])
+    return _merge_split_characters(piece, [*before, *([(start, end)] if start < end else []), *reversed(after)])
 
 
-def _keeps_its_end(piece: str, start: int, end: int) -> bool:
-    """Whether this is an abbreviation with its stop, or a clitic alone."""
+def _keeps_end(piece: str, start: int, end: int) -> bool:
+    """Return True for an abbreviation with its period, or a single clitic."""
     if end - start > _LONGEST_ABBREVIATION:
         return False
-    return bool(_STOP_BELONGS.fullmatch(piece, start, end) or _ONLY_CLITIC.fullmatch(piece, start, end))
+    return bool(_PERIOD_BELONGS.fullmatch(piece, start, end) or _ONLY_CLITIC.fullmatch(piece, start, end))
 
 
-def _run(piece: str, start: int, end: int, *, step: int) -> int:
-    """How many of the same punctuation mark stand at the left (step 1) or right (step -1) edge."""
+def _run_length(piece: str, start: int, end: int, *, step: int) -> int:
+    """Return the number of equal punctuation marks at the left (step 1) or right (step -1) end."""
     edge = start if step > 0 else end - 1
     if not _is_punctuation(piece[edge]):
         return 0
@@ -252,7 +243,7 @@ def _run(piece: str, start: int, end: int, *, step: int) -> int:
 
 
 def _may_split(text: str, at: int) -> bool:
-    """Whether a word may begin here: not before a mark that belongs to the character before, nor behind a joiner."""
+    """Return True if a word may start here: not at a combining mark, nor after an emoji joiner."""
     return not _extends(text[at]) and text[at - 1] != "\u200d"
 
 

@@ -1,4 +1,4 @@
-"""Settings that the user left open, chosen from the backbone, the data and the device."""
+"""Defaults of settings that depend on the backbone, the data and the device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nlptasks.runtimes.pytorch import has_bf16
 
 
 def default_lr(parameters: int) -> float:
-    """The highest learning rate of a backbone of which so many weights are trained, embeddings left out."""
+    """Return the default learning rate for a number of trained weights, without embeddings."""
     # 3e-4 is measured for 10 million weights (MiniLM); the power leads to the usual 5e-5 for 85 million (BERT base) and
     # 2e-5 for 300 million (BERT large).
     return float(min(1e-3, 3e-4 * (1e7 / max(parameters, 1)) ** 0.8))
@@ -29,15 +29,15 @@ def chosen(
     processes: int = 1,
     heads: int = 1,
 ) -> TrainSettings:
-    """The settings with everything that was left open chosen from the backbone and the data.
+    """Return the settings with every None replaced.
 
     Args:
-        settings: as given.
-        parameters: weights of the backbone that are trained, embeddings left out.
+        settings: the user's settings.
+        parameters: trained weights of the backbone, without embeddings.
         tokens: tokens of each training example.
-        lr_scale: the head's; of several the lowest.
-        processes: how many share each step.
-        heads: how many learn together.
+        lr_scale: the network's; the lowest of several.
+        processes: number of processes.
+        heads: number of heads that are trained together.
     """
     lr = settings.lr or lr_scale * default_lr(parameters)
     # About 200 steps of each head an epoch learn well from few rows, with at least some 8 rows in each; beyond 2,048 tokens the
@@ -55,13 +55,13 @@ def chosen(
 
 
 def chosen_precision(wanted: str, device: torch.device) -> str:
-    """The precision of the passes: for ``auto`` bf16 where the hardware has it.
+    """Return the precision to train in: for ``auto`` bf16 if the hardware supports it.
 
     Raises:
         UsageError: it is fp16 and there is no GPU.
     """
     if wanted == "fp16" and device.type == "cpu":
-        raise UsageError("--precision fp16", "needs a GPU", "take bf16 or fp32, or auto")
+        raise UsageError("precision", "is fp16, which needs a GPU", "use bf16, fp32 or auto")
     if wanted != "auto":
         return wanted
     without = {"cuda": "fp16"}.get(device.type, "fp32")

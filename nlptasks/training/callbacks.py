@@ -1,4 +1,4 @@
-"""Who hears how a long run goes."""
+"""Callbacks: who is told about the progress of a long run."""
 
 from __future__ import annotations
 
@@ -6,29 +6,33 @@ from collections.abc import Mapping
 from typing import Protocol
 
 
-class Reporter(Protocol):
-    """Hears how a long run goes; the command line draws it."""
+class TrainingCallback(Protocol):
+    """Is told about the progress of a run; the command line draws it."""
 
     def note(self, message: str) -> None:
-        """A remark for the user, one line."""
+        """Take a message for the user, one line."""
 
     def step(self, done: int, total: int, head: str, loss: float) -> None:
-        """After each optimizer step: steps done, steps in all, the head that learned, the mean loss of the step."""
+        """Take the result of an optimizer step: completed steps, all steps, the head, and the mean loss of the step."""
 
     def evaluated(self, epoch: int, metrics: Mapping[str, float], best: bool) -> None:
-        """After each evaluation on dev: the epoch, from 1, the main metrics (``f1``; of several heads ``ner f1``), and whether
-        the weights are the best so far.
+        """Take the result of an evaluation on dev.
+
+        Args:
+            epoch: the epoch, from 1.
+            metrics: the main metrics: ``f1``, or ``ner f1`` if several heads are trained.
+            best: True if the weights are the best so far.
         """
 
 
-class Silent:
-    """The reporter that says nothing."""
+class NoOpCallback:
+    """Ignores everything."""
 
     def note(self, message: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def step(self, done: int, total: int, head: str, loss: float) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def evaluated(self, epoch: int, metrics: Mapping[str, float], best: bool) -> None:
-        """Nothing."""
+        """Do nothing."""

@@ -1,4 +1,4 @@
-"""What looks wrong with data before anything is learned from them: warnings, a line each, with counts and the first places."""
+"""Checks of training data: one warning per problem, with its count and the first places."""
 
 from __future__ import annotations
 
@@ -8,67 +8,68 @@ from pathlib import Path
 from typing import Any
 
 from nlptasks.errors import listing, quote
-from nlptasks.heads.base import Head
-from nlptasks.types import Row, Source
+from nlptasks.heads.base import AnyHead
+from nlptasks.types import ModelInput, Row
 
 _FEW_ROWS = 5
+"""Labels in fewer rows are rare."""
 _SHOWN = 3
+"""Number of places in a warning."""
 
 
 @dataclass(frozen=True)
-class _Checked:
-    """A row by what the checks compare.
+class _CheckedRow:
+    """The properties of a row that the checks compare.
 
     Attributes:
-        place: name of the file, and line.
-        key: what the backbone reads for it.
-        gold: its gold answer.
-        labels: the labels in it.
+        place: file name and line.
+        inputs: what the backbone reads.
+        gold: the gold answer.
+        labels: the labels in the gold answer.
     """
 
     place: str
-    key: tuple[Source, ...]
+    inputs: tuple[ModelInput, ...]
     gold: Hashable
     labels: frozenset[str]
 
 
-def warnings_of(head: Head, rows: Mapping[str, Sequence[Row]], examples: Mapping[str, Sequence[Any]]) -> list[str]:
-    """What to tell the user about a data set, in the time of one pass over it.
+def warnings_of(head: AnyHead, rows: Mapping[str, Sequence[Row]], examples: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Return warnings about a data set.
+
+    The checks: all rows of train have the same answer; labels are rare in train; rows of train have equal texts and different
+    answers; rows of another part are also in train.
 
     Args:
-        head: what reads it.
-        rows: the rows of each part, ``train`` among them.
-        examples: the example of each of these rows, with its gold answer.
-
-    Returns:
-        A line for each of these that is so: all rows of train have the same answer; labels are rare in train; rows of train
-        contradict each other; rows of another part are also in train.
+        head: the head that is trained.
+        rows: the rows of each part, ``train`` included.
+        examples: the examples of these rows, with gold answers.
     """
     parts = {
         part: [_checked(head, row, example) for row, example in zip(own, examples[part], strict=True)]
         for part, own in rows.items()
     }
     train = parts.pop("train")
-    places: dict[tuple[Source, ...], _Checked] = {}
+    first: dict[tuple[ModelInput, ...], _CheckedRow] = {}
     for row in train:
-        places.setdefault(row.key, row)
-    found = [_one_answer(train), _rare_labels(train), _contradictions(train, places)]
-    found += [_leaks(part, own, places) for part, own in parts.items()]
+        first.setdefault(row.inputs, row)
+    found = [_one_answer(train), _rare_labels(train), _contradictions(train, first)]
+    found += [_leaks(part, own, first) for part, own in parts.items()]
     return [warning for warning in found if warning]
 
 
-def _checked(head: Head, row: Row, example: Any) -> _Checked:
-    key = tuple(head.sources(example))
-    return _Checked(Path(row.where).name, key, head.gold(example), frozenset(head.gold_labels(example)))
+def _checked(head: AnyHead, row: Row, example: Any) -> _CheckedRow:
+    labels = frozenset(head.presenter.gold_labels(example))
+    return _CheckedRow(Path(row.where).name, tuple(head.inputs(example)), head.gold(example), labels)
 
 
-def _one_answer(train: Sequence[_Checked]) -> str:
+def _one_answer(train: Sequence[_CheckedRow]) -> str:
     if len(train) < 2 or len({row.gold for row in train}) > 1:
         return ""
     return f"all {len(train)} rows of train have the same answer: {_places(row.place for row in train)}"
 
 
-def _rare_labels(train: Sequence[_Checked]) -> str:
+def _rare_labels(train: Sequence[_CheckedRow]) -> str:
     places: dict[str, list[str]] = {}
     for row in train:
         for label in row.labels:
@@ -79,15 +80,14 @@ def _rare_labels(train: Sequence[_Checked]) -> str:
     return f"{len(rare)} of {len(places)} labels are {few}: {shown}" if rare else ""
 
 
-def _contradictions(train: Sequence[_Checked], places: Mapping[tuple[Source, ...], _Checked]) -> str:
-    pairs = [(row.place, places[row.key].place) for row in train if row.gold != places[row.key].gold]
-    return (
-        f"{len(pairs)} rows of train have the text of another one, but not its answer: {_pairs(pairs)}" if pairs else ""
-    )
+def _contradictions(train: Sequence[_CheckedRow], first: Mapping[tuple[ModelInput, ...], _CheckedRow]) -> str:
+    pairs = [(row.place, first[row.inputs].place) for row in train if row.gold != first[row.inputs].gold]
+    problem = "have the same text as another row, but another answer"
+    return f"{len(pairs)} rows of train {problem}: {_pairs(pairs)}" if pairs else ""
 
 
-def _leaks(part: str, rows: Sequence[_Checked], places: Mapping[tuple[Source, ...], _Checked]) -> str:
-    pairs = [(row.place, places[row.key].place) for row in rows if row.key in places]
+def _leaks(part: str, rows: Sequence[_CheckedRow], first: Mapping[tuple[ModelInput, ...], _CheckedRow]) -> str:
+    pairs = [(row.place, first[row.inputs].place) for row in rows if row.inputs in first]
     return f"{len(pairs)} of {len(rows)} rows of {part} are also in train: {_pairs(pairs)}" if pairs else ""
 
 

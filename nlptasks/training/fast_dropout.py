@@ -1,8 +1,8 @@
-"""Dropout that costs little where PyTorch's costs a fifth of a training step: on the CPU.
+"""Fast dropout on the CPU, where PyTorch's dropout takes a fifth of a training step.
 
-PyTorch draws a random number for every value, one after the other in one thread, and computes attention in pieces as soon as
-its weights are to be dropped out. Here eight values share a draw of 64 bits, and attention keeps its fused kernel: its weights
-are not dropped out, the states are. All of it is a function of PyTorch's seed.
+PyTorch draws one random number per value in a single thread, and does not use fused attention with dropout on attention weights.
+Here eight values share one draw of 64 bits, and attention stays fused: only hidden states are dropped, not attention weights.
+The result depends on PyTorch's seed alone.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from transformers.masking_utils import sdpa_mask
 
 from nlptasks.backbones.backbone import Backbone
 
-_FUSED, _PLAIN = "sdpa_without_dropout", "sdpa"
+_WITHOUT_DROPOUT, _SDPA = "sdpa_without_dropout", "sdpa"
 _LEVELS = 256
 
 
 @contextmanager
 def cheap_dropout(model: nn.Module, backbone: Backbone, device: torch.device) -> Iterator[None]:
-    """A model whose dropout is cheap while the block trains it on the CPU."""
+    """Replace the dropout of a model inside the block, if it is trained on the CPU."""
     if device.type != "cpu":
         yield
         return
@@ -33,28 +33,28 @@ def cheap_dropout(model: nn.Module, backbone: Backbone, device: torch.device) ->
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if isinstance(child, nn.Dropout) and _share(child.p) is not None
+        if isinstance(child, nn.Dropout) and _levels(child.p) is not None
     ]
-    trunk: Any = backbone.trunk
-    fused = trunk.config._attn_implementation == _PLAIN
+    base_model: Any = backbone.base_model
+    uses_sdpa = base_model.config._attn_implementation == _SDPA
     for parent, name, child in places:
-        setattr(parent, name, _CheapDropout(child.p).train(child.training))
-    if fused:
-        trunk.set_attn_implementation(_FUSED)
+        setattr(parent, name, _FastDropout(child.p).train(child.training))
+    if uses_sdpa:
+        base_model.set_attn_implementation(_WITHOUT_DROPOUT)
     try:
         yield
     finally:
         for parent, name, child in places:
             setattr(parent, name, child.train(parent.training))
-        if fused:
-            trunk.set_attn_implementation(_PLAIN)
+        if uses_sdpa:
+            base_model.set_attn_implementation(_SDPA)
 
 
-class _CheapDropout(nn.Module):
-    """Sets a share of the values to zero and scales the others, so that their mean stays.
+class _FastDropout(nn.Module):
+    """Dropout with a probability that is a multiple of 1/256.
 
     Args:
-        p: the share; it is taken in steps of 1/256.
+        p: probability of zeroing a value; it is rounded.
     """
 
     def __init__(self, p: float) -> None:
@@ -62,25 +62,24 @@ class _CheapDropout(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """The values [...], some of them zero while it trains."""
-        share = _share(self.p)
-        if not self.training or not share:
+        """Zero random values of x [...] in training mode, and scale the others up."""
+        dropped = _levels(self.p)
+        if not self.training or not dropped:
             return x
         draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-        kept = draws.view(torch.uint8)[: x.numel()].view(x.shape) >= share
-        return x * (kept.to(x.dtype) * (_LEVELS / (_LEVELS - share)))
+        kept = draws.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
+        return x * (kept.to(x.dtype) * (_LEVELS / (_LEVELS - dropped)))
 
 
-def _share(p: float) -> int | None:
-    """A share in steps of 1/256; None if that changes it by more than a tenth."""
-    steps = round(p * _LEVELS)
-    return steps if steps < _LEVELS and abs(steps / _LEVELS - p) <= 0.1 * p else None
+def _levels(p: float) -> int | None:
+    """Return a probability in units of 1/256, or None if rounding changes it by more than a tenth."""
+    levels = round(p * _LEVELS)
+    return levels if levels < _LEVELS and abs(levels / _LEVELS - p) <= 0.1 * p else None
 
 
 def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **given: Any) -> Any:
-    """Fused attention, its weights not dropped out."""
     return sdpa_attention_forward(module, query, key, value, mask, **{**given, "dropout": 0.0})
 
 
-AttentionInterface.register(_FUSED, _attention)
-AttentionMaskInterface.register(_FUSED, sdpa_mask)
+AttentionInterface.register(_WITHOUT_DROPOUT, _attention)
+AttentionMaskInterface.register(_WITHOUT_DROPOUT, sdpa_mask)

@@ -1,4 +1,4 @@
-"""Everything that trained weights are a function of: two runs of one identity end with the same weights."""
+"""Fingerprint of a run: everything that its weights are a function of. Equal fingerprints give equal weights."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from nlptasks.config import Target, TrainSettings, recorded
 from nlptasks.data.datasets import DataSet
 from nlptasks.errors import TrainingError, listing, quote
 from nlptasks.models.model import Model
-from nlptasks.training.run_state import Lesson, Subject
+from nlptasks.training.run_state import TrainingRun, TrainTask
 from nlptasks.training.trainer import digest_of
 from nlptasks.version import __version__
 
 _MAY_DIFFER = ("settings.backbone", "settings.device", "settings.checkpoint_seconds")
-"""Settings that may differ when a run is resumed: what the first two name is compared itself, the last changes nothing."""
+"""Settings that may differ when a run is resumed: backbone and device are compared themselves, the last has no effect."""
 
 
-def of_head(target: Target, data: DataSet, subject: Subject) -> dict[str, Any]:
-    """What the weights are a function of, as far as it is one head's."""
+def of_head(target: Target, data: DataSet, task: TrainTask) -> dict[str, Any]:
+    """Return the part of the fingerprint that belongs to one head."""
     return {
         "task": target.task,
-        "config": recorded(subject.head.config),
-        "head_lr": subject.rate,
+        "config": recorded(task.head.config),
+        "head_lr": task.rate,
         "data": {
             "files": {Path(name).name: digest for name, digest in data.files.items()},
             "split": data.split,
@@ -41,7 +41,7 @@ def of_head(target: Target, data: DataSet, subject: Subject) -> dict[str, Any]:
 
 
 def of_run(settings: TrainSettings, model: Model, accelerator: Accelerator) -> dict[str, Any]:
-    """What else the weights are a function of."""
+    """Return the rest of the fingerprint."""
     assets = "".join(hashlib.sha256(content).hexdigest() for content in model.backbone.assets.values())
     weights = digest_of(model.backbone.state_dict())
     device = accelerator.device
@@ -60,20 +60,20 @@ def of_run(settings: TrainSettings, model: Model, accelerator: Accelerator) -> d
 
 
 def as_json(value: Any) -> Any:
-    """A value as it comes back from JSON."""
+    """Return a value as JSON gives it back."""
     return json.loads(json.dumps(value))
 
 
-def recorded_of(lesson: Lesson, name: str) -> dict[str, Any]:
-    """What the weights of one head are a function of, as its log has it."""
-    run = {key: value for key, value in lesson.identity.items() if key not in ("heads", "order")}
-    own = dict(lesson.identity["heads"][name])
-    settings = {**run.pop("settings"), "head_lr": own.pop("head_lr")}
-    return {"head": name, "together": list(lesson.identity["heads"]), **own, "settings": settings, **run}
+def recorded_of(run: TrainingRun, name: str) -> dict[str, Any]:
+    """Return the fingerprint of one head for its log."""
+    shared = {key: value for key, value in run.fingerprint.items() if key not in ("heads", "order")}
+    own = dict(run.fingerprint["heads"][name])
+    settings = {**shared.pop("settings"), "head_lr": own.pop("head_lr")}
+    return {"head": name, "together": list(run.fingerprint["heads"]), **own, "settings": settings, **shared}
 
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], output: Path) -> None:
-    """Refuse to go on with a run that began otherwise.
+    """Refuse to resume a run with another fingerprint.
 
     Raises:
         TrainingError: it names what differs.
@@ -84,13 +84,13 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], output: Path) 
     if differences:
         raise TrainingError(
             str(output),
-            f"was trained otherwise: {listing(differences)}",
-            "resume it with what it began with, or train anew with --overwrite",
+            f"was trained with other settings or data: {listing(differences)}",
+            "resume it with the same ones, or train anew with --overwrite",
         )
 
 
 def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
-    """``settings.lr was 0.1, is 0.2`` for every value that differs."""
+    """Return ``settings.lr was 0.1, is 0.2`` for every difference."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() | now.keys()):
             yield from _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)

@@ -1,4 +1,4 @@
-"""Signals that ask a long run to stop: noted, so that it can end where nothing is lost."""
+"""Handlers that delay SIGINT and SIGTERM until a long run can stop without losing work."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-_ASKING = (signal.SIGINT, signal.SIGTERM)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _TERMINATED = 128 + signal.SIGTERM
 
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM end the block by SystemExit with 143, so that what it has begun is cleared up; in the main thread."""
+    """Turn SIGTERM into SystemExit(143), so that the block cleans up. Only the main thread can handle signals."""
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(_TERMINATED)
@@ -27,18 +27,17 @@ def terminable() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None where the handler is not Python's
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None for a handler that was not set from Python
 
 
 class StopRequest:
-    """While it is entered, the first SIGINT or SIGTERM is only noted; a second one acts as it always does.
+    """Context manager that records the first SIGINT or SIGTERM instead of handling it. The second one acts as usual.
 
     Args:
-        patient: whether further ones are only noted, too. Launchers of several processes pass on what the processes have
-            already got.
+        patient: True to record all signals: launchers send processes a signal that these have already received.
 
     Attributes:
-        signal: the number of the signal that came, 0 before. In threads other than the main one no signal is noticed.
+        signal: number of the received signal, or 0. Outside the main thread none is received.
     """
 
     def __init__(self, *, patient: bool) -> None:
@@ -48,7 +47,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in _ASKING}
+            self._before = {number: signal.signal(number, self._record) for number in _STOP_SIGNALS}
         return self
 
     def __exit__(
@@ -57,21 +56,21 @@ class StopRequest:
         self._restore()
 
     def is_made(self) -> bool:
-        """Whether a signal came."""
+        """Return True if a signal was received."""
         return self.signal != 0
 
     def obey(self) -> NoReturn:
-        """End as the signal would have: by KeyboardInterrupt, or by SystemExit with 143 for SIGTERM."""
+        """Raise KeyboardInterrupt for SIGINT, and SystemExit(143) for SIGTERM."""
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(_TERMINATED)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
         if not self._patient:
             self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None where the handler is not Python's
+            signal.signal(number, handler or signal.SIG_DFL)  # see terminable
         self._before = {}

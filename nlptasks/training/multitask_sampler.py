@@ -1,8 +1,8 @@
-"""Which head learns what at which step: a pure function of seed, epoch and step.
+"""Sampling of heads and batches in joint training: a pure function of seed, epoch and step.
 
-An epoch has as many steps as one pass over every head's data. They are shared out in proportion to the root of each head's own
-number of steps, times its weight: a head with few rows meets them several times in an epoch, one with many only some of them,
-and goes on from there in the next. A head alone meets each of its rows once an epoch.
+An epoch has as many steps as one pass over the data of all heads. Each head gets a share in proportion to its weight and the
+square root of its own number of steps. So an epoch covers the data of a small head several times, and only a part of the data of
+a large one; the next epoch continues from there. A single head sees each row once per epoch.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class Turn:
     """One optimizer step.
 
     Attributes:
-        name: of the head that learns.
-        batches: the numbers of its examples in each batch of all processes.
+        name: the head that is trained.
+        batches: indices of its instances in each batch, for all processes.
     """
 
     name: str
@@ -29,14 +29,14 @@ class Turn:
 
 
 class Schedule:
-    """The turns of a run.
+    """The steps of all epochs.
 
     Args:
-        lengths: tokens of each training example, by head.
-        weights: how often a head has its turn, in relation to the others.
+        lengths: number of tokens of each training instance, by head.
+        weights: relative sampling weight of each head.
         budget: tokens in a batch.
         size: batches in a step.
-        seed: of the order.
+        seed: random seed.
     """
 
     def __init__(
@@ -51,23 +51,23 @@ class Schedule:
         self._lengths, self._budget, self._size, self._seed = lengths, budget, size, seed
         self._last: dict[str, tuple[int, list[list[list[int]]]]] = {}
         counts = {name: len(self._pass(name, 0)) for name in lengths}
-        claims = {name: weights[name] * math.sqrt(count) for name, count in counts.items()}
+        shares = {name: weights[name] * math.sqrt(count) for name, count in counts.items()}
         total = sum(counts.values())
-        steps = {name: max(1.0, total * claim / sum(claims.values())) for name, claim in claims.items()}
+        steps = {name: max(1.0, total * share / sum(shares.values())) for name, share in shares.items()}
         self.passes = {name: steps[name] / counts[name] for name in lengths}
-        """How often a head meets its rows in an epoch."""
+        """Number of passes over the data of each head per epoch, a fraction for large ones."""
 
     def epoch(self, epoch: int) -> list[Turn]:
-        """The turns of an epoch, from 0."""
-        own = {name: self._own(name, epoch) for name in self._lengths}
-        order = [name for name, steps in own.items() for _ in steps]
-        if len(own) > 1:
+        """Return the steps of an epoch, counted from 0."""
+        by_head = {name: self._steps(name, epoch) for name in self._lengths}
+        order = [name for name, steps in by_head.items() for _ in steps]
+        if len(by_head) > 1:
             random.Random(f"{self._seed}/{epoch}/turns").shuffle(order)
-        left = {name: iter(steps) for name, steps in own.items()}
+        left = {name: iter(steps) for name, steps in by_head.items()}
         return [Turn(name, next(left[name])) for name in order]
 
-    def _own(self, name: str, epoch: int) -> list[list[list[int]]]:
-        """The steps of one head in an epoch: those between two points of its endless row of passes."""
+    def _steps(self, name: str, epoch: int) -> list[list[list[int]]]:
+        """Return the steps of one head in an epoch: a slice of its endless sequence of passes."""
         begin, end = self.passes[name] * epoch, self.passes[name] * (epoch + 1)
         steps: list[list[list[int]]] = []
         for number in range(math.floor(begin), math.ceil(end)):
@@ -77,7 +77,7 @@ class Schedule:
         return steps
 
     def _pass(self, name: str, number: int) -> list[list[list[int]]]:
-        """The steps of one pass over a head's data; the last one is remembered, since several epochs may be parts of it."""
+        """Return the steps of one pass over the data of a head. The last pass is cached, as several epochs may be parts of it."""
         last = self._last.get(name)
         if last is None or last[0] != number:
             batches = epoch_batches(self._lengths[name], self._budget, seed=self._seed, epoch=number)

@@ -1,7 +1,7 @@
-"""What changes weights: one optimizer step over the batches of all processes.
+"""One optimizer step over the batches of all processes.
 
-A step is a function of the weights, the optimizer's state, its number and its batches alone. Nothing is drawn from a random
-state that would have to be remembered: each pass seeds its own dropout.
+A step depends only on the weights, the optimizer's state, its number and its batches: each forward pass seeds its own dropout, so
+there is no random state to store.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from nlptasks.training.multitask_sampler import Turn
 _log = logging.getLogger("nlptasks")
 
 Batch = Sequence[int]
-"""Numbers of a head's examples in a batch."""
+"""Indices of a head's training instances in a batch."""
 
 Load = Callable[[str, Batch], Mapping[str, Tensor]]
-"""Gives the tensors of a head's batch, on the device."""
+"""Returns the tensors of a head's batch, on the device."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What came of one step, over all processes.
+    """The result of one step over all processes.
 
     Attributes:
-        loss: the sum of the losses.
-        count: what it is a sum over.
-        norm: of the gradient of the mean loss, before clipping; not finite if the loss is not.
-        rate: the learning rate, as a share of its highest.
-        stop: whether any process was asked to stop.
+        loss: sum of the losses.
+        count: the count to divide this sum by.
+        norm: norm of the gradient of the mean loss before clipping; not finite if the loss is not.
+        rate: learning rate relative to its peak.
+        stop: True if any process was asked to stop.
     """
 
     loss: float
@@ -57,7 +57,7 @@ class Step:
 
 
 class LossModule(nn.Module):
-    """A model as a module whose `forward` gives the loss of a head: what data-parallel wrappers can wrap."""
+    """Wraps a model for data parallelism: `forward` returns the loss of a head."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -68,19 +68,17 @@ class LossModule(nn.Module):
 
 
 def make_accelerator(precision: str, device: torch.device, *, heads: int) -> Accelerator:
-    """One process among all that train, with ``fp32``, ``bf16`` or ``fp16`` passes.
+    """Return the accelerator of this process.
 
     Args:
-        precision: of the passes.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
         device: where to train.
-        heads: how many learn; of several, each step leaves the weights of all but one without a gradient.
+        heads: number of heads; of several, a step has gradients for one only.
     """
-    # accelerate keeps its state for the whole process: without this a second run would get the first one's precision.
+    # accelerate keeps its state in the process: without a reset, a second run would have the precision of the first.
     AcceleratorState._reset_state(reset_partial_state=True)
-    if "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:  # accelerate launch without a GPU does so
-        _log.warning(
-            "the launcher has started one process only: on the CPU use torchrun --nproc-per-node N -m nlptasks"
-        )
+    if "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:  # accelerate launch without a GPU
+        _log.warning("the launcher started only one process; on the CPU use torchrun --nproc-per-node N -m nlptasks")
     return Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,
@@ -89,15 +87,15 @@ def make_accelerator(precision: str, device: torch.device, *, heads: int) -> Acc
 
 
 class Optimization:
-    """AdamW on a module, on all processes.
+    """AdamW with gradient accumulation, on all processes.
 
     Args:
         module: backbone and heads, on the device.
-        rates: the highest learning rate of each head's own layers.
-        settings: with everything chosen.
-        steps: steps in all.
-        load: makes tensors of a batch.
-        accelerator: this process among all that train.
+        settings: complete settings.
+        rates: peak learning rate of the network of each head.
+        steps: total number of steps.
+        load: returns the tensors of a batch.
+        accelerator: the accelerator of this process.
     """
 
     def __init__(
@@ -114,31 +112,31 @@ class Optimization:
         self._settings, self._load, self._accelerator = settings, load, accelerator
         self._names = {weight: name for name, weight in module.named_parameters() if weight.requires_grad}
         if not self._names:
-            problem = f"is {settings.tune}, and the heads have no weights of their own: nothing would be learned"
-            raise UsageError("--tune", problem, "take all, or top:K")
+            problem = f"is {settings.tune}, and the heads have no weights: there is nothing to train"
+            raise UsageError("tune", problem, "use all, or top:K")
         self._adamw = torch.optim.AdamW(_groups(module.model, settings, rates), fused=True)
         self._module, self._optimizer = accelerator.prepare(module, self._adamw)
 
     @property
     def _rate(self) -> float:
-        """The learning rate of the next step, as a share of its highest: up linearly, then down to zero."""
-        rise = max(1, round(self._settings.warmup * self.steps))
-        return min((self.done + 1) / rise, max(0.0, (self.steps - self.done) / max(1, self.steps - rise)))
+        """Learning rate of the next step relative to its peak: linear warm-up, then linear decay to zero."""
+        warmup = max(1, round(self._settings.warmup * self.steps))
+        return min((self.done + 1) / warmup, max(0.0, (self.steps - self.done) / max(1, self.steps - warmup)))
 
     def step(self, turn: Turn, *, stop: Callable[[], bool] = lambda: False) -> Step:
-        """One step. Without a finite loss and gradient, or with nothing to learn from, no weight is changed.
+        """Do one step. Weights change only if the loss and its gradient are finite, and the batches have targets.
 
         Args:
-            turn: whose step it is, and its batches, of all processes.
-            stop: whether this process is asked to stop by the time its passes are done.
+            turn: the head and its batches, for all processes.
+            stop: returns True if this process was asked to stop; called after its passes.
 
         Raises:
-            TrainingError: one example alone is too large for the device's memory.
+            TrainingError: a single example does not fit in the device's memory.
         """
         world = self._accelerator.num_processes
         own = turn.batches[self._accelerator.process_index :: world]
-        passed = self._fitting(turn.name, own or turn.batches[:1], weight=float(bool(own)))
-        loss, count, stops = self._summed([*passed, float(stop())])
+        sums = self._passes_in_memory(turn.name, own or turn.batches[:1], weight=float(bool(own)))
+        loss, count, stops = self._reduced([*sums, float(stop())])
         norm = math.inf
         if math.isfinite(loss):
             norm = self._update(world * self._scale / count) if count else 0.0
@@ -148,7 +146,7 @@ class Optimization:
         return step
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What the optimizer remembers: its tensors, and the rest as JSON has it."""
+        """Return the optimizer's state: its tensors, and everything else for JSON."""
         tensors = {
             f"{key}/{name}": value
             for weight, name in self._names.items()
@@ -158,7 +156,7 @@ class Optimization:
         return tensors, {"done": self.done, "pieces": self.pieces, "scaler": scaler.state_dict() if scaler else None}
 
     def restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Restore what `state` returned."""
         weights = {name: weight for weight, name in self._names.items()}
         for path, value in tensors.items():
             key, _, name = path.partition("/")
@@ -169,23 +167,21 @@ class Optimization:
 
     @property
     def _scale(self) -> float:
-        """What losses are divided by before their true count is known: it keeps gradients in the range of half precision."""
+        """Divisor of losses until their count is known. It keeps gradients in the range of half precision."""
         return float(self._settings.batch_tokens or 1)
 
-    def _fitting(self, name: str, batches: Sequence[Batch], *, weight: float) -> tuple[float, float]:
-        """The passes over the batches, in as small pieces as the memory needs: the sums of losses and counts."""
+    def _passes_in_memory(self, name: str, batches: Sequence[Batch], *, weight: float) -> tuple[float, float]:
+        """Do the passes, and split the batches while they do not fit in memory. Return the sums of losses and counts."""
         while True:
             try:
                 return self._passes(name, batches, weight)
             except torch.OutOfMemoryError as error:
-                if self._accelerator.num_processes > 1:  # the others wait in the middle of their own passes
-                    raise TrainingError(
-                        f"step {self.done + 1}", f"out of memory ({error})", "take fewer --batch-tokens"
-                    ) from error
+                where = f"step {self.done + 1}"
+                if self._accelerator.num_processes > 1:  # the others wait for this one's gradients
+                    raise TrainingError(where, f"out of memory ({error})", "use fewer --batch-tokens") from error
                 if self.pieces >= max(map(len, batches)):
-                    raise TrainingError(
-                        f"step {self.done + 1}", "one example alone is out of memory", "give shorter texts"
-                    ) from error
+                    problem = "a single example does not fit in memory"
+                    raise TrainingError(where, problem, "use shorter texts") from error
             self.pieces *= 2
             self._optimizer.zero_grad()
             if torch.cuda.is_available():
@@ -193,17 +189,17 @@ class Optimization:
 
     def _passes(self, name: str, batches: Sequence[Batch], weight: float) -> tuple[float, float]:
         parts = [part for batch in batches for part in _split(batch, self.pieces)]
-        summed = counted = 0.0
+        loss_sum = count_sum = 0.0
         for number, part in enumerate(parts):
             torch.manual_seed(self._seed(number))
-            with self._joined(last=number + 1 == len(parts)):
+            with self._synchronized(last=number + 1 == len(parts)):
                 loss, count = self._module(name, self._load(name, part))
                 self._accelerator.backward(loss * (weight / self._scale))
-            summed, counted = summed + weight * float(loss.detach()), counted + weight * float(count)
-        return summed, counted
+            loss_sum, count_sum = loss_sum + weight * float(loss.detach()), count_sum + weight * float(count)
+        return loss_sum, count_sum
 
-    def _joined(self, *, last: bool) -> AbstractContextManager[Any]:
-        """Gradients of all processes are joined in a step's last pass only."""
+    def _synchronized(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Reduce gradients over all processes only in the last pass of a step."""
         context: AbstractContextManager[Any] = nullcontext() if last else self._accelerator.no_sync(self._module)
         return context
 
@@ -211,29 +207,28 @@ class Optimization:
         place = f"{self._settings.seed}/{self.done}/{self._accelerator.process_index}/{part}"
         return int.from_bytes(hashlib.sha256(place.encode()).digest()[:7])
 
-    def _summed(self, values: Sequence[float]) -> list[float]:
+    def _reduced(self, values: Sequence[float]) -> list[float]:
+        """Sum values over all processes."""
         if self._accelerator.num_processes == 1:
             return list(values)
-        device = self._accelerator.device
-        summed: list[float] = self._accelerator.reduce(
-            torch.tensor(values, dtype=torch.float64, device=device), "sum"
-        ).tolist()
-        return summed
+        own = torch.tensor(values, dtype=torch.float64, device=self._accelerator.device)
+        sums: list[float] = self._accelerator.reduce(own, "sum").tolist()
+        return sums
 
     def _update(self, factor: float) -> float:
-        """Change the weights by gradients that are still to be multiplied by this factor: the norm they then have."""
+        """Scale the gradients by a factor, clip them and update the weights. Return the norm before clipping."""
         self._accelerator.unscale_gradients()
         gradients = [weight.grad for weight in self._names if weight.grad is not None]
         norm = float(get_total_norm(gradients)) * factor
         for gradient in gradients:
             gradient.mul_(factor * min(1.0, self._settings.clip / (norm + 1e-6)))
         for group in self._adamw.param_groups:
-            group["lr"] = group["highest"] * self._rate
+            group["lr"] = group["peak"] * self._rate
         scaler = self._accelerator.scaler
         if math.isfinite(norm) or scaler:
             self._optimizer.step()
         if scaler and not math.isfinite(norm) and scaler.get_scale() >= 1:
-            return 0.0  # in half precision: the step was left out, and the next ones have a smaller scale
+            return 0.0  # fp16: the gradient scaler has skipped the step and lowers its scale
         return norm
 
 
@@ -243,34 +238,33 @@ def _split(batch: Batch, pieces: int) -> list[Batch]:
 
 
 def _groups(model: Model, settings: TrainSettings, rates: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Parameters by their highest learning rate and decay; biases and norms do not decay."""
-    found: list[tuple[float, nn.Parameter]] = []
-    above = layers_above(model.backbone.trunk)
-    for name, weight in model.backbone.trunk.named_parameters():
-        found.append(((settings.lr or 0) * settings.layer_decay ** above[name], weight))
+    """Return parameter groups by learning rate and weight decay; biases and norms have no weight decay."""
+    lr, decay = settings.lr or 0.0, settings.layer_decay
+    above = layers_above(model.backbone.base_model)
+    rated = [(lr * decay ** above[name], weight) for name, weight in model.backbone.base_model.named_parameters()]
     for branch in model.branches.values():
         for number, layer in enumerate(reversed(branch.layers)):
-            found += [((settings.lr or 0) * settings.layer_decay**number, weight) for weight in layer.parameters()]
-    for name, head in model.heads.items():
-        found += [(rates[name], weight) for weight in head.parameters()]
+            rated += [(lr * decay**number, weight) for weight in layer.parameters()]
+    for name, network in model.networks.items():
+        rated += [(rates[name], weight) for weight in network.parameters()]
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for rate, weight in found:
+    for rate, weight in rated:
         if weight.requires_grad:
             groups.setdefault((rate, settings.weight_decay if weight.ndim > 1 else 0.0), []).append(weight)
     return [
-        {"params": weights, "lr": rate, "highest": rate, "weight_decay": decay}
-        for (rate, decay), weights in groups.items()
+        {"params": weights, "lr": rate, "peak": rate, "weight_decay": weight_decay}
+        for (rate, weight_decay), weights in groups.items()
     ]
 
 
-def layers_above(trunk: nn.Module) -> dict[str, int]:
-    """For each parameter of a trunk, how many layers stand between its own and the head; 0 where there is no list of them."""
-    path = path_of_layers(trunk)
-    count = 0 if path is None else len(list(trunk.get_submodule(path).children()))
+def layers_above(base_model: nn.Module) -> dict[str, int]:
+    """Return the number of layers above each parameter, by name; 0 without a list of layers."""
+    path = path_of_layers(base_model)
+    count = 0 if path is None else len(list(base_model.get_submodule(path).children()))
     above, seen = {}, False
-    for parameter, _ in trunk.named_parameters():
+    for parameter, _ in base_model.named_parameters():
         inside = path is not None and parameter.startswith(f"{path}.")
         seen = seen or inside
         own = int(parameter[len(path or "") + 1 :].partition(".")[0]) if inside else count - 1
-        above[parameter] = count - 1 - own if seen else count  # embeddings stand before the first layer
+        above[parameter] = count - 1 - own if seen else count  # embeddings come before the first layer
     return above

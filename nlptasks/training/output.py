@@ -1,4 +1,4 @@
-"""Where trained heads go: into a new model, or into one that is there already."""
+"""The output of a run: a new model, or heads added to an existing one."""
 
 from __future__ import annotations
 
@@ -12,58 +12,59 @@ from nlptasks.backbones.pretrained import load_backbone
 from nlptasks.config import EMBEDDED, TrainSettings
 from nlptasks.errors import ModelError, UsageError, listing
 from nlptasks.models.editing import add, logs_as_text, read_logs
+from nlptasks.models.folder import ModelFolder
 from nlptasks.models.manifest import LOG, MANIFEST
-from nlptasks.models.model import Model, ModelFolder
+from nlptasks.models.model import Model, load_stored_backbone
 from nlptasks.models.model_card import model_card
 from nlptasks.storage.checkpoints import is_begun, newest
 from nlptasks.storage.integrity import CARD, RUNNING, check_output
 
 _ADDED_SHARE = 2
-"""An added head owns one layer of so many, unless told otherwise. With half of `minilm`'s it is 2.0 points behind a model of its
+"""By default an added head owns one layer in this many. With half of `minilm`'s it is 2.0 points behind a model of its
 own on CoNLL-2003, 1.5 on SST-2 and not at all on TREC; with a third 3.9, 3.1 and 0.4 (`tests/benchmarks/tuning.py`)."""
 
 
-class Destination(Protocol):
-    """Where trained heads go.
+class RunOutput(Protocol):
+    """Where trained heads are written.
 
     Attributes:
-        folder: the model's; checkpoints stand in it while training goes on.
+        folder: the model's folder; it holds the checkpoints during training.
     """
 
     folder: Path
 
     def check(self, names: Collection[str], *, resume: bool) -> None:
-        """Refuse what would be lost, or could not be written in the end.
+        """Refuse to start if something would be lost, or could not be written in the end.
 
         Args:
-            names: of the heads that are to be trained.
-            resume: whether to go on from the checkpoints in the folder.
+            names: names of the heads to train.
+            resume: True to continue from the checkpoints in the folder.
 
         Raises:
-            UsageError: it does not fit.
+            UsageError: the folder holds something else.
         """
 
     def settings(self, given: TrainSettings) -> TrainSettings:
-        """The settings with the backbone's name.
+        """Return the settings with the backbone's name.
 
         Raises:
-            UsageError: the settings do not fit.
+            UsageError: the settings do not fit this output.
         """
 
     def backbone(self, settings: TrainSettings) -> Backbone:
-        """The backbone to begin with, by what `settings` gave."""
+        """Return the backbone to start from."""
 
     def default_tune(self, backbone: Backbone) -> str:
-        """What is trained where nothing is said."""
+        """Return the default of the setting `tune`."""
 
     def logs(self, names: Collection[str]) -> Mapping[str, Any] | None:
-        """How the heads that are there came to be; None if these are still to be trained."""
+        """Return the training logs of the heads in the model, or None if these heads are not trained yet."""
 
     def write(self, model: Model, logs: Mapping[str, Any]) -> None:
-        """Write the trained heads, in the place of the checkpoints.
+        """Write the trained heads in place of the checkpoints.
 
         Raises:
-            ModelError: it cannot be done.
+            ModelError: the folder has changed, or cannot be written.
         """
 
 
@@ -72,14 +73,14 @@ class NewModel:
 
     Args:
         folder: the folder.
-        overwrite: whether what is there may be replaced.
+        overwrite: True to replace what is there.
     """
 
     def __init__(self, folder: Path, *, overwrite: bool) -> None:
         self.folder, self._overwrite = folder, overwrite
 
     def check(self, names: Collection[str], *, resume: bool) -> None:
-        check_output(self.folder, overwrite=True)  # which puts back what a killed writer had moved away
+        check_output(self.folder, overwrite=True)  # restores what a killed writer had moved away
         if resume and not self._overwrite:
             self._check_can_go_on()
         check_output(self.folder, overwrite=self._overwrite or resume, resumable=True)
@@ -89,11 +90,11 @@ class NewModel:
         is_model = (folder / MANIFEST).is_file()
         finished = is_model and (folder / LOG).is_file()
         if not finished and not begun and folder.is_dir() and any(folder.iterdir()):
-            fix = "give another -o, or --overwrite"
-            raise UsageError(str(folder), "is not empty, and no run has begun there", fix)
+            fix = "use another --output, or --overwrite"
+            raise UsageError(str(folder), "is not empty, and contains no unfinished run", fix)
         if is_model and begun and newest(folder) is None:
-            fix = f"give --overwrite to replace it, or add to it: --add-to {folder}"
-            raise UsageError(str(folder), "is a model, and no run can be gone on with there", fix)
+            fix = f"use --overwrite to replace it, or add heads to it: --add-to {folder}"
+            raise UsageError(str(folder), "already contains a finished model; there is nothing to resume", fix)
 
     def settings(self, given: TrainSettings) -> TrainSettings:
         return replace(given, backbone=given.backbone or EMBEDDED)
@@ -107,25 +108,25 @@ class NewModel:
     def logs(self, names: Collection[str]) -> Mapping[str, Any] | None:
         if is_begun(self.folder) or not (self.folder / LOG).is_file():
             return None
-        return read_logs(ModelFolder.open(self.folder))  # the log, too, must be the one that was written
+        return read_logs(ModelFolder.open(self.folder))  # which checks the log, too
 
     def write(self, model: Model, logs: Mapping[str, Any]) -> None:
         folder = self.folder
         inside = {path.name for path in folder.iterdir()} - {RUNNING} if folder.is_dir() else set()
-        is_ours = MANIFEST in inside or self._overwrite  # a model was to be overwritten from the beginning
+        is_ours = MANIFEST in inside or self._overwrite
         if inside and not is_ours:
-            problem = f"has {listing(sorted(inside))}, which was not there when training began"
-            raise ModelError(str(folder), problem, "move it elsewhere, and go on with --resume")
+            problem = f"has {listing(sorted(inside))}, which was not there when training started"
+            raise ModelError(str(folder), problem, "move it elsewhere, and continue with --resume")
         card = model_card(model.backbone.info, model.heads, model.records, logs)
         model.save(folder, overwrite=True, extra={LOG: logs_as_text(logs), CARD: card})
 
 
 class ExistingModel:
-    """A model that is there: its backbone and its other heads are not touched.
+    """An existing model, whose backbone and other heads stay as they are.
 
     Args:
-        folder: the model's.
-        overwrite: whether heads of the same names may be replaced, and a run that was begun there may be given up.
+        folder: the model's folder.
+        overwrite: True to replace heads of the same names, and to discard an unfinished run.
     """
 
     def __init__(self, folder: Path, *, overwrite: bool) -> None:
@@ -137,30 +138,30 @@ class ExistingModel:
         finished = resume and len(there) == len(names) and not is_begun(self.folder)
         if there and not finished and not self._overwrite:
             way = "--resume --overwrite" if resume and is_begun(self.folder) else "--overwrite"
-            fix = f"name it otherwise, as NAME:TASK=DATA, or replace it: {way}"
-            raise UsageError(f"head {there[0]!r}", f"is in {self.folder} already", fix)
+            fix = f"choose another name, as NAME:TASK=DATA, or replace it: {way}"
+            raise UsageError(f"head {there[0]!r}", f"already exists in {self.folder}", fix)
         if is_begun(self.folder) and not resume and not self._overwrite:
             raise UsageError(
                 str(self.folder),
-                "has checkpoints of a training that did not come to its end",
-                "go on with it: --resume, or give it up: --overwrite",
+                "contains checkpoints of an unfinished run",
+                "continue it with --resume, or discard it with --overwrite",
             )
         check_output(self.folder, overwrite=True)
 
     def settings(self, given: TrainSettings) -> TrainSettings:
         if given.backbone is not None:
-            problem = f"is for new models; an added head stands on that of {self.folder}"
-            raise UsageError(f"--backbone {given.backbone}", problem, "leave it out")
+            problem = f"is {given.backbone!r}, and an added head uses the backbone of {self.folder}"
+            raise UsageError("backbone", problem, "leave it out")
         if given.tune == "all":
             raise UsageError(
-                "--tune all",
-                "would change what the other heads answer",
-                "take top:K (the head owns the K top layers) or head",
+                "tune",
+                "is all, which would change the answers of the other heads",
+                "use top:K (the head owns the K top layers) or head",
             )
         return replace(given, backbone=self._stored.manifest["backbone"]["source"])
 
     def backbone(self, settings: TrainSettings) -> Backbone:
-        return self._stored.backbone()
+        return load_stored_backbone(self._stored)
 
     def default_tune(self, backbone: Backbone) -> str:
         return f"top:{max(1, backbone.layers // _ADDED_SHARE)}" if backbone.layers else "head"
@@ -170,13 +171,13 @@ class ExistingModel:
         return None if is_begun(self.folder) or not there else read_logs(self._stored)
 
     def write(self, model: Model, logs: Mapping[str, Any]) -> None:
-        now = ModelFolder.open(self.folder)  # other heads may have come meanwhile
+        now = ModelFolder.open(self.folder)  # other heads may have been added meanwhile
         if _backbone_files(now) != _backbone_files(self._stored):
-            problem = "has another backbone than when training began"
-            raise ModelError(str(self.folder), problem, "put the model back as it was, and go on with --resume")
+            problem = "has another backbone than when training started"
+            raise ModelError(str(self.folder), problem, "restore the model, and continue with --resume")
         taken = [name for name in model.heads if name in now.records and name not in self._stored.records]
         if taken and not self._overwrite:
-            problem = f"has got a head {taken[0]!r} since training began"
+            problem = f"has a new head {taken[0]!r} since training started"
             raise ModelError(str(self.folder), problem, f"rename it: nlptasks rename {self.folder} {taken[0]} NEW")
         add(now, model, logs)
 

@@ -1,4 +1,4 @@
-"""Heads on decoders: learning from nothing on real texts, and writing against Hugging Face's `generate`, in turn.
+"""Heads on decoders: training a small GPT-2 from scratch on real texts, and generation speed against ``generate``.
 
     python tests/benchmarks/causal.py learning --data FOLDER [--column source]   # perplexity of a small GPT-2
     python tests/benchmarks/causal.py writing [--runs 3]   # a model of GPT-2's size with random weights
@@ -34,7 +34,7 @@ _NEW, _PROMPTS = 32, 8
 
 
 def decoder(folder: Path, texts: list[str], *, vocabulary: int, **sizes: int) -> None:
-    """Write a GPT-2 with random weights, and a byte-level vocabulary made from texts."""
+    """Write a GPT-2 with random weights and a byte-level vocabulary trained on texts."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -49,7 +49,7 @@ def decoder(folder: Path, texts: list[str], *, vocabulary: int, **sizes: int) ->
 
 
 def learning(place: Path, source: Path, *, column: str, rows: int, epochs: int) -> dict[str, Any]:
-    """Train on lines of text, and measure perplexity on lines that were not seen, on both backends."""
+    """Train on lines of text, and measure the perplexity of unseen lines on both backends."""
     found_rows = load_data(source, TABLES, {"text": column}).parts
     parts = {part: [row.fields["text"] for row in found_rows[part][:rows]] for part in ("train", "dev", "test")}
     (place / "data").mkdir()
@@ -76,7 +76,7 @@ def learning(place: Path, source: Path, *, column: str, rows: int, epochs: int) 
 
 
 def writing(place: Path, *, runs: int) -> dict[str, Any]:
-    """Greedy writing behind prompts of different lengths: ours on both backends, `generate` on the whole batch and one by one."""
+    """Measure greedy search after prompts of different lengths: ours on both backends, ``generate`` in a batch and one by one."""
     words = [
         "the",
         "quick",
@@ -143,11 +143,11 @@ def writing(place: Path, *, runs: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure."""
+    """Run one measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["learning", "writing"])
-    parser.add_argument("--data", type=Path, help="a folder with train, dev and test")
-    parser.add_argument("--column", default="source", help="of the texts")
+    parser.add_argument("--data", type=Path, help="folder with train, dev and test")
+    parser.add_argument("--column", default="source", help="column of the texts")
     parser.add_argument("--rows", type=int, default=12_000)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--runs", type=int, default=3)

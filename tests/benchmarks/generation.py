@@ -1,10 +1,10 @@
-"""Writing with a BART of base size and random weights, against transformers' ``generate``: tokens a second, in turn.
+"""Generation speed of a BART of base size with random weights, in tokens a second, against ``generate`` in transformers.
 
     python tests/benchmarks/generation.py
 
-Every way writes 64 tokens for each of 8 sources of 64 tokens, greedily and with 4 beams; no text ends early. In fp32 the tokens
-must be equal. CTranslate2 is measured beside them where it is installed (``pip install ctranslate2``). On a machine with CUDA,
-where ``generate`` runs in fp16:
+Every implementation generates 64 tokens for each of 8 sources of 64 tokens, by greedy search and with 4 beams; no text ends
+early. In fp32 the tokens must be equal. CTranslate2 is measured, too, if it is installed (``pip install ctranslate2``). On a
+machine with CUDA, where ``generate`` runs in fp16:
 
     python tests/benchmarks/generation.py --device cuda
 """
@@ -32,9 +32,11 @@ from nlptasks.exporting.exporter import export_graph
 from nlptasks.exporting.precisions import PRECISIONS
 from nlptasks.exporting.tracing import further
 from nlptasks.generation.decoder import Decoder
-from nlptasks.generation.search import Marks, SearchOptions, search
-from nlptasks.generation.step_graph import CachedStepper, StepGraph
-from nlptasks.runtimes.base import STEP, Pass, Runtime
+from nlptasks.generation.options import SearchOptions, SpecialTokens
+from nlptasks.generation.search import search
+from nlptasks.generation.seq2seq_generator import CachedStepper
+from nlptasks.generation.step_graph import StepGraph
+from nlptasks.runtimes.base import STEP, EncodedBatch, Runtime
 from nlptasks.runtimes.onnx import OnnxRuntime
 from nlptasks.runtimes.pytorch import has_bf16, open_torch
 from nlptasks.types import Window
@@ -45,11 +47,11 @@ _GRAPH = f"{_HEAD}.{STEP}"
 _SUITABLE = {"cpu": ("fp32", "int8"), "cuda": ("fp32", "fp16")}
 
 Write = Callable[[int], list[list[int]]]
-"""The tokens that are written for each source, with so many beams."""
+"""Returns the tokens generated for each source, for a number of beams."""
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Time of one call."""
+    """Return the time of one call."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
@@ -57,7 +59,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 @dataclass(frozen=True)
 class Writers:
-    """The model, what it reads, and the ways to write.
+    """The model and its sources, and two implementations of generation.
 
     Attributes:
         theirs: Hugging Face's model.
@@ -71,11 +73,11 @@ class Writers:
 
     @property
     def mask(self) -> torch.Tensor:
-        """All of them count."""
+        """1 for all tokens."""
         return torch.ones_like(self.ids)
 
     def generate(self, beams: int) -> list[list[int]]:
-        """By transformers."""
+        """Generate with transformers."""
         with torch.inference_mode():
             found = self.theirs.generate(
                 input_ids=self.ids,
@@ -89,33 +91,33 @@ class Writers:
         return found[:, 1:].tolist()
 
     def ours(self, runtime: Runtime, place: Callable[[torch.Tensor], Any]) -> Write:
-        """By our search on a runtime, whose tensors `place` makes; the encoder is the same for all."""
+        """Generate with our search on a runtime, whose tensors `place` makes; the encoder is the same for all."""
         nothing = np.zeros(0, dtype=np.int64)
         window = Window(nothing, nothing, nothing, nothing)
-        marks = Marks(prompt=(self.theirs.config.decoder_start_token_id,), end=())
+        special = SpecialTokens(prompt=(self.theirs.config.decoder_start_token_id,), end=())
 
         def write(beams: int) -> list[list[int]]:
             with torch.inference_mode():
                 states = self.theirs.get_encoder()(input_ids=self.ids, attention_mask=self.mask).last_hidden_state
                 cross = {name: place(tensor) for name, tensor in self.decoder.cross(states, self.mask).items()}
-            passed = Pass(_HEAD, dict.fromkeys(range(_BATCH), window), self.mask.cpu().numpy(), cross, runtime)
-            stepper = CachedStepper(passed, np.arange(_BATCH), self.decoder)
+            batch = EncodedBatch(_HEAD, dict.fromkeys(range(_BATCH), window), self.mask.cpu().numpy(), cross, runtime)
+            stepper = CachedStepper(batch, np.arange(_BATCH), runtime.spec(_GRAPH))
             options = SearchOptions(max_new_tokens=_NEW, num_beams=beams)
-            found = search(stepper, sources=[nothing] * _BATCH, marks=marks, options=options)
+            found = search(stepper, sources=[nothing] * _BATCH, special=special, options=options)
             return [list(own[0].tokens) for own in found]
 
         return write
 
 
 def fresh(config: Any, theirs: Any, device: str) -> Decoder:
-    """A decoder with the model's weights."""
+    """Return a decoder with the model's weights."""
     decoder = Decoder(config).eval()
     decoder.model.load_state_dict(theirs.state_dict(), strict=False)
     return decoder.to(device)
 
 
 def ctranslate2_way(theirs: Any, ids: torch.Tensor, kind: str, device: str, place: str) -> Write:
-    """By CTranslate2, whose converter wants settings that transformers 5 no longer writes."""
+    """Generate with CTranslate2, whose converter reads settings that transformers 5 no longer writes."""
     import ctranslate2
     from ctranslate2.converters.transformers import BartLoader
 
@@ -169,15 +171,17 @@ def main() -> None:
 
 
 def all_ways(config: Any, theirs: Any, ids: torch.Tensor, device: str, place: Path) -> dict[str, Write]:
-    """Every way to write, by name, ``generate`` first."""
-    same = {"cpu": theirs, "cuda": copy.deepcopy(theirs).half()}[device]  # as others would run it there
+    """Return every implementation by name, ``generate`` first."""
+    same = {"cpu": theirs, "cuda": copy.deepcopy(theirs).half()}[device]  # as it is usually run there
     ways: dict[str, Write] = {"generate": Writers(same, fresh(config, theirs, device), ids).generate}
     for precision in _SUITABLE[device]:
         own = place / precision
         own.mkdir()
         decoder = fresh(config, theirs, "cpu")
-        export_graph(further(_GRAPH, StepGraph(decoder)), own / "step.onnx", PRECISIONS[precision])
-        runtime = OnnxRuntime({_GRAPH: own / "step.onnx"}, device=device, precision=precision)
+        step = StepGraph(decoder)
+        export_graph(further(_GRAPH, step), own / "step.onnx", PRECISIONS[precision])
+        files, specs = {_GRAPH: own / "step.onnx"}, {_GRAPH: step.spec()}
+        runtime = OnnxRuntime(files, device=device, precision=precision, specs=specs)
         kind = np.float16 if precision == "fp16" else np.float32
         writers = Writers(theirs, decoder.to(device), ids)
         ways[f"onnx:{precision}"] = writers.ours(runtime, lambda tensor, kind=kind: _placed(tensor, kind, device))
@@ -188,7 +192,7 @@ def all_ways(config: Any, theirs: Any, ids: torch.Tensor, device: str, place: Pa
     if find_spec("ctranslate2"):
         for kind in {"cpu": ("float32", "int8"), "cuda": ("float16",)}[device]:
             with contextlib.suppress(ImportError):
-                own = copy.deepcopy(theirs)  # it changes what it converts
+                own = copy.deepcopy(theirs)  # the converter changes its input
                 ways[f"ctranslate2:{kind}"] = ctranslate2_way(own, ids, kind, device, str(place / f"ct2 {kind}"))
     return ways
 
@@ -198,7 +202,7 @@ def _placed(tensor: torch.Tensor, kind: type, device: str) -> OrtValue:
 
 
 def compare(ways: Mapping[str, Write], beams: int, runs: int) -> dict[str, Any]:
-    """Tokens a second of each way, how many times those of ``generate``, and the share of texts that are the same."""
+    """Return tokens a second of each implementation, relative to ``generate``, and the share of equal texts."""
     answers = {name: work(beams) for name, work in ways.items()}
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(runs):

@@ -31,7 +31,7 @@ from nlptasks.models.huggingface import to_hugging_face
 from nlptasks.models.model import HeadRecord, Model
 from nlptasks.pipeline import Pipeline, pipeline
 from nlptasks.registry import head_class
-from nlptasks.types import Source
+from nlptasks.types import ModelInput
 
 _BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 _TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
@@ -89,7 +89,7 @@ def ceiling(device: str) -> float:
 def compiled(pipe: Pipeline) -> Pipeline:
     """The same pipeline, its backbone compiled."""
     model: Any = pipe.engine.runtime._graphs["encode"]  # type: ignore[attr-defined]
-    model.backbone.trunk = torch.compile(model.backbone.trunk, dynamic=True)
+    model.backbone.base_model = torch.compile(model.backbone.base_model, dynamic=True)
     return pipe
 
 
@@ -154,7 +154,7 @@ def main() -> None:
         result: dict[str, Any] = {"ceiling_teraflops": round(most / 1e12, 1)}
         for name, texts in {"conll": short, f"{_TOKENS} tokens": joined(short, int(_TOKENS / 1.5))}.items():
             result[name] = compare(found, texts, options.runs)
-            windows = counted.engine.tokenizer.windows([Source(text) for text in texts])
+            windows = counted.engine.tokenizer.windows([ModelInput(text) for text in texts])
             tokens = sum(len(window) for own in windows for window in own)
             result[name]["share_of_ceiling"] = {
                 way: round(2 * weights * tokens * own["median"] / len(texts) / most, 4)

@@ -1,10 +1,10 @@
-"""What the checks of a model folder find, and what they cost.
+"""Damage that the checks of a model folder detect, and the time that the checks take.
 
     python tests/benchmarks/guards.py
 
-Flips one bit in every byte of the small files of an exported model, and of 200 seeded places in the large ones, cuts each file
-off at as many places, removes it, and appends to it. All must be refused; a changed model card must be warned of. Then it times
-the first load of a new process, with the checks and without, in turn.
+Flips one bit in every byte of the small files of an exported model, and at 200 seeded places in large ones, truncates each file
+at the same places, removes it, and appends to it. Every change must be refused; a changed model card must cause a warning. Then
+the first load in a new process is timed, with and without the checks, in turn.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ from fuzz import make_model
 import nlptasks
 from nlptasks.backbones.pretrained import load_backbone
 from nlptasks.errors import ModelError
-from nlptasks.models.model import Model, ModelFolder
+from nlptasks.exporting.sources import StoredSource
+from nlptasks.models.folder import ModelFolder
+from nlptasks.models.model import Model, load_model
 
 _LARGE_BYTES = 4096
 _PLACES = 200
@@ -40,14 +42,14 @@ _RUNS = 9
 
 
 def places(content: bytes) -> list[int]:
-    """Every byte of a small file, some of a large one."""
+    """Return all positions in a small file, some in a large one."""
     if len(content) <= _LARGE_BYTES:
         return list(range(len(content)))
     return sorted(random.Random(7).sample(range(len(content)), _PLACES))
 
 
 def mutations(content: bytes) -> Iterator[tuple[str, bytes | None]]:
-    """What may happen to a file."""
+    """Return damaged versions of a file, None for a removed one."""
     for at in places(content):
         yield "flip", content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :]
         yield "truncate", content[:at]
@@ -56,8 +58,8 @@ def mutations(content: bytes) -> Iterator[tuple[str, bytes | None]]:
     yield "remove", None
 
 
-class Noted(logging.Handler):
-    """Keeps the library's warnings while it is entered."""
+class Warnings(logging.Handler):
+    """Context manager that collects the library's warnings."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -73,9 +75,17 @@ class Noted(logging.Handler):
         logging.getLogger("nlptasks").removeHandler(self)
 
 
+def open_all(model: Path) -> None:
+    """Open a model folder and its exports."""
+    stored = ModelFolder.open(model)
+    source = StoredSource(stored, list(stored.records))
+    for precision in stored.exports:
+        source.exported(precision)
+
+
 def detected(model: Path, backup: Path, name: str) -> dict[str, str]:
-    """For each kind of mutation of a file, how many were noticed, of how many."""
-    noted = Noted()
+    """Return for each kind of damage of a file the number of detected cases, and of all."""
+    recorded = Warnings()
     counts: dict[str, list[bool]] = {}
     content = (backup / name).read_bytes()
     for kind, changed in mutations(content):
@@ -83,30 +93,29 @@ def detected(model: Path, backup: Path, name: str) -> dict[str, str]:
             (model / name).unlink()
         else:
             (model / name).write_bytes(changed)
-        noted.warnings.clear()
+        recorded.warnings.clear()
         refused = False
-        with noted:
+        with recorded:
             try:
-                ModelFolder.open(model)
+                open_all(model)
             except ModelError:
                 refused = True
-        counts.setdefault(kind, []).append(refused or any(name in warning for warning in noted.warnings))
+        counts.setdefault(kind, []).append(refused or any(name in warning for warning in recorded.warnings))
     (model / name).write_bytes(content)
     return {kind: f"{sum(found)} of {len(found)}" for kind, found in counts.items()}
 
 
 def unchecked() -> list[Any]:
-    """The checks, taken out."""
+    """Return patches that disable the checks."""
     nothing: dict[str, Any] = {"return_value": None}
     return [
-        mock.patch("nlptasks.models.model.check_files", **nothing),
+        mock.patch("nlptasks.models.folder.check_files", **nothing),
+        mock.patch("nlptasks.models.manifest.check_list", **nothing),
         mock.patch("nlptasks.models.model.check_header", **nothing),
-        mock.patch("nlptasks.models.model.check_list", **nothing),
-        mock.patch("nlptasks.models.model.plain_files", return_value=[]),
         mock.patch("nlptasks.storage.safetensors.check_finite", **nothing),
         mock.patch("nlptasks.backbones.backbone._check_weights", **nothing),
         mock.patch("nlptasks.backbones.backbone.Backbone._check", **nothing),
-        mock.patch("nlptasks.backbones.backbone.check_vocabulary", **nothing),
+        mock.patch("nlptasks.backbones.info.check_vocabulary", **nothing),
         mock.patch("nlptasks.backbones.pretrained.check_finite", **nothing),
         mock.patch("nlptasks.backbones.pretrained.check_vocabulary", **nothing),
         mock.patch("nlptasks.backbones.pretrained._header", **nothing),
@@ -117,12 +126,12 @@ def unchecked() -> list[Any]:
 
 LOADS: dict[str, Callable[[Path], object]] = {
     'load_backbone("minilm")': lambda folder: load_backbone("minilm"),
-    "Model.load of a saved minilm": Model.load,
+    "load_model of a saved minilm": lambda folder: load_model(ModelFolder.open(folder)),
 }
 
 
 def first_load(name: str, folder: Path, *, checked: bool) -> float:
-    """Seconds that the first load of this process takes; what it would import first is imported before."""
+    """Return the seconds of the first load in this process, without imports."""
     importlib.import_module("transformers.models.bert.modeling_bert")
     importlib.import_module("transformers.models.bert.tokenization_bert")
     with contextlib.ExitStack() as patches:
@@ -134,7 +143,7 @@ def first_load(name: str, folder: Path, *, checked: bool) -> float:
 
 
 def cost(name: str, folder: Path) -> dict[str, Any]:
-    """Seconds with the checks and without, each in a process of its own, in turn, and the ratio of the medians."""
+    """Return the seconds with and without the checks, in new processes, in turn, and the ratio of the medians."""
     found: dict[str, list[float]] = {"checked": [], "unchecked": []}
     for _ in range(_RUNS):
         for kind, own in found.items():
@@ -145,7 +154,7 @@ def cost(name: str, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, and keep what was found."""
+    """Measure, and write the result."""
     if sys.argv[1:2] == ["--load"]:
         name, kind, place = sys.argv[2:]
         print(first_load(name, Path(place), checked=kind == "checked"))
@@ -158,7 +167,7 @@ def main() -> None:
         names = sorted(path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file())
         found = {name: detected(model, backup, name) for name in names}
         minilm = Path(folder) / "minilm"
-        Model(load_backbone("minilm"), {}, {}).save(minilm)
+        Model(load_backbone("minilm"), {}, {}, {}).save(minilm)
         load = {name: cost(name, minilm) for name in LOADS}
     keep("guards", {"detected": found, "load_seconds": load}, command="python tests/benchmarks/guards.py")
 

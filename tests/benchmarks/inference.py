@@ -1,7 +1,7 @@
-"""Inference on the CoNLL test sentences, against transformers.pipeline("token-classification") at its best batch size.
+"""Inference on the CoNLL test sentences, compared with transformers.pipeline("token-classification") at its best batch size.
 
-The same weights in both, in one process, in turn. Also: logits against Hugging Face's model, F1 of given words, of plain text
-and of the other pipeline, and whether ONNX Runtime finds the same entities as PyTorch:
+Both have the same weights and take turns in one process. Also measured: the difference of the logits, F1 on given words, on
+plain text and of the other pipeline, and whether ONNX Runtime finds the same entities as PyTorch:
 
     python tests/benchmarks/inference.py --model runs/ner --data CONLL_FOLDER
 """
@@ -21,17 +21,20 @@ import transformers
 from common import keep, summary
 from safetensors.torch import load_file
 
+from nlptasks.exporting.sources import StoredSource
 from nlptasks.heads.ner import Entity
-from nlptasks.models.model import ModelFolder
-from nlptasks.pipeline import Pipeline, pipeline
+from nlptasks.inference.scoring import measured
+from nlptasks.models.folder import ModelFolder
+from nlptasks.pipeline import pipeline
+from nlptasks.registry import backends
 from nlptasks.runtimes.base import ENCODE
-from nlptasks.types import Row, Source
+from nlptasks.types import ModelInput, Row
 
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 def hugging_face(folder: Path) -> Any:
-    """The model as Hugging Face has it: the backbone with a token classification layer, the same weights."""
+    """Return the same model in transformers: the backbone with a token classification layer."""
     tags = ModelFolder.open(folder).records["ner"].config["tags"]
     model = transformers.AutoModelForTokenClassification.from_pretrained(
         folder / "backbone",
@@ -48,19 +51,21 @@ def hugging_face(folder: Path) -> Any:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Time of one call."""
+    """Return the duration of a call."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
-def largest_logit_difference(pipe: Pipeline, model: Any, texts: list[str]) -> float:
-    """Between our logits and Hugging Face's, over single texts."""
-    worst = 0.0
+def largest_logit_difference(folder: Path, model: Any, texts: list[str]) -> float:
+    """Return the largest difference between our logits and those of transformers, over single texts."""
+    stored, worst = ModelFolder.open(folder), 0.0
+    tokenizer = stored.tokenizer()
+    runtime = backends()["torch"].open(StoredSource(stored, ["ner"]), "fp32", "cpu")
     for text in texts:
-        [[window]] = pipe.engine.tokenizer.windows([Source(text)])
+        [[window]] = tokenizer.windows([ModelInput((text,))])
         arrays = {"ids": window.ids[None], "mask": np.ones_like(window.ids)[None], "types": window.types[None]}
-        ours = pipe.engine.runtime.fetch(pipe.engine.runtime.run(ENCODE, arrays)["ner.logits"])
+        ours = runtime.fetch(runtime.run(ENCODE, arrays)["ner.logits"])
         with torch.inference_mode():
             theirs = model(
                 input_ids=torch.from_numpy(arrays["ids"]), attention_mask=torch.from_numpy(arrays["mask"])
@@ -89,19 +94,19 @@ def main() -> None:
     sizes = {size: seconds(lambda size=size: theirs(texts[:600], batch_size=size)) for size in _BATCH_SIZES}
     best = min(sizes, key=lambda size: sizes[size])
 
-    ways: dict[str, Callable[[], Any]] = {
+    pipelines: dict[str, Callable[[], Any]] = {
         "transformers": lambda: theirs(texts, batch_size=best),
         "torch": lambda: ours(texts),
         "onnx": lambda: onnx(texts),
     }
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    times: dict[str, list[float]] = {name: [] for name in pipelines}
     for _ in range(options.runs):
-        for name, work in ways.items():
+        for name, work in pipelines.items():
             times[name].append(seconds(work))
 
     head = ours.heads["ner"]
     examples = [head.read(row) for row in _rows(sentences)]
-    answers = {name: work() for name, work in ways.items()}
+    answers = {name: work() for name, work in pipelines.items()}
     found = answers["transformers"]
     answers["transformers"] = [[_entity(text, one) for one in own] for text, own in zip(texts, found, strict=True)]
     answers["torch, given words"] = ours([{"tokens": words} for words, _ in sentences])
@@ -117,8 +122,11 @@ def main() -> None:
                 name: summary([a / b for a, b in zip(times["transformers"], times[name], strict=True)])
                 for name in ("torch", "onnx")
             },
-            "f1": {name: round(head.metrics(examples, found)["f1"], 4) for name, found in answers.items()},
-            "largest_logit_difference": largest_logit_difference(ours, model, texts[:300]),
+            "f1": {
+                name: round(measured(head, zip(examples, found, strict=True)).values["f1"], 4)
+                for name, found in answers.items()
+            },
+            "largest_logit_difference": largest_logit_difference(options.model, model, texts[:300]),
             "onnx_entities_equal": [_places(own) for own in answers["onnx"]]
             == [_places(own) for own in answers["torch"]],
         },

@@ -17,24 +17,24 @@ from common import keep
 
 _MARKS = (10_000, 100_000)
 _BEHIND = 3_000
-"""Lines beyond the last mark, so that the process is still at work when it is looked at."""
+"""Lines after the last mark, so that the process is still running when its memory is read."""
 
 
 def resident_megabytes(pid: int | str) -> float:
-    """Resident memory of a process, or of ``self``, now."""
+    """Return the resident memory of a process, or of ``self``."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
 def feed(stdin: IO[str], texts: list[str]) -> None:
-    """Write all lines, each one different."""
+    """Write all lines, each different."""
     for number in range(_MARKS[-1] + _BEHIND):
         stdin.write(f"{texts[number % len(texts)]} {number}\n")
     stdin.close()
 
 
 def measure(model: Path, texts: list[str], backend: str) -> dict[str, float]:
-    """Feed lines and look at the process when enough answers have come."""
+    """Feed lines, and read the memory of the process after a number of results."""
     command = [
         sys.executable,
         "-m",

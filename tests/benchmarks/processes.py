@@ -1,4 +1,4 @@
-"""Two training processes with a thread each, one process with two threads, and one with one, on the same global batches, in turn.
+"""Training speed of two processes with one thread each, one process with two threads, and one with one, on equal global batches.
 
 python tests/benchmarks/processes.py --data CONLL_FOLDER
 """
@@ -16,11 +16,11 @@ import conll
 from common import keep, log_of, summary
 
 KINDS = {"two processes": (2, 1), "one process, two threads": (1, 2), "one process, one thread": (1, 1)}
-"""Processes, and threads of each."""
+"""Number of processes, and threads of each."""
 
 
 def per_second(data: Path, output: Path, *, kind: str, tokens: int, precision: str) -> float:
-    """Training rows a second, evaluation left out. A step has two batches of so many tokens in any case."""
+    """Return training rows per second without evaluation. A step always has two batches of `tokens` tokens."""
     processes, threads = KINDS[kind]
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
     words = ["train", f"ner={data}", "-o", str(output), "--overwrite", "--epochs", "1", "--batch-tokens", str(tokens)]
@@ -33,7 +33,7 @@ def per_second(data: Path, output: Path, *, kind: str, tokens: int, precision: s
 
 
 def main() -> None:
-    """Run all, in turn, for several sizes of batches."""
+    """Run all kinds in turn, for several batch sizes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=2000)

@@ -1,4 +1,4 @@
-"""Resident memory of a pipeline on ONNX Runtime, against a bare session on the same graph, each in a process of its own (Linux).
+"""Resident memory of a pipeline on ONNX Runtime, compared with a bare session on the same graph, each in its own process (Linux).
 
     python tests/benchmarks/resident.py --model runs/ner
 
@@ -20,19 +20,20 @@ import json, sys
 from pathlib import Path
 import onnxruntime
 import nlptasks.pipeline
-from nlptasks.models.model import ModelFolder
+from nlptasks.exporting.sources import graph_file
 from nlptasks.registry import head_class, tasks
+from nlptasks.runtimes.base import ENCODE
 
 def resident():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
-way, model, precision = sys.argv[1:]
+kind, model, precision = sys.argv[1:]
 for name in tasks():
     head_class(name)
 before = resident()
-if way == "session":
-    path = Path(model) / "onnx" / precision / "model.onnx"
+if kind == "session":
+    path = Path(model) / "onnx" / precision / graph_file(ENCODE)
     held = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 else:
     held = nlptasks.pipeline.pipeline(model=model, backend=f"onnx:{precision}", device="cpu")
@@ -40,9 +41,9 @@ print(json.dumps({"before": before, "after": resident()}))
 """
 
 
-def measured(way: str, model: Path, precision: str) -> dict[str, float]:
-    """Resident MiB before and after a model was opened one way."""
-    command = [sys.executable, "-c", _CHILD, way, str(model), precision]
+def measured(kind: str, model: Path, precision: str) -> dict[str, float]:
+    """Return resident MiB before and after a model is opened as a ``session`` or a ``pipeline``."""
+    command = [sys.executable, "-c", _CHILD, kind, str(model), precision]
     found: dict[str, float] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return found
 
@@ -57,13 +58,15 @@ def main() -> None:
     result = {}
     for precision in options.precisions:
         runs = [
-            {way: measured(way, options.model, precision) for way in ("session", "pipeline")}
+            {kind: measured(kind, options.model, precision) for kind in ("session", "pipeline")}
             for _ in range(options.runs)
         ]
-        grown = [{way: own["after"] - own["before"] for way, own in run.items()} for run in runs]
+        grown = [{kind: own["after"] - own["before"] for kind, own in run.items()} for run in runs]
         result[precision] = {
-            "process_megabytes": {way: summary([run[way]["after"] for run in runs]) for way in ("session", "pipeline")},
-            "model_megabytes": {way: summary([run[way] for run in grown]) for way in ("session", "pipeline")},
+            "process_megabytes": {
+                kind: summary([run[kind]["after"] for run in runs]) for kind in ("session", "pipeline")
+            },
+            "model_megabytes": {kind: summary([run[kind] for run in grown]) for kind in ("session", "pipeline")},
             "pipeline_times_session": summary([run["pipeline"] / run["session"] for run in grown]),
             "process_times_session": summary([run["pipeline"]["after"] / run["session"]["after"] for run in runs]),
         }

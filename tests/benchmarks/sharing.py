@@ -1,11 +1,11 @@
-"""Four heads on `minilm` in one pass, against the same four one after the other and four ``transformers.pipeline``.
+"""Four heads on `minilm` in one pass, compared with the same four one after the other and four ``transformers.pipeline``.
 
     python tests/benchmarks/sharing.py --data FOLDER_OF_SETS
 
-Heads for names (CoNLL-2003), sentiment (SST-2) and topics (TREC, AG News), trained briefly: speed does not depend on how well
-they answer. Once with ``--tune head``, which share all layers, once with ``top:2``, each of which owns two of six. The texts are
-CoNLL-2003's test sentences. Everything in one process, in turn; the others have the same weights (`to-hf`) and each its best
-batch size. Peak memory is that of a new process that opens the heads and answers.
+Heads for names (CoNLL-2003), sentiment (SST-2) and topics (TREC, AG News), trained briefly, since speed does not depend on
+quality. Once with ``--tune head``, where all layers are shared, once with ``top:2``, where each head owns two of six layers. The
+texts are test sentences of CoNLL-2003. Everything takes turns in one process; the transformers pipelines have the same weights
+(`to-hf`) and their best batch sizes. Peak memory is that of a new process that opens the heads and predicts.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _ROWS, _TRIED = 600, 400
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Time of one call."""
+    """Return the duration of a call."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
 def trained(data: Path, place: Path, tune: str) -> Path:
-    """A model with the four heads, and its export."""
+    """Train and export a model with the four heads."""
     targets = []
     for name, task in HEADS.items():
         folder = place / "data" / name
@@ -62,7 +62,7 @@ def trained(data: Path, place: Path, tune: str) -> Path:
 
 
 def others(model: Path, place: Path, texts: list[str]) -> tuple[Callable[[], object], dict[str, int]]:
-    """Four pipelines of transformers one after the other, and the batch size that is best for each."""
+    """Return a call of four transformers pipelines one after the other, and the best batch size of each."""
     pipes, best = {}, {}
     for name, task in HEADS.items():
         to_hugging_face(model, name, output=place / name)
@@ -79,27 +79,27 @@ def others(model: Path, place: Path, texts: list[str]) -> tuple[Callable[[], obj
     return lambda: [pipe(texts, batch_size=best[name]) for name, pipe in pipes.items()], best
 
 
-def ways_of(models: dict[str, Path], texts: list[str]) -> dict[str, Callable[[], object]]:
-    """Everything whose time is taken, by name."""
-    ways: dict[str, Callable[[], object]] = {}
+def calls_of(models: dict[str, Path], texts: list[str]) -> dict[str, Callable[[], object]]:
+    """Return the calls that are timed, by name."""
+    calls: dict[str, Callable[[], object]] = {}
     for backend in ("torch", "onnx"):
         for kind, model in models.items():
             every = pipeline(list(HEADS), model=model, backend=backend, device="cpu")
             single = [pipeline(name, model=model, backend=backend, device="cpu") for name in HEADS]
-            ways[f"{backend} {kind} one pass"] = lambda every=every: every(texts)
-            ways[f"{backend} {kind} one after the other"] = lambda single=single: [pipe(texts) for pipe in single]
-            ways[f"{backend} {kind} one head alone"] = lambda single=single: single[1](texts)
-    return ways
+            calls[f"{backend} {kind} one pass"] = lambda every=every: every(texts)
+            calls[f"{backend} {kind} one after the other"] = lambda single=single: [pipe(texts) for pipe in single]
+            calls[f"{backend} {kind} one head alone"] = lambda single=single: single[1](texts)
+    return calls
 
 
 def peak_megabytes(model: Path, heads: Sequence[str], backend: str) -> dict[str, float]:
-    """Peak memory of a process that answers, and how much of it came after the imports."""
+    """Return the peak memory of a process that predicts, and the part of it after the imports."""
     command = [sys.executable, __file__, "--peak", str(model), ",".join(heads), backend]
     return dict(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
 
 
 def peak(model: str, heads: str, backend: str) -> None:
-    """What the process of `peak_megabytes` does."""
+    """Run the process of `peak_megabytes`."""
     imports = _high_water()
     pipe = pipeline(heads.split(","), model=model, backend=backend, device="cpu")
     pipe(["Ada Lovelace lived in London and wrote the first program for a machine that was never built."] * 256)
@@ -108,26 +108,26 @@ def peak(model: str, heads: str, backend: str) -> None:
 
 
 def _high_water() -> float:
-    """Most resident memory of this process so far, in MiB. (`getrusage` counts that of the parent before `exec`, too.)"""
+    """Return the peak resident memory of this process, in MiB. (`getrusage` would include the parent before `exec`.)"""
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def ratios(times: dict[str, list[float]], one: str, other: str) -> dict[str, Any]:
-    """How many times as long one takes as the other, run by run."""
+    """Return the ratio of two durations, run by run."""
     return summary([a / b for a, b in zip(times[one], times[other], strict=True)])
 
 
 def measured(options: argparse.Namespace, place: Path) -> dict[str, Any]:
-    """All ratios."""
+    """Return all measurements."""
     texts = [" ".join(words) for words, _ in conll.read(options.data / "conll2003", "test")][: options.texts]
     models = {kind: trained(options.data, place, tune) for kind, tune in TUNES.items()}
-    ways = ways_of(models, texts)
+    calls = calls_of(models, texts)
     best = {}
     for kind, model in models.items():
-        ways[f"transformers {kind}"], best[kind] = others(model, place / f"hf_{kind}", texts)
-    times: dict[str, list[float]] = {name: [] for name in ways}
+        calls[f"transformers {kind}"], best[kind] = others(model, place / f"hf_{kind}", texts)
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(options.runs):
-        for name, work in ways.items():
+        for name, work in calls.items():
             times[name].append(seconds(work))
     found: dict[str, Any] = {}
     for backend in ("torch", "onnx"):

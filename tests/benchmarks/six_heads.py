@@ -1,10 +1,10 @@
-"""Six heads in one model on real data, exported in every precision: does each answer as it does on PyTorch?
+"""Six heads in one model on real data, exported in every precision and compared with PyTorch.
 
     python tests/benchmarks/six_heads.py --data FOLDER_OF_SETS
 
-Names (CoNLL-2003), sentiment (SST-2), topics (TREC), answers (SQuAD), summaries (SciTLDR) and translations (Multi30k) learn
-together on `minilm`, briefly: how well they answer is not the question here. Then the model is exported with a check of each
-head, and each head's answers are compared with those on PyTorch, row by row: all that is no score must be the same.
+Names (CoNLL-2003), sentiment (SST-2), topics (TREC), answers (SQuAD), summaries (SciTLDR) and translations (Multi30k) are trained
+together on `minilm`, briefly, since quality is not measured here. Then the model is exported with a check of each head, and the
+results are compared with those on PyTorch, row by row: everything except scores must be equal.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from quality import read, write
 import nlptasks
 from nlptasks.config import Target
 from nlptasks.inference.engine import CHUNK_ITEMS
-from nlptasks.inference.scoring import read_gold
+from nlptasks.inference.scoring import rows_of
 from nlptasks.pipeline import pipeline
 
 SETS = {
@@ -35,14 +35,14 @@ SETS = {
     "summary": ("summarization", "scitldr", 200),
     "german": ("translation", "multi30k_en_de", 1500),
 }
-"""By head: its task, its data, and the rows that it learns from."""
+"""By head: task, data, and number of training rows."""
 
 _EVALUATED = {"names": 1000, "mood": 872, "topic": 500, "answer": 150, "summary": 40, "german": 150}
 _PRECISIONS = ("fp32", "int8", "fp16")
 
 
 def prepared(data: Path, place: Path) -> dict[str, str]:
-    """The rows to learn from and to be measured by, as ``NAME:TASK=FOLDER`` by name."""
+    """Write the training and dev rows, and return ``NAME:TASK=FOLDER`` by name."""
     targets = {}
     for name, (task, folder, count) in SETS.items():
         own = place / name
@@ -60,7 +60,7 @@ def prepared(data: Path, place: Path) -> dict[str, str]:
 
 
 def bare(result: Any) -> Any:
-    """A result without its scores."""
+    """Return a result without its scores."""
     if is_dataclass(result) and not isinstance(result, type):
         return {item.name: bare(getattr(result, item.name)) for item in fields(result)}
     if isinstance(result, dict):
@@ -71,18 +71,17 @@ def bare(result: Any) -> Any:
 
 
 def answers(model: Path, head: str, folder: Path, backend: str) -> list[Any]:
-    """A head's answers to its rows."""
+    """Return a head's results for its dev rows."""
     pipe = pipeline([head], model=model, backend=backend, device="cpu")
-    gold = read_gold(Target(head, head, str(folder)), head, pipe.heads[head], split="dev")
-    items = [{head: example} for example in gold.examples]
-    return [bare(found[head]) for found in pipe.engine.stream(items, first_chunk=CHUNK_ITEMS)]
+    _, rows = rows_of(Target(head, head, str(folder)), pipe.heads[head], "dev")
+    return [bare(found.results[head]) for found in pipe.predict(rows, first_chunk=CHUNK_ITEMS)]
 
 
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", type=Path, help="where the model is kept  [default: nowhere]")
+    parser.add_argument("--model", type=Path, help="folder that keeps the model  [default: a temporary one]")
     parser.add_argument("--epochs", type=int, default=2)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:

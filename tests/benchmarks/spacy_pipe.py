@@ -1,9 +1,9 @@
-"""`nlp.pipe` with the component, against our bare pipeline, and against a `transformers.pipeline` called for each document.
+"""`nlp.pipe` with the component, compared with our bare pipeline and with a `transformers.pipeline` called for each document.
 
     python tests/benchmarks/spacy_pipe.py --model runs/ner --data CONLL_FOLDER
 
-2,000 sentences of CoNLL-2003's test; the ways take turns, `--runs` times. Then memory: resident after so many documents (Linux),
-and strings that 100,000 tokens add inside of a memory zone.
+2,000 test sentences of CoNLL-2003; in turn, `--runs` times. Then resident memory after a number of documents (Linux),
+and strings that 100,000 tokens add in a memory zone.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ def speeds(model: Path, backend: str, texts: list[str], checkpoint: Path, runs: 
     component: Any = nlp.add_pipe("nlptasks", config={"model": str(model), "backend": backend, "device": "cpu"})
     theirs.add_pipe("recipe", config={"checkpoint": str(checkpoint)})
     bare = component.pipeline  # the very same: two of ONNX Runtime in one process disturb each other
-    ways: dict[str, Callable[[], Iterable[Any]]] = {
+    calls: dict[str, Callable[[], Iterable[Any]]] = {
         "bare": lambda: bare(texts),
         "spacy": lambda: nlp.pipe(texts),
         "recipe": lambda: theirs.pipe(texts),
     }
-    taken: dict[str, list[float]] = {name: [] for name in ways}
+    taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(1 + runs):
-        for name, work in ways.items():
+        for name, work in calls.items():
             taken[name].append(len(texts) / seconds(work))
     found = {name: own[1:] for name, own in taken.items()}  # the first is for warming up
     return {

@@ -1,4 +1,4 @@
-"""How long ``nlptasks --help`` and ``import nlptasks`` take above Python's own start; medians of fresh processes.
+"""Start-up time of ``nlptasks --help`` and ``import nlptasks`` beyond that of Python; medians of new processes.
 
 python tests/benchmarks/startup.py
 """

@@ -1,8 +1,8 @@
-"""Inference of text and pair heads against Hugging Face: the same weights, in one process, in turn.
+"""Inference of heads that read texts or pairs, compared with transformers: the same weights, in one process, in turn.
 
-Labels: against ``transformers.pipeline("text-classification")`` at its best batch size. Answers: that pipeline is gone, so a
-loop over ``AutoModelForQuestionAnswering``, batches of 32, with the best span of each: padded to 384 tokens as in transformers'
-guide, and (``hugging_face_dynamic``) to the longest of a batch. The weights are those of a model, written by ``to-hf``:
+Labels: ``transformers.pipeline("text-classification")`` at its best batch size. Answers: transformers has no such pipeline any
+more, so a loop over ``AutoModelForQuestionAnswering`` in batches of 32, with the best span of each: padded to 384 tokens as in
+transformers' guide, and (``hugging_face_dynamic``) to the longest of a batch. The weights are written by ``to-hf``:
 
     python tests/benchmarks/tasks_inference.py --model runs/sentiment --head sentiment --rows DEV.jsonl
 """
@@ -23,8 +23,8 @@ from quality import read
 from tasks_training import best_span
 
 import nlptasks
+from nlptasks.models.folder import ModelFolder
 from nlptasks.models.huggingface import to_hugging_face
-from nlptasks.models.model import ModelFolder
 from nlptasks.pipeline import pipeline
 
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -32,27 +32,27 @@ _BATCH = 32
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Time of one call."""
+    """Return the duration of a call."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
-Ways = dict[str, Callable[[], list[str]]]
+Calls = dict[str, Callable[[], list[str]]]
 
 
-def label_ways(checkpoint: Path, rows: list[dict[str, Any]]) -> tuple[Ways, dict[str, Any]]:
-    """How transformers' pipeline labels these rows, at its best batch size."""
+def label_calls(checkpoint: Path, rows: list[dict[str, Any]]) -> tuple[Calls, dict[str, Any]]:
+    """Return a call that labels rows with transformers' pipeline, and its best batch size."""
     texts = [row["text"] for row in rows]
     theirs = transformers.pipeline("text-classification", model=str(checkpoint), device="cpu")
     sizes = {size: seconds(lambda size=size: theirs(texts[:400], batch_size=size)) for size in _BATCH_SIZES}
     best = min(sizes, key=lambda size: sizes[size])
-    ways: Ways = {"hugging_face": lambda: [found["label"] for found in theirs(texts, batch_size=best)]}
-    return ways, {"transformers_batch_size": best}
+    calls: Calls = {"hugging_face": lambda: [found["label"] for found in theirs(texts, batch_size=best)]}
+    return calls, {"transformers_batch_size": best}
 
 
-def answer_ways(checkpoint: Path, rows: list[dict[str, Any]]) -> tuple[Ways, dict[str, Any]]:
-    """How a plain loop answers these rows."""
+def answer_calls(checkpoint: Path, rows: list[dict[str, Any]]) -> tuple[Calls, dict[str, Any]]:
+    """Return calls that answer rows with a plain loop."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(checkpoint).eval()
 
@@ -67,8 +67,8 @@ def answer_ways(checkpoint: Path, rows: list[dict[str, Any]]) -> tuple[Ways, dic
             found += [best_span(tokenizer, row, *scores) for row, *scores in zip(batch, starts, ends, strict=True)]
         return found
 
-    ways: Ways = {"hugging_face": lambda: answer("max_length"), "hugging_face_dynamic": lambda: answer(True)}
-    return ways, {"batch": _BATCH}
+    calls: Calls = {"hugging_face": lambda: answer("max_length"), "hugging_face_dynamic": lambda: answer(True)}
+    return calls, {"batch": _BATCH}
 
 
 def main() -> None:
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True, help="a JSON Lines file")
     parser.add_argument("--most", type=int, default=1000)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--name", required=True, help="of the result")
+    parser.add_argument("--name", required=True, help="name of the result")
     options = parser.parse_args()
     rows = read(options.rows.parent, options.rows.name.partition(".")[0])[: options.most]
     inputs = [{key: row[key] for key in ("text", "question", "context") if key in row} for row in rows]
@@ -90,24 +90,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         to_hugging_face(options.model, options.head, output=Path(place) / "checkpoint")
         is_pair = "question" in rows[0]
-        theirs, said = (answer_ways if is_pair else label_ways)(Path(place) / "checkpoint", rows)
+        theirs, details = (answer_calls if is_pair else label_calls)(Path(place) / "checkpoint", rows)
 
         def texts(found: list[Any]) -> list[str]:
             return [one.text if is_pair else one.label for one in found]
 
-        ways: Ways = {
+        calls: Calls = {
             **theirs,
             "torch": lambda: texts(ours(inputs)),
             "onnx": lambda: texts(onnx(inputs)),
         }
-        times: dict[str, list[float]] = {name: [] for name in ways}
+        times: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(options.runs):
-            for name, work in ways.items():
+            for name, work in calls.items():
                 times[name].append(seconds(work))
-        answers = {name: work() for name, work in ways.items()}
+        answers = {name: work() for name, work in calls.items()}
     result = {
         "rows": len(rows),
-        **said,
+        **details,
         "rows_per_second": {name: summary([len(rows) / value for value in own]) for name, own in times.items()},
         **{
             f"times_{other}": {

@@ -1,8 +1,8 @@
-"""Every way to run a model on labelled data, each in a process of its own, in turn: ``nlptasks benchmark``, as ratios.
+"""Speed of all backends and of transformers on labelled data: ratios from several runs of ``nlptasks benchmark``.
 
     python tests/benchmarks/ways.py --model runs/ner --data ner=CONLL_FOLDER
 
-The whole is done several times, and the ratios of each time are kept beside their median.
+The ratios of each run are kept beside their median.
 """
 
 from __future__ import annotations
@@ -10,22 +10,23 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common import keep, summary
 
-from nlptasks.benchmarking.runner import Benchmark, benchmark
-from nlptasks.benchmarking.worker import TRANSFORMERS
 from nlptasks.config import parse_target
+
+if TYPE_CHECKING:
+    from nlptasks.benchmarking.runner import Benchmark
 
 
 def ratios(runs: list[Benchmark], base: str) -> dict[str, Any]:
-    """How many times as fast as one way the others are."""
-    speeds = [{one.way: one.texts_per_second for one in run.ways} for run in runs]
+    """Return the speeds of all candidates relative to one."""
+    speeds = [{one.name: one.texts_per_second for one in run.candidates} for run in runs]
     return {
-        way: summary([own[way] / own[base] for own in speeds])
-        for way in speeds[0]
-        if all({way, base} <= own.keys() for own in speeds)
+        name: summary([own[name] / own[base] for own in speeds])
+        for name in speeds[0]
+        if all({name, base} <= own.keys() for own in speeds)
     }
 
 
@@ -38,15 +39,20 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=4000)
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--name", default="ways", help="of the result")
+    parser.add_argument("--name", default="ways", help="name of the result")
     options = parser.parse_args()
     targets = [parse_target(text) for text in options.data]
+
+    # The workers import this module again: imports at its top would count in their memory.
+    from nlptasks.benchmarking.candidates import TRANSFORMERS
+    from nlptasks.benchmarking.runner import BASELINE, benchmark
+
     runs = [
         benchmark(options.model, targets, split=options.split, device=options.device, rounds=3, most=options.most)
         for _ in range(options.times)
     ]
     first = asdict(runs[0])
-    bases = [base for base in ("torch", TRANSFORMERS) if any(one.way == base for one in runs[0].ways)]
+    bases = [base for base in (BASELINE, TRANSFORMERS) if any(one.name == base for one in runs[0].candidates)]
     keep(
         options.name,
         {
@@ -55,9 +61,9 @@ def main() -> None:
             "failed": first["failed"],
             "best": [run.best for run in runs],
             **{f"times {base}": ratios(runs, base) for base in bases},
-            "ways": [
+            "candidates": [
                 {**one, **{key: round(one[key], 4) for key in ("texts_per_second", "tokens_per_second", "p50", "p95")}}
-                for one in first["ways"]
+                for one in first["candidates"]
             ],
         },
         command="python tests/benchmarks/ways.py --model MODEL --data "

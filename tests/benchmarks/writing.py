@@ -1,10 +1,10 @@
-"""Quality of heads that write: train on a public set with the defaults but for the epochs, then write greedily and with beams.
+"""Quality of sequence-to-sequence heads: train on a public set with the defaults, then use greedy search and beam search.
 
     python tests/benchmarks/writing.py --data FOLDER_OF_SETS --set multi30k_en_de --epochs 6
 
-Translations are measured twice: cased, as `nlptasks evaluate` does it (13a), and lower-cased, which is what older papers give.
-Where rows have ``references``, each of them is a right summary; beside what is written stands what the first sentence of each
-document is worth as its summary.
+Only the number of epochs is not a default. Translations are measured twice: cased, as `nlptasks evaluate` does it (13a), and
+lower-cased, as older papers report it. If rows have ``references``, each of them is a gold summary; the first sentence of each
+document is measured as a summary, too.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from quality import overall, read, write
 
 import nlptasks
 from nlptasks import TrainSettings, train
-from nlptasks.heads.seq2seq import GenerativeHead
-from nlptasks.metrics.generation import rouge_scores
+from nlptasks.heads.seq2seq import Seq2SeqHead
+from nlptasks.metrics.base import merge
+from nlptasks.metrics.generation import rouge_counts, rouge_scores
 from nlptasks.pipeline import pipeline
 from nlptasks.types import Row
 
@@ -32,12 +33,12 @@ _BEAMS = 4
 
 @dataclass(frozen=True)
 class Task:
-    """What is done with a set.
+    """A task on a set.
 
     Attributes:
         head: the task.
-        parts: what is evaluated in the end.
-        options: of the head.
+        parts: the parts that are evaluated.
+        options: options of the head.
     """
 
     head: str
@@ -56,18 +57,19 @@ SETS = {
 
 
 def rows_of(folder: Path, part: str) -> list[dict[str, Any]]:
-    """The rows of a part, with all right summaries."""
+    """Return the rows of a part, with all gold summaries."""
     return [{**row, "summary": row["references"]} if "references" in row else row for row in read(folder, part)]
 
 
 def first_sentences(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """ROUGE of the first sentence of each document."""
+    """Return ROUGE of the first sentence of each document."""
     first = [re.split(r"(?<=[.!?])\s", row["document"])[0] for row in rows]
-    return overall(rouge_scores([row["summary"] for row in rows], first))
+    gold = [row["summary"] if isinstance(row["summary"], list) else [row["summary"]] for row in rows]
+    return overall(rouge_scores(merge(map(rouge_counts, gold, first))))
 
 
 def lower_cased(gold: Sequence[Sequence[str]], found: Sequence[str]) -> dict[str, float]:
-    """BLEU without regard to case."""
+    """Return BLEU of lower-cased texts."""
     from sacrebleu.metrics.bleu import BLEU
 
     return {
@@ -76,19 +78,19 @@ def lower_cased(gold: Sequence[Sequence[str]], found: Sequence[str]) -> dict[str
 
 
 def measured(model: Path, task: Task, rows: list[dict[str, Any]], beams: int) -> dict[str, float]:
-    """The metrics of what is written about these rows."""
+    """Return the metrics of the texts generated for rows."""
     pipe = pipeline(task.head, model=model, options={task.head: {"num_beams": beams}})
     head = pipe.heads[task.head]
-    assert isinstance(head, GenerativeHead)
+    assert isinstance(head, Seq2SeqHead)
     examples = [head.read(Row(row, f"row {number}")) for number, row in enumerate(rows)]
     results = pipe([{head.source_field: row[head.source_field]} for row in rows])
-    found = overall(head.metrics(examples, results))
+    found = overall(head.metrics(merge(map(head.count, examples, results))).values)
     more = lower_cased([one.targets for one in examples], [one.text for one in results]) if "bleu" in found else {}
     return {**found, **more, "truncated": round(sum(one.truncated for one in results) / len(rows), 4)}
 
 
 def measure(folder: Path, task: Task, epochs: int | None, model: Path, backbone: str) -> dict[str, Any]:
-    """Train on a set, and evaluate."""
+    """Train on a set and evaluate."""
     with tempfile.TemporaryDirectory() as place:
         for part in ("train", "dev"):
             write(Path(place) / f"{part}.jsonl", rows_of(folder, part))
@@ -105,7 +107,7 @@ def measure(folder: Path, task: Task, epochs: int | None, model: Path, backbone:
         },
         "options": dict(task.options),
         "history": log["history"],
-        "measured_by": log["measured_by"],
+        "signature": log["signature"],
         "metrics": {
             part: {f"{beams} beams": measured(model, task, rows_of(folder, part), beams) for beams in (1, _BEAMS)}
             for part in task.parts

@@ -1,7 +1,7 @@
-"""Heads on spaCy's documents: what the component ``nlptasks`` does once it is added to a pipeline.
+"""The spaCy component ``nlptasks``: heads of a model in a spaCy pipeline.
 
-All heads of a model read a document in one pass, and what they find is written where spaCy has a place for it. Documents are
-batched as everywhere else; the model goes along when a pipeline is written, or sent to other processes.
+All heads read a document in one pass, and each writes its results where spaCy keeps such annotations. Documents are batched. The
+model is saved with the pipeline and sent to other processes with it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from spacy.tokens import Doc, Span
 from spacy.training import Example
 from spacy.util import minibatch
 
-from nlptasks.errors import ModelError, UsageError, first_line, listing, quote
-from nlptasks.heads.base import Head
-from nlptasks.inference.engine import CHUNK_ITEMS, Item
-from nlptasks.integrations.spacy.extensions import extend, extend_by, note, noted
+from nlptasks.errors import DataError, ModelError, UsageError, first_line, listing, quote
+from nlptasks.heads.base import AnyHead
+from nlptasks.inference.engine import CHUNK_ITEMS
+from nlptasks.integrations.spacy.extensions import add_extension, add_extensions, heads_with_results, write_results
 from nlptasks.integrations.spacy.settings import ENTS, STORES, Settings
 from nlptasks.models.bundling import (
     Reference,
@@ -36,7 +36,7 @@ from nlptasks.models.bundling import (
     write_files,
     write_reference,
 )
-from nlptasks.pipeline import Pipeline, examples_of, pipeline
+from nlptasks.pipeline import Pipeline, pipeline
 from nlptasks.types import Row
 
 _log = logging.getLogger("nlptasks")
@@ -46,13 +46,13 @@ _CATS, _ENTS, _SPANS, _OWN = "doc.cats", "doc.ents", "doc.spans", "doc._."
 
 @dataclass(frozen=True)
 class _Opened:
-    """A model that runs, and where its heads write.
+    """An open model, and where its heads write.
 
     Attributes:
-        pipe: runs it.
-        model: what it is.
-        attributes: those of documents, ``doc._.NAME``, that heads write to.
-        writers: by place, the heads that write there.
+        pipe: runs the model.
+        model: reference to the model.
+        attributes: names of the extension attributes ``doc._.NAME`` that heads write to.
+        writers: for each place, the heads that write there.
     """
 
     pipe: Pipeline
@@ -62,17 +62,17 @@ class _Opened:
 
 
 class Component(Pipe):
-    """Runs heads on documents; ``doc._.nlptasks[HEAD]`` has their results, and each head writes what spaCy has a place for.
+    """Runs heads on documents. ``doc._.nlptasks[HEAD]`` has all results; heads also write to spaCy's own annotations.
 
-    It holds on to no document. It may be sent to other processes, which open the model anew.
+    It keeps no reference to a document. A pickle that another process reads opens the model again.
 
     Args:
         name: its name in the pipeline.
-        settings: how it runs.
-        key: what documents know it by; a new one unless it was sent here from another process.
+        settings: its settings.
+        key: id by which documents find it; by default a new one.
 
     Attributes:
-        widened: how many entities did not begin and end with tokens, and were widened to whole ones, so far.
+        widened: number of entities so far that did not align with tokens and were widened to whole tokens.
     """
 
     def __init__(self, name: str, settings: Settings, key: str = "") -> None:
@@ -81,16 +81,16 @@ class Component(Pipe):
         self._wanted: Reference | None = None
         self._place: tempfile.TemporaryDirectory[str] | None = None
         self._opened: _Opened | None = None
-        self._said: set[str] = set()
-        extend()
+        self._warned: set[str] = set()
+        add_extensions()
 
     def open(self) -> None:
         """Open the model, if it is not open yet.
 
         Raises:
-            UsageError: no such head, backend or device, or somebody else has an attribute that a head writes to.
-            ModelError: the folder is no model, or another one than that which the component was sent with.
-            BackendError: the device cannot be had.
+            UsageError: an unknown head, backend or device, or another package uses an attribute that a head writes to.
+            ModelError: the folder is no model, or not the model that the component was pickled with.
+            BackendError: the device is not available.
         """
         if self._opened is None:
             model = checked(self._wanted) if self._wanted else Reference.to(str(self.settings.model))
@@ -103,31 +103,35 @@ class Component(Pipe):
 
     @property
     def pipeline(self) -> Pipeline:
-        """What runs the model, for texts that are no documents; the model is opened if it is not open yet."""
+        """The pipeline that runs the model, for texts that are no documents; opens the model if needed."""
         return self._open().pipe
 
     @property
-    def heads(self) -> Mapping[str, Head]:
-        """The heads by name; the model is opened if it is not open yet."""
+    def heads(self) -> Mapping[str, AnyHead]:
+        """The heads by name; opens the model if needed."""
         return self.pipeline.heads
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What the heads can answer, as far as the model is open and that is a closed list."""
+        """The labels of all heads; empty while the model is not open."""
         heads = self._opened.pipe.heads.values() if self._opened else ()
-        return tuple(dict.fromkeys(label for head in heads for label in head.labels))
+        return tuple(dict.fromkeys(label for head in heads for label in head.presenter.labels))
 
     def __call__(self, doc: Doc) -> Doc:
-        """The document, with what the heads found."""
+        """Annotate a document."""
         [results] = self._results([doc])
         return self._written(doc, results)
 
     def pipe(self, stream: Iterable[Doc], *, batch_size: int = CHUNK_ITEMS) -> Iterator[Doc]:
-        """Documents with what the heads found, lazily, in order; of so many at a time those of like length are read together.
+        """Annotate a stream of documents, lazily, in order.
 
-        A document with which something goes wrong goes to the error handler, alone, and not on.
+        A document that causes an error is passed to the error handler and left out.
+
+        Args:
+            stream: the documents.
+            batch_size: documents that are sorted by length and read together.
         """
-        self.open()  # if that fails, no document is to blame
+        self.open()  # an error here is not the fault of a document
         for docs in minibatch(stream, batch_size):  # type: ignore[no-untyped-call]
             yield from self._tried(docs)
 
@@ -137,7 +141,7 @@ class Component(Pipe):
         except Exception as error:
             if len(docs) == 1:
                 self.get_error_handler()(self.name, self, docs, error)
-            else:  # by halves, to find out which it is
+            else:  # bisect to find the document that fails
                 middle = len(docs) // 2
                 yield from self._tried(docs[:middle])
                 yield from self._tried(docs[middle:])
@@ -151,16 +155,15 @@ class Component(Pipe):
                 yield written
 
     def _results(self, docs: Sequence[Doc]) -> list[dict[str, Any]]:
-        """The results of each document by head, for the heads that read a bare text."""
-        pipe = self.pipeline
-        items: list[Item] = [examples_of(pipe.heads, Row({"text": doc.text}, "the document"))[0] for doc in docs]
-        return list(pipe.engine.stream(items, first_chunk=CHUNK_ITEMS))
+        """Return the results of each document, for the heads that read plain texts."""
+        rows = (Row({"text": doc.text}, "the document") for doc in docs)
+        return [dict(one.results) for one in self.pipeline.predict(rows, partial=True, first_chunk=CHUNK_ITEMS)]
 
     def _written(self, doc: Doc, results: Mapping[str, Any]) -> Doc:
-        """The document, with these results; as it was if they cannot be written."""
+        """Write results into a document. If they cannot be written, entities and categories stay as they were."""
         opened = self._open()
-        before = noted(doc) | doc.cats.keys()
-        shared = note(doc, results, self, key=self._key)
+        before = heads_with_results(doc) | doc.cats.keys()
+        shared = write_results(doc, results, self, key=self._key)
         for attribute in opened.attributes:
             doc._.set(attribute, None)
         ents, cats = list(doc.ents), dict(doc.cats)
@@ -170,20 +173,23 @@ class Component(Pipe):
             doc.ents, doc.cats = ents, cats
             raise
         if shared and (lost := sorted(before & {*results, *labels})):
-            fix = "give heads different names (nlptasks rename), or put those that classify into one component"
-            self._say_once(f"{self.name} replaces what another component wrote for {listing(lost)}; {fix}", kind="lost")
+            fix = "give heads different names (nlptasks rename), or put heads that classify into one component"
+            self._warn_once(
+                f"{self.name} overwrites what another component wrote for {listing(lost)}; {fix}", kind="lost"
+            )
         return doc
 
     def _annotate(self, doc: Doc, results: Mapping[str, Any], opened: _Opened) -> Iterable[str]:
-        """Let each head write, and join what it wrote with what was there; the categories that were written."""
+        """Let each head write, and merge this with earlier annotations. Return the categories that were written."""
         cats, ents, writes_ents = dict(doc.cats), list(doc.ents), _ENTS in opened.writers
         prefixed = len(opened.writers.get(_CATS, ())) > 1
         written: dict[str, float] = {}
         if writes_ents:
-            _without_ents(doc)
+            _remove_ents(doc)
         for name, result in results.items():
             doc.cats = {}
-            opened.pipe.heads[name].annotate(doc, result, name)
+            if writer := opened.pipe.heads[name].spacy:
+                writer.write(doc, result, name)
             written |= {f"{name}.{label}" if prefixed else label: score for label, score in doc.cats.items()}
         doc.cats = {**cats, **written}
         if writes_ents:
@@ -192,7 +198,7 @@ class Component(Pipe):
         return written
 
     def _score(self, doc: Doc, results: Mapping[str, Sequence[Any]]) -> None:
-        """Give spans their scores, where several heads found the same that of the first, and count those that were widened."""
+        """Set the scores of spans, and count those that were widened. If several heads found a span, the first score is kept."""
         scored, ours = set(), Span.get_extension("score") == (None, None, None, None)
         for name, result in results.items():
             for span, one in zip(doc.spans[name], result, strict=True):
@@ -203,17 +209,17 @@ class Component(Pipe):
                 if place != (one.start, one.end):
                     self.widened += 1
                     exact = quote(doc.text[one.start : one.end])
-                    problem = f"{name} found {exact} in {quote(span.text)}, which spaCy does not divide there"
-                    told = f"doc._.nlptasks[{name!r}] has the exact place"
-                    self._say_once(f"{problem}: entities are widened to whole tokens; {told}", kind="widened")
+                    problem = f"{name} found {exact} inside the token {quote(span.text)} of spaCy"
+                    where = f"doc._.nlptasks[{name!r}] has the exact offsets"
+                    self._warn_once(f"{problem}: entities are widened to whole tokens; {where}", kind="widened")
 
-    def _say_once(self, what: str, *, kind: str = "") -> None:
-        if (kind or what) not in self._said:
-            self._said.add(kind or what)
-            _log.warning("%s", what)
+    def _warn_once(self, message: str, *, kind: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            _log.warning("%s", message)
 
     def score(self, examples: Iterable[Example], **options: Any) -> dict[str, Any]:
-        """What spaCy measures of entities and categories, for `nlp.evaluate` and ``spacy evaluate``."""
+        """Return spaCy's scores of entities and categories, for `nlp.evaluate` and ``spacy evaluate``."""
         writers, rows = self._open().writers, list(examples)
         scores: dict[str, Any] = {}
         if _ENTS in writers and any(row.reference.has_annotation("ENT_IOB") for row in rows):
@@ -225,7 +231,7 @@ class Component(Pipe):
         return scores
 
     def answer(self, doc: Doc, question: str, *, head: str | None = None) -> Any:
-        """The answer to a question about a document, as the head gives it that reads questions.
+        """Return the answer of a head to a question about a document.
 
         Args:
             doc: the document.
@@ -233,57 +239,57 @@ class Component(Pipe):
             head: the head's name; None for the first that reads questions.
 
         Raises:
-            UsageError: no head reads questions, or not this one, or the question is empty.
+            UsageError: no head reads questions, or the named head does not, or the question is empty.
         """
         if not question or not question.strip():
             raise UsageError("the question", "is empty", "ask something")
-        examples = self.asked(doc, question)
-        wanted = head or next(iter(examples), None)
-        if wanted not in examples:
+        readers = self.question_heads(doc, question)
+        wanted = head or next(iter(readers), None)
+        if wanted not in readers:
             heads = listing(self.pipeline.heads)
             problem = f"is not read by {head or 'any head'} of {self.name} (heads: {heads})"
             raise UsageError(
                 f"the question {quote(question)}", problem, "open a model with a head that answers questions"
             )
-        [results] = self.pipeline.engine.stream([{wanted: examples[wanted]}])
-        return results[wanted]
+        [found] = self.pipeline.predict([_question_row(doc, question)], partial=True)
+        return found.results[wanted]
 
-    def asked(self, doc: Doc, question: str) -> dict[str, Any]:
-        """The example of a question about a document, for each head that reads questions."""
-        row = Row({"question": question, "context": doc.text}, "doc._.answer")
-        return examples_of(self.pipeline.heads, row)[0]
+    def question_heads(self, doc: Doc, question: str) -> list[str]:
+        """Return the names of the heads that read a question about a document."""
+        problems = _problems(self.heads, _question_row(doc, question))
+        return [name for name in self.heads if name not in problems]
 
     @property
     def _store(self) -> str:
-        """What is kept of the model: nobody is referred to a temporary folder."""
+        """How the model is saved: a reference to a temporary folder would be useless."""
         return "copy" if self._place else self.settings.store
 
     def to_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> None:
-        """Write the model, or a reference to it, as `Settings.store` says; what was there is replaced.
+        """Write the model, or a reference to it, as set by `Settings.store`; an existing folder is replaced.
 
         Raises:
             UsageError: the model is a checkpoint, which must be imported first.
-            ModelError: the model is not as it was written, or this cannot be written.
+            ModelError: the model has changed since it was opened, or cannot be written.
         """
         write = {"copy": copy_model, "reference": write_reference}[self._store]
         write(self._open().model, Path(path))
 
     def from_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> Component:
-        """Open what `to_disk` wrote; the config's own model if it was not told to write.
+        """Open what `to_disk` wrote, or the model of the config if the component was excluded there.
 
         Raises:
-            ModelError: it is not as it was written.
+            ModelError: the model is damaged or has changed.
         """
         if Path(path).exists():
-            self._take(model_in(Path(path), or_else=str(self.settings.model)))
+            self._load(model_in(Path(path), or_else=str(self.settings.model)))
         return self
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
-        """The same as `to_disk` writes, as bytes.
+        """Return what `to_disk` writes as bytes.
 
         Raises:
             UsageError: the model is a checkpoint, which must be imported first.
-            ModelError: the model is not as it was written.
+            ModelError: the model has changed since it was opened.
         """
         model = self._open().model
         packed = model_files(model) if self._store == "copy" else asdict(checked(model))
@@ -291,39 +297,39 @@ class Component(Pipe):
         return content
 
     def from_bytes(self, content: bytes, *, exclude: Iterable[str] = ()) -> Component:
-        """Open what `to_bytes` gave; the files of a copy go into a temporary folder.
+        """Open what `to_bytes` returned; the files of a copy are written to a temporary folder.
 
         Raises:
-            ModelError: it is not what was given.
+            ModelError: the bytes are damaged or not from `to_bytes`.
         """
         try:
             [(store, packed)] = srsly.msgpack_loads(content).items()
             if store not in STORES or not isinstance(packed, dict):
                 raise ValueError(f"they hold {quote(store)}")
-        except Exception as error:  # msgpack raises many kinds on bytes that are none of its own
+        except Exception as error:  # msgpack raises many kinds of errors for other bytes
             problem = f"are not those of a component ({first_line(error)[:200]})"
-            raise ModelError("the bytes", problem, "take those that to_bytes gave") from error
+            raise ModelError("the bytes", problem, "pass what to_bytes returned") from error
         if store == "reference":
-            self._take(read_reference(packed, where="the bytes", or_else=str(self.settings.model)).model)
+            self._load(read_reference(packed, where="the bytes", or_else=str(self.settings.model)).model)
         else:
             place = tempfile.TemporaryDirectory(prefix="nlptasks-")
             write_files(packed, Path(place.name))
-            self._take(place.name)
+            self._load(place.name)
             self._place = place
         return self
 
-    def _take(self, model: str) -> None:
-        """Run another model; if that cannot be, go on as before."""
+    def _load(self, model: str) -> None:
+        """Open another model; if this fails, the component keeps its model."""
         wanted = Reference.to(model)
         self._opened, self._wanted, self._place = _opened(wanted, self.settings), wanted, None
 
     def __reduce__(self) -> Any:
         wanted = self._opened.model if self._opened else self._wanted
-        return _received, (self.name, self.settings, self._key, wanted, self._place and self.to_bytes())
+        return _unpickled, (self.name, self.settings, self._key, wanted, self._place and self.to_bytes())
 
 
-def _received(name: str, settings: Settings, key: str, wanted: Reference | None, content: bytes | None) -> Component:
-    """A component in another process; a model that is in a folder is opened when it is needed."""
+def _unpickled(name: str, settings: Settings, key: str, wanted: Reference | None, content: bytes | None) -> Component:
+    """Return a component from its pickle; a model in a folder is opened when it is needed."""
     component = Component(name, settings, key)
     if content:
         return component.from_bytes(content)
@@ -332,12 +338,12 @@ def _received(name: str, settings: Settings, key: str, wanted: Reference | None,
 
 
 def _opened(model: Reference, settings: Settings) -> _Opened:
-    """A model that runs.
+    """Open a model.
 
     Raises:
-        UsageError: no such head, backend or device, or somebody else has an attribute that a head writes to.
+        UsageError: an unknown head, backend or device, or another package uses an attribute that a head writes to.
         ModelError: the folder is no model.
-        BackendError: the device cannot be had.
+        BackendError: the device is not available.
     """
     pipe = pipeline(
         settings.heads,
@@ -349,29 +355,43 @@ def _opened(model: Reference, settings: Settings) -> _Opened:
     )
     writers: dict[str, list[str]] = {}
     for name, head in pipe.heads.items():
-        for place in head.assigns:
+        for place in head.spacy.assigns if head.spacy else ():
             writers.setdefault(place, []).append(name)
     attributes = [place.removeprefix(_OWN) for place in writers if place.startswith(_OWN)]
     for attribute in attributes:
-        if not extend_by(Doc, attribute, default=None):
+        if not add_extension(Doc, attribute, {"default": None}):
             fix = f"remove it: Doc.remove_extension({attribute!r}), or leave out the head"
-            raise UsageError(f"doc._.{attribute}", "is an extension of somebody else", fix)
-    _tell_who_cannot_read(pipe.heads)
+            raise UsageError(f"doc._.{attribute}", "is an extension of another package", fix)
+    _warn_of_unread_documents(pipe.heads)
     return _Opened(pipe, model, attributes, writers)
 
 
-def _without_ents(doc: Doc) -> None:
-    """Take the entities out of a document, and the ids that spaCy leaves on their tokens."""
+def _remove_ents(doc: Doc) -> None:
+    """Remove the entities of a document, and the ids that spaCy leaves on their tokens."""
     for ent in doc.ents:
         for token in ent:
             token.ent_id = 0
     doc.ents = []
 
 
-def _tell_who_cannot_read(heads: Mapping[str, Head]) -> None:
-    """Say which heads read neither documents nor questions about them."""
-    problems = examples_of(heads, Row({"text": "A text."}, "a document"))[1]
-    asked = examples_of(heads, Row({"question": "Who?", "context": "A text."}, "a question"))[0]
-    for name, problem in problems.items():
-        if name not in asked:
+def _question_row(doc: Doc, question: str) -> Row:
+    return Row({"question": question, "context": doc.text}, "doc._.answer")
+
+
+def _problems(heads: Mapping[str, AnyHead], row: Row) -> dict[str, DataError]:
+    """Return the errors of the heads that cannot read a row."""
+    problems = {}
+    for name, head in heads.items():
+        try:
+            head.read(row)
+        except DataError as problem:
+            problems[name] = problem
+    return problems
+
+
+def _warn_of_unread_documents(heads: Mapping[str, AnyHead]) -> None:
+    """Warn of heads that read neither documents nor questions about them."""
+    asked = _problems(heads, Row({"question": "Who?", "context": "A text."}, "a question"))
+    for name, problem in _problems(heads, Row({"text": "A text."}, "a document")).items():
+        if name in asked:
             _log.warning("%s cannot read documents (%s); it is left out", name, problem.problem)

@@ -1,14 +1,13 @@
-"""The attributes that documents and spans of spaCy have here: ``doc._.nlptasks``, ``doc._.answer``, ``span._.score`` and others.
+"""spaCy extension attributes: ``doc._.nlptasks``, ``doc._.answer``, ``span._.score`` and those that heads write to.
 
-What a component finds is kept in ``doc.user_data`` as plain data, so that it goes along when spaCy sends documents between
-processes or writes them to disk; these attributes read it.
+Results are kept in ``doc.user_data`` as plain data, so that spaCy can send documents between processes and write them to disk.
 """
 
 from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from spacy.tokens import Doc, Span
@@ -19,85 +18,93 @@ from nlptasks.inference.serialization import as_plain, from_plain
 _log = logging.getLogger("nlptasks")
 
 _RESULTS: Any = ("._.", "nlptasks", None, None)
-"""In ``doc.user_data``, among attributes of documents: results by head, as plain data."""
+"""Key of the results in ``doc.user_data``: by head, as plain data."""
 _READERS: Any = ("._.", "nlptasks_components", None, None)
-"""The same, for the keys of the components that read the document."""
+"""Key of the ids of the components that read the document."""
 
 
-class Answerer(Protocol):
-    """A component, as far as documents know it."""
+class QuestionAnswerer(Protocol):
+    """A component that answers questions about documents."""
 
-    def asked(self, doc: Doc, question: str) -> Mapping[str, Any]:
-        """The example of a question about a document, for each head that reads questions."""
+    def question_heads(self, doc: Doc, question: str) -> Sequence[str]:
+        """Return the names of the heads that read a question about a document."""
 
     def answer(self, doc: Doc, question: str, *, head: str | None = None) -> Any:
-        """The answer to a question about a document."""
+        """Return the answer to a question about a document."""
 
 
-_COMPONENTS: weakref.WeakValueDictionary[str, Answerer] = weakref.WeakValueDictionary()
-"""Those of this process, by their keys."""
+_COMPONENTS: weakref.WeakValueDictionary[str, QuestionAnswerer] = weakref.WeakValueDictionary()
+"""The components of this process, by id."""
 
 
-def note(doc: Doc, results: Mapping[str, Any], component: Answerer, *, key: str) -> bool:
-    """Put results by head into a document, and the key by which it finds the component that gave them.
+def write_results(doc: Doc, results: Mapping[str, Any], component: QuestionAnswerer, *, key: str) -> bool:
+    """Write results into a document, and the id of the component.
 
     Returns:
-        Whether another component of this process has read the document, too.
+        True if another component of this process has read the document.
 
     Raises:
-        UsageError: a result is no plain data, and cannot be made plain.
+        UsageError: a result cannot be converted to plain data.
     """
     plain = {name: as_plain(result) for name, result in results.items()}
-    _COMPONENTS.setdefault(key, component)  # another one has the key if this is a copy of it
+    _COMPONENTS.setdefault(key, component)  # a copy of a component has the same id
     others = [one for one in doc.user_data.get(_READERS, ()) if one != key]
     doc.user_data[_RESULTS] = {**doc.user_data.get(_RESULTS, {}), **plain}
     doc.user_data[_READERS] = [*others, key]
     return any(one in _COMPONENTS for one in others)
 
 
-def noted(doc: Doc) -> set[str]:
-    """The heads that have results in a document."""
+def heads_with_results(doc: Doc) -> set[str]:
+    """Return the heads that have results in a document."""
     return set(doc.user_data.get(_RESULTS, ()))
 
 
-def extend() -> None:
-    """Give documents and spans the attributes that every component has."""
-    extend_by(Doc, "nlptasks", getter=_results_of)
-    extend_by(Doc, "answer", method=_answer)
-    extend_by(Span, "score", default=None)
+def add_extensions() -> None:
+    """Add the attributes that every component uses."""
+    add_extension(Doc, "nlptasks", {"getter": _results_of})
+    add_extension(Doc, "answer", {"method": _answer})
+    add_extension(Span, "score", {"default": None})
 
 
-def extend_by(owner: type[Doc] | type[Span], name: str, **how: Any) -> bool:
-    """Give documents or spans an attribute; whether it can be ours: what somebody else has put there stays theirs."""
+def add_extension(owner: type[Doc] | type[Span], name: str, arguments: Mapping[str, Any]) -> bool:
+    """Add an extension attribute.
+
+    Args:
+        owner: the class.
+        name: name of the attribute.
+        arguments: those of spaCy's ``set_extension``: ``default``, ``method`` or ``getter``.
+
+    Returns:
+        False if another package has added an attribute of this name, which is kept.
+    """
     if not owner.has_extension(name):
-        owner.set_extension(name, **how)
+        owner.set_extension(name, **arguments)
         return True
-    own = tuple(how.get(part) for part in ("default", "method", "getter", "setter"))
-    if owner.get_extension(name) == own:
+    if owner.get_extension(name) == tuple(arguments.get(part) for part in ("default", "method", "getter", "setter")):
         return True
-    _log.warning("%s._.%s is an extension of somebody else, and stays theirs", owner.__name__.lower(), name)
+    _log.warning("%s._.%s is an extension of another package and is kept", owner.__name__.lower(), name)
     return False
 
 
 def _results_of(doc: Doc) -> dict[str, Any]:
-    """``doc._.nlptasks``: the results by head."""
+    """Return the results by head; the getter of ``doc._.nlptasks``."""
     return {name: from_plain(result) for name, result in doc.user_data.get(_RESULTS, {}).items()}
 
 
 def _answer(doc: Doc, question: str, head: str | None = None) -> Any:
-    """``doc._.answer(question)``: by the first component that read the document and has a head that reads questions.
+    """Return the answer of the first component that read the document and answers questions: ``doc._.answer(question)``.
 
     Raises:
         UsageError: there is none in this process, or no such head, or the question is empty.
     """
     readers = [one for key in doc.user_data.get(_READERS, ()) if (one := _COMPONENTS.get(key))]
     if not readers:
-        fix = "pass it through a pipeline first, or ask a component: nlp.get_pipe('nlptasks').answer(doc, question)"
-        raise UsageError("doc._.answer", "no component that read the document is there in this process", fix)
+        fix = "run a pipeline on it first, or use a component: nlp.get_pipe('nlptasks').answer(doc, question)"
+        raise UsageError("doc._.answer", "no component of this process has read the document", fix)
     able = [one for one in readers if _can_answer(one, doc, question, head)]
     return (able or readers)[0].answer(doc, question, head=head)
 
 
-def _can_answer(component: Answerer, doc: Doc, question: str, head: str | None) -> bool:
-    examples = component.asked(doc, question)
-    return head in examples if head else bool(examples)
+def _can_answer(component: QuestionAnswerer, doc: Doc, question: str, head: str | None) -> bool:
+    heads = component.question_heads(doc, question)
+    return head in heads if head else bool(heads)

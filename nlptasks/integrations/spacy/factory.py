@@ -1,7 +1,7 @@
 """The spaCy component ``nlptasks``, found by spaCy through the entry point ``spacy_factories``.
 
-spaCy imports every registered factory whenever a pipeline is made, even a blank one, and an error there would break spaCy for
-everybody: so this module imports nothing but spaCy, and all that can fail happens in `add_pipe`.
+spaCy imports every registered factory when any pipeline is created, even a blank one, and an error in this module would break
+spaCy for everybody. So it imports nothing but spaCy, and everything that can fail happens in `add_pipe`.
 """
 
 import sys
@@ -38,12 +38,12 @@ def make_component(
     options: dict[str, dict[str, Any]],
     store: str,
 ) -> "Component":
-    """A model's heads as a component; see `nlptasks.integrations.spacy.settings.Settings` for what each argument means.
+    """Return a component that runs heads of a model; for the arguments see `nlptasks.integrations.spacy.settings.Settings`.
 
     Raises:
-        UsageError: no model, no such head, or an argument that cannot be.
+        UsageError: no model, an unknown head, or an invalid argument.
         ModelError: the folder is no model.
-        BackendError: the device cannot be had.
+        BackendError: the device is not available.
     """
     from nlptasks.integrations.spacy.component import Component
     from nlptasks.integrations.spacy.settings import Settings
@@ -65,11 +65,10 @@ def make_component(
 
 
 def _is_built_from_config() -> bool:
-    """Whether a whole pipeline is being built from a config, as by `spacy.load`.
+    """Return True if a whole pipeline is being built from a config, as by `spacy.load`.
 
-    The model that the config names may be gone by then, and need not be opened: the pipeline's folder or bytes, which are read
-    next, hold their own. Who adds a component by hand is told at once if there is no such model. spaCy gives a factory no sign of
-    which of the two it is called for.
+    The config's model may no longer exist then and is not opened, because the pipeline's own copy is read next. `add_pipe`
+    opens the model at once, so that a wrong path is reported. spaCy does not tell a factory which of the two calls it.
     """
     code = Language.from_config.__func__.__code__  # type: ignore[attr-defined]
     frame = sys._getframe()

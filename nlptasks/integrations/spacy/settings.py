@@ -1,4 +1,4 @@
-"""How the spaCy component runs: its part of a pipeline's config."""
+"""Settings of the spaCy component in a pipeline's config."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nlptasks.errors import UsageError, did_you_mean, quote
 
 
 def _keep(before: Sequence[Span], found: Sequence[Span]) -> list[Span]:
-    """Those that were there, and of ours those that overlap none of them."""
+    """Return the earlier entities, and the new ones that do not overlap them."""
     taken = {token for span in before for token in range(span.start, span.end)}
     return [*before, *(span for span in found if taken.isdisjoint(range(span.start, span.end)))]
 
@@ -23,29 +23,29 @@ ENTS: Mapping[str, Callable[[Sequence[Span], Sequence[Span]], list[Span]]] = {
     "replace": lambda before, found: list(found),
     "merge": lambda before, found: filter_spans([*before, *found]),
 }
-"""What ``doc.ents`` becomes, of the entities that were there and those that the heads found."""
+"""Ways to merge earlier entities and those of the heads into ``doc.ents``."""
 
 STORES = ("copy", "reference")
-"""What a pipeline keeps of the model when it is written."""
+"""Ways to save the model with a pipeline."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a component runs: its part of a pipeline's config.
+    """Settings of a component.
 
     Attributes:
-        model: the model's folder, or a checkpoint of Hugging Face.
-        heads: names of heads, or tasks of which the model has one; None for all.
-        backend: as in `nlptasks.pipeline.pipeline`.
+        model: the model's folder, or a Hugging Face checkpoint.
+        heads: names of heads, or tasks of which the model has one head; None for all.
+        backend: as for `nlptasks.pipeline.pipeline`.
         device: ``auto``, ``cpu`` or ``cuda``.
-        ents: what becomes of entities that were there before: ``keep`` them, and of ours those that overlap none; ``replace``
-            them; ``merge`` both, the longest first.
-        batch_tokens: tokens in a batch, padding included; None for what suits the device.
-        options: options of heads that may be changed at run, by head and option.
-        store: whether a pipeline that is written keeps a ``copy`` of the model, or a ``reference`` to its folder.
+        ents: how earlier entities are treated: ``keep`` them and add those that do not overlap, ``replace`` them, or ``merge``
+            both, the longest first.
+        batch_tokens: tokens in a batch with padding; None for the default of the device.
+        options: options of heads that may change at run time, by head and option.
+        store: ``copy`` to save the model with the pipeline, ``reference`` to save only the path of its folder.
 
     Raises:
-        UsageError: there is no model, or a value is none of these.
+        UsageError: there is no model, or a value is unknown.
     """
 
     model: str | None

@@ -1,9 +1,9 @@
-"""Fine-tune a decoder on a chat, talk with it, hear it write, and run the same on ONNX Runtime.
+"""Fine-tune a decoder on a chat, chat with it, stream an answer, and run the same on ONNX Runtime.
 
     python examples/generation.py [BACKBONE]
 
-BACKBONE is a folder or a name of the hub whose tokenizer has a chat template, such as Qwen/Qwen2.5-0.5B-Instruct. Without one a
-tiny model with random weights is made, which learns one chat by heart and knows nothing else.
+BACKBONE is a folder or a hub name with a chat template, such as Qwen/Qwen2.5-0.5B-Instruct. The default is a tiny model with
+random weights, which memorises one chat.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CHAT = [
 
 
 def main(folder: Path, backbone: str | None) -> None:
-    """Train, talk, export, and talk again."""
+    """Train, export, and chat on both backends."""
     if backbone is None:
         from nlptasks.testing import make_tiny
 

@@ -1,4 +1,4 @@
-"""Text generation and dialogue on decoder-only models, as a head of nlptasks.
+"""Text generation and dialogue on decoder-only models: a head of nlptasks.
 
 >>> from nlptasks.pipeline import pipeline
 >>> from nlptasks_generation import Chat

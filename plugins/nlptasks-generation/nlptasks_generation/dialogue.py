@@ -1,82 +1,40 @@
-"""Texts as they are written, and chats that remember what was said."""
+"""Streamed texts, and chats that remember the messages."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
-from queue import Queue
 from typing import Any
 
-from nlptasks import Text, UsageError, listing
+from nlptasks import GeneratedText, UsageError, listing
 from nlptasks.pipeline import Pipeline
 from nlptasks_generation.head import GenerationHead
 
-_ONE_AT_A_TIME = threading.Lock()
-"""A head has one listener."""
-
 
 def stream(pipe: Pipeline, prompt: str | Mapping[str, Any]) -> Iterator[str]:
-    """The pieces of what is written, as soon as they are, in whole characters.
+    """Return the pieces of a continuation while it is generated, in whole characters.
 
-    Who stops listening stops the writing.
+    Closing the iterator stops the generation.
 
     Args:
-        pipe: a pipeline with a head that goes on from texts.
+        pipe: a pipeline with a head that continues texts.
         prompt: a text, or a row with ``prompt`` or ``messages``.
 
     Raises:
-        UsageError: there is no such head, or several, or several answers or beams are asked for.
+        UsageError: there is no such head or several, or several answers or beams are asked for.
+        DataError: the head cannot read the row.
     """
-    _, head = _head_of(pipe)
-    pieces: Queue[str | BaseException | None] = Queue()
-    is_over = threading.Event()
-
-    def hear(piece: str) -> None:
-        if threading.current_thread() is not writer:  # others may ask the same head meanwhile
-            return
-        if is_over.is_set():
-            raise _NobodyListens
-        pieces.put(piece)
-
-    def write() -> None:
-        try:
-            with _ONE_AT_A_TIME:
-                head.listener = hear
-                try:
-                    pipe(prompt)
-                finally:
-                    head.listener = None
-            pieces.put(None)
-        except _NobodyListens:
-            pass
-        except BaseException as error:  # it is raised where the pieces are taken
-            pieces.put(error)
-
-    writer = threading.Thread(target=write, daemon=True)
-    writer.start()
-    try:
-        while (piece := pieces.get()) is not None:
-            if isinstance(piece, BaseException):
-                raise piece
-            yield piece
-    finally:
-        is_over.set()
-        writer.join()
-
-
-class _NobodyListens(Exception):  # noqa: N818 (it is a signal)
-    """The pieces are not taken any more."""
+    return pipe.stream_text(prompt, head=_head_name(pipe))
 
 
 class Chat:
     """A chat with a model.
 
     Args:
-        pipe: a pipeline with a head that goes on from texts, on a backbone whose tokenizer has a chat template.
-        system: what the model is told first; empty for nothing.
+        pipe: a pipeline with a head that continues texts, on a backbone whose tokenizer has a chat template.
+        system: the system message; empty for none.
 
     Attributes:
-        messages: what was said so far, the last answer included, each with ``role`` and ``content``.
+        messages: all messages so far, each with ``role`` and ``content``.
 
     Raises:
         UsageError: the pipeline has no such head.
@@ -84,46 +42,46 @@ class Chat:
 
     def __init__(self, pipe: Pipeline, *, system: str = "") -> None:
         self._pipe = pipe
-        self._name, _ = _head_of(pipe)
+        self._name = _head_name(pipe)
         self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
 
     def __call__(self, text: str) -> str:
-        """The answer to what is said.
+        """Return the answer to a message.
 
         Raises:
-            DataError: the tokenizer has no chat template, or it refuses the messages; nothing was said then.
+            DataError: the tokenizer has no chat template, or it refuses the messages; then nothing is remembered.
         """
         asked = self._asked(text)
         found = self._pipe({"messages": asked})
         best = found[self._name] if isinstance(found, dict) else found
-        answer: Text = best[0] if isinstance(best, list) else best
-        self._answered(asked, answer.text)
+        answer: GeneratedText = best[0] if isinstance(best, list) else best
+        self._remember(asked, answer.text)
         return answer.text
 
     def stream(self, text: str) -> Iterator[str]:
-        """The same in pieces, as they are written; it is remembered when all of it was taken."""
+        """Return the answer in pieces while it is generated; it is remembered once all pieces were read."""
         asked = self._asked(text)
         pieces = []
         for piece in stream(self._pipe, {"messages": asked}):
             pieces.append(piece)
             yield piece
-        self._answered(asked, "".join(pieces))
+        self._remember(asked, "".join(pieces))
 
     def _asked(self, text: str) -> list[dict[str, str]]:
         return [*self.messages, {"role": "user", "content": text}]
 
-    def _answered(self, asked: list[dict[str, str]], answer: str) -> None:
+    def _remember(self, asked: list[dict[str, str]], answer: str) -> None:
         self.messages = [*asked, {"role": "assistant", "content": answer}]
 
 
-def _head_of(pipe: Pipeline) -> tuple[str, GenerationHead]:
-    """The pipeline's head that goes on from texts, and its name.
+def _head_name(pipe: Pipeline) -> str:
+    """Return the name of the pipeline's head that continues texts.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or several.
     """
-    found = [(name, head) for name, head in pipe.heads.items() if isinstance(head, GenerationHead)]
+    found = [name for name, head in pipe.heads.items() if isinstance(head, GenerationHead)]
     if len(found) != 1:
-        problem = f"has {len(found)} heads that go on from texts, of {listing(pipe.heads)}"
+        problem = f"has {len(found)} heads that continue texts, of {listing(pipe.heads)}"
         raise UsageError("the pipeline", problem, "open it with one: pipeline(NAME, model=...)")
     return found[0]

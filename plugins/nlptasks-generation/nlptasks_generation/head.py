@@ -1,7 +1,7 @@
-"""Text generation and dialogue: a text that goes on, on backbones that read only to the left (GPT-2, Llama, Qwen ...).
+"""Text generation and dialogue: a decoder (GPT-2, Llama, Qwen ...) continues a text.
 
 Rows are ``text`` (all of it is learned), ``prompt`` and ``completion`` (the completion is learned), or ``messages`` of a chat,
-each with its role and content (the answers are learned), where the backbone's tokenizer has a chat template.
+each with its role and content (the answers are learned), if the backbone's tokenizer has a chat template.
 """
 
 from __future__ import annotations
@@ -19,57 +19,70 @@ from nlptasks import (
     TABLES,
     BackboneInfo,
     CausalConfig,
+    CausalFormat,
     CausalHead,
+    Counts,
     DataError,
+    End,
+    GeneratedText,
     Ints,
+    Metrics,
+    ModelInput,
     OnError,
     Outputs,
+    Parts,
+    Presenter,
     Row,
-    Source,
+    Schema,
+    SpacyWriter,
     Span,
-    Text,
     Window,
     hypotheses_in,
     is_blank,
-    parse_options,
+    option,
     read_text,
-    setting,
     text_field,
 )
 from nlptasks_generation.templates import ANSWERS, Template, messages_of, question_of
 
+_LOG_PROBABILITY, _TOKENS = "log_probability", "tokens"
+
 
 @dataclass(frozen=True)
 class Likelihood:
-    """How likely a text was.
+    """How likely a text is.
 
     Attributes:
-        log_probability: the sum of the logarithms of its tokens' probabilities, in nats; 0 for a text without tokens.
-        tokens: tokens that count.
+        log_probability: sum of the log-probabilities of its tokens, in nats; 0 for a text without tokens.
+        tokens: number of tokens that count.
     """
 
     log_probability: float
     tokens: int
 
 
+Result = GeneratedText | list[GeneratedText] | Likelihood
+"""The best continuation of a prompt, the best ones if several were asked for, or the likelihood of a gold text."""
+
+
 @dataclass(frozen=True)
 class GenerationConfig(CausalConfig):
     """Options of a head, and what its backbone decided."""
 
-    learn: str = setting(
+    learn: str = option(
         "answers",
-        "what is learned of a chat or of a prompt and its completion: answers (these and completions alone) or all",
+        "what is learned from a chat, or from a prompt and its completion: only answers and completions (answers), or all",
         choices=("answers", "all"),
     )
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A text to learn from, or to go on from.
+    """A text to learn, to score or to continue.
 
     Attributes:
-        text: as the backbone reads it.
-        markup: whether a template has put special tokens into it.
+        text: the text that the backbone reads.
+        markup: True if a template has written special tokens into it.
         learned: code points of what is learned; None for a prompt.
     """
 
@@ -78,67 +91,91 @@ class Passage:
     learned: tuple[Span, ...] | None = None
 
 
+class GenerationFormat(CausalFormat[GenerationConfig]):
+    """Checkpoints of decoders; their chat template may have an end token of its own."""
+
+    def to_config(self, backbone: BackboneInfo, options: Mapping[str, Any]) -> GenerationConfig:
+        return _with_template_end(super().to_config(backbone, options), backbone)
+
+
+class ContinuationWriter(SpacyWriter[Result]):
+    """``doc._.continuation`` gets the best text that continues the document, unless an earlier head has set it."""
+
+    assigns = ("doc._.continuation",)
+
+    def write(self, doc: Any, result: Result, name: str) -> None:
+        best = result[0] if isinstance(result, list) else result
+        if doc._.continuation is None and isinstance(best, GeneratedText):
+            doc._.continuation = best.text
+
+
+class GenerationPresenter(Presenter[Passage, Result]):
+    """Shows a prompt with its continuations."""
+
+    def render(self, example: Passage, result: Result) -> list[tuple[str, str]]:
+        if isinstance(result, Likelihood):
+            return [(f"{example.text}  ({result.log_probability:.2f} nats for {result.tokens} tokens)", "")]
+        texts = result if isinstance(result, list) else [result]
+        return [
+            piece
+            for one in texts
+            for piece in ((example.text, ""), (one.text, "cut off" if one.truncated else "written"))
+        ]
+
+
 def _read_texts(path: Path, on_error: OnError) -> Iterator[Row]:
-    """A text a line; empty lines, which stand between paragraphs, are no texts."""
+    """Read one text a line; empty lines separate paragraphs."""
     yield from (row for row in read_text(path, on_error) if not is_blank(row.fields["text"]))
 
 
-def _has(row: Row, name: str) -> bool:
-    """Whether a row says something here: tables have all columns in every row."""
-    return row.fields.get(name) not in (None, "")
+class GenerationHead(CausalHead[GenerationConfig, Passage, Result]):
+    """Continues a text, or answers in a chat."""
 
-
-class GenerationHead(CausalHead):
-    """Goes on from a text, or answers in a chat."""
-
-    contract = 1
     Config = GenerationConfig
-    config: GenerationConfig
-    main_metric = "likelihood"
-    fields: ClassVar = ("text", "prompt", "completion", "messages")
-    gold_fields: ClassVar = ("completion",)
-    sample = "sample"
-    formats: ClassVar = {**TABLES, ".txt": _read_texts}
-    results = (Text, Likelihood)
-    assigns = ("doc._.continuation",)
+    schema = Schema(
+        contract=2,
+        fields=("text", "prompt", "completion", "messages"),
+        gold=("completion",),
+        results=(GeneratedText, Likelihood),
+        formats={**TABLES, ".txt": _read_texts},
+        backbones=("decoder",),
+    )
+    hugging_face: ClassVar = GenerationFormat(GenerationConfig)
+    spacy: ClassVar = ContinuationWriter()
 
-    def __init__(self, config: GenerationConfig, *, backbone: BackboneInfo) -> None:
-        super().__init__(config, backbone=backbone)
+    def __init__(self, config: GenerationConfig, backbone: BackboneInfo) -> None:
+        super().__init__(config, backbone)
+        self._source = backbone.source
         self._template = Template.of(backbone.chat, self.vocabulary)
 
     @classmethod
-    def configure(cls, rows: Sequence[Row], given: Mapping[str, Any]) -> GenerationConfig:
-        return GenerationConfig(**parse_options(GenerationConfig, given, where="generation"))
-
-    @classmethod
-    def for_backbone(cls, config: GenerationConfig, rows: Sequence[Row], backbone: BackboneInfo) -> GenerationConfig:
-        """The tokens that end a text are the backbone's, and what its chat template writes behind an answer."""
-        found: GenerationConfig = super().for_backbone(config, rows, backbone)
-        template = Template.of(backbone.chat, backbone.vocabulary())
-        more = template.ends() if template else []
-        return replace(found, end=tuple(dict.fromkeys([*found.end, *more])))
+    def configure(cls, rows: Sequence[Row], options: GenerationConfig, backbone: BackboneInfo) -> GenerationConfig:
+        return _with_template_end(super().configure(rows, options, backbone), backbone)
 
     def read(self, row: Row) -> Passage:
-        """A prompt: what stands in the row, without the answer that may follow."""
+        """Return a text to learn, or a prompt if only a prediction is wanted: then a last answer in ``messages`` is ignored."""
+        return self._gold(row) if row.gold else self._prompt(row)
+
+    def _prompt(self, row: Row) -> Passage:
         if _has(row, "messages"):
-            template = self._chats(row)
+            template = self._chat_template(row)
             asked = question_of(messages_of(row))
             template.check(asked, where=row.where, own=ANSWERS)
             return Passage(template.rendered(asked, where=row.where, answer_begins=True), markup=True)
         return Passage(text_field(row, "prompt" if _has(row, "prompt") else "text"))
 
-    def read_gold_row(self, row: Row) -> Passage:
-        passage = self._gold(row)
+    def _gold(self, row: Row) -> Passage:
+        passage = self._learned_passage(row)
         if is_blank(passage.text):
             raise DataError(row.where, "has an empty text", "remove the row")
         if not passage.learned:
             raise DataError(row.where, "has no answer to learn", "add one, or --set HEAD.learn=all")
         return passage
 
-    def _gold(self, row: Row) -> Passage:
+    def _learned_passage(self, row: Row) -> Passage:
         everything = self.config.learn == "all"
         if _has(row, "messages"):
-            template, messages = self._chats(row), messages_of(row)
+            template, messages = self._chat_template(row), messages_of(row)
             template.check(messages, where=row.where)
             text, answers = template.answers(messages, where=row.where)
             return Passage(text, markup=True, learned=((0, len(text)),) if everything else answers)
@@ -149,28 +186,26 @@ class GenerationHead(CausalHead):
         begin = 0 if everything or not completion else len(prompt)
         return Passage(prompt + completion, learned=((begin, len(prompt + completion)),) if completion else ())
 
-    def _chats(self, row: Row) -> Template:
+    def _chat_template(self, row: Row) -> Template:
         if self._template is None:
-            source = self.backbone_info.source
-            problem = f"has messages, and the tokenizer of {source} has no chat template"
-            raise DataError(row.where, problem, "take a backbone made for chats, or write prompt and completion")
+            problem = f"has messages, and the tokenizer of {self._source} has no chat template"
+            raise DataError(row.where, problem, "use a backbone made for chats, or write prompt and completion")
         return self._template
 
     def gold(self, example: Passage) -> Hashable | None:
         return None if example.learned is None else (example.text, example.learned)
 
-    def sources(self, example: Passage) -> list[Source]:
+    def inputs(self, example: Passage) -> list[ModelInput]:
         if not example.text:
             return []
-        if example.learned is None:
-            return [Source(example.text, markup=example.markup, continued=True, reserved=self.reserved)]
-        return [Source(example.text, markup=example.markup, overlaps=False)]
+        cut = End(reserve=self.reserved) if example.learned is None else Parts()
+        return [ModelInput((example.text,), cut=cut, markup=example.markup)]
 
-    def features(self, example: Passage, window: Window) -> dict[str, Ints]:
+    def targets(self, example: Passage, window: Window) -> dict[str, Ints]:
         return {"learned": self._learned(example, window)}
 
     def _learned(self, example: Passage, window: Window) -> Ints:
-        """Whether what follows each token [S] is learned: the end behind the text, too, where no template has written it."""
+        """Return 1 for each token [S] whose next token is learned, for the last one the end token unless a template wrote it."""
         starts, ends = window.offsets.T
         spans = example.learned or ()
         own = np.any([(ends > start) & (starts < end) for start, end in spans], axis=0)  # [S]
@@ -180,9 +215,9 @@ class GenerationHead(CausalHead):
         learned[-1] &= not example.markup
         return learned
 
-    def decode(self, example: Passage, windows: Sequence[Window], outputs: Sequence[Outputs]) -> Any:
+    def decode(self, example: Passage, windows: Sequence[Window], outputs: Sequence[Outputs]) -> Result:
         if example.learned is None:
-            return self._written(windows, outputs)
+            return self._continuations(windows, outputs)
         counted = [self._learned(example, window) for window in windows]
         total = sum(
             float(output["log_probs"][learned == 1].sum(dtype=np.float64))
@@ -190,35 +225,44 @@ class GenerationHead(CausalHead):
         )
         return Likelihood(total, int(sum(learned.sum() for learned in counted)))
 
-    def _written(self, windows: Sequence[Window], outputs: Sequence[Outputs]) -> Text | list[Text]:
-        """What was written: the best text, or as many as are asked for."""
+    def _continuations(
+        self, windows: Sequence[Window], outputs: Sequence[Outputs]
+    ) -> GeneratedText | list[GeneratedText]:
+        several = self.config.num_return_sequences > 1
         if not windows:
-            nothing = Text("", None, False)
-            return nothing if self.config.num_return_sequences == 1 else [nothing]
+            nothing = GeneratedText("", None, False)
+            return [nothing] if several else nothing
         [window], [output] = windows, outputs
         texts = [
-            Text(self.vocabulary.decode(list(one.tokens)), one.mean_probability, not (window.opens and one.ended))
+            GeneratedText(
+                self.vocabulary.decode(list(one.tokens)), one.mean_probability, not (window.opens and one.ended)
+            )
             for one in hypotheses_in(output)
         ]
-        return texts[0] if self.config.num_return_sequences == 1 else texts
+        return texts if several else texts[0]
 
-    def metrics(self, examples: Sequence[Passage], results: Sequence[Likelihood]) -> dict[str, float]:
-        """``likelihood``: the geometric mean of the tokens' probabilities; ``perplexity``: its inverse."""
-        tokens = max(1, sum(result.tokens for result in results))
-        loss = -sum(result.log_probability for result in results) / tokens
-        return {"likelihood": math.exp(-loss), "perplexity": math.exp(min(loss, 700.0)), "nats_per_token": loss}
+    def count(self, example: Passage, result: Result) -> Counts:
+        assert isinstance(result, Likelihood)  # of a gold text
+        return Counts({_LOG_PROBABILITY: result.log_probability, _TOKENS: float(result.tokens)})
 
-    def show(self, example: Passage, result: Any) -> list[tuple[str, str]]:
-        if isinstance(result, Likelihood):
-            return [(f"{example.text}  ({result.log_probability:.2f} nats for {result.tokens} tokens)", "")]
-        texts = result if isinstance(result, list) else [result]
-        return [
-            piece
-            for one in texts
-            for piece in ((example.text, ""), (one.text, "cut off" if one.truncated else "written"))
-        ]
+    def metrics(self, counts: Counts) -> Metrics:
+        """Return ``likelihood``, the geometric mean of the tokens' probabilities, and ``perplexity``, its inverse."""
+        loss = -counts.sums[_LOG_PROBABILITY] / max(1.0, counts.sums[_TOKENS])
+        values = {"likelihood": math.exp(-loss), "perplexity": math.exp(min(loss, 700.0)), "nats_per_token": loss}
+        return Metrics(values, main="likelihood")
 
-    def annotate(self, doc: Any, result: Any, name: str) -> None:
-        """``doc._.continuation`` has the best text that goes on from the document."""
-        if doc._.continuation is None:
-            doc._.continuation = (result[0] if isinstance(result, list) else result).text
+    @property
+    def presenter(self) -> GenerationPresenter:
+        return GenerationPresenter()
+
+
+def _has(row: Row, name: str) -> bool:
+    """Return True if a field has a value: rows of a table have all columns."""
+    return row.fields.get(name) not in (None, "")
+
+
+def _with_template_end(config: GenerationConfig, backbone: BackboneInfo) -> GenerationConfig:
+    """Return the config with the end token that the chat template writes after an answer."""
+    template = Template.of(backbone.chat, backbone.vocabulary())
+    more = template.ends() if template else []
+    return replace(config, end=tuple(dict.fromkeys([*config.end, *more])))

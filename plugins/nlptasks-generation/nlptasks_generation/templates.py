@@ -1,4 +1,4 @@
-"""Messages of a chat as one text, by the template of the backbone's tokenizer: no template is ever made up."""
+"""Messages of a chat as one text, by the chat template of the backbone's tokenizer. There is no default template."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import tokenizers
 from jinja2 import TemplateError
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from nlptasks import DataError, Row, Span, json_field, listing, quote
 
@@ -16,7 +15,7 @@ ROLES = ("system", "user", "assistant")
 ANSWERS = "assistant"
 
 Messages = Sequence[Mapping[str, str]]
-"""Each with its ``role`` and its ``content``."""
+"""Messages, each with its ``role`` and its ``content``."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,9 @@ class Template:
     """A tokenizer's chat template.
 
     Attributes:
-        text: in Jinja's language.
-        named: the special tokens that it may name, such as ``bos_token``.
-        special: all special tokens of the vocabulary, and their ids.
+        text: the template in Jinja's language.
+        named: the special tokens that it may use, by name, such as ``bos_token``.
+        special: the ids of all special tokens in the vocabulary.
     """
 
     text: str
@@ -35,7 +34,7 @@ class Template:
 
     @classmethod
     def of(cls, chat: Mapping[str, str], vocabulary: tokenizers.Tokenizer) -> Template | None:
-        """The template of a backbone, as its info has it; None if its tokenizer has none."""
+        """Return the template of a backbone from its info; None if its tokenizer has none."""
         if not chat:
             return None
         added = vocabulary.get_added_tokens_decoder().items()
@@ -43,16 +42,18 @@ class Template:
         return cls(chat["template"], {name: token for name, token in chat.items() if name != "template"}, special)
 
     def rendered(self, messages: Messages, *, where: str, answer_begins: bool = False) -> str:
-        """The messages as one text.
+        """Return the messages as one text.
 
         Args:
             messages: the messages.
-            where: of the row, for messages.
-            answer_begins: whether the beginning of an answer stands at the end.
+            where: the row, for error messages.
+            answer_begins: True to end with the beginning of an answer.
 
         Raises:
             DataError: the template refuses these messages.
         """
+        from transformers.utils.chat_template_utils import render_jinja_template  # heavy
+
         try:
             [text], _ = render_jinja_template(
                 conversations=[list(messages)],
@@ -67,51 +68,54 @@ class Template:
         return result
 
     def answers(self, messages: Messages, *, where: str) -> tuple[str, tuple[Span, ...]]:
-        """The messages as one text, and the code points in it of each answer, its end included.
+        """Return the messages as one text, and the code points in it of each answer with its end token.
 
         Raises:
-            DataError: the template refuses these messages, or changes what stands before an answer once more follows.
+            DataError: the template refuses these messages, or writes an answer differently from how it begins answers.
         """
         whole, spans = self.rendered(messages, where=where), []
         for number, message in enumerate(messages):
             if message["role"] != ANSWERS:
                 continue
             before = self.rendered(messages[:number], where=where, answer_begins=True)
-            behind = self.rendered(messages[: number + 1], where=where)
-            end = len(behind) if whole.startswith(behind) else self._end_of(whole, len(before), message["content"])
+            after = self.rendered(messages[: number + 1], where=where)
+            end = len(after) if whole.startswith(after) else self._end_of(whole, len(before), message["content"])
             if not whole.startswith(before) or end is None:
-                problem = f"has in message {number + 1} an answer that its chat template writes otherwise than it begins answers"
+                problem = (
+                    f"has an answer in message {number + 1} that the chat template writes differently from how it "
+                    "begins answers"
+                )
                 raise DataError(
-                    where, problem, "take a backbone with another template, or rows of prompt and completion"
+                    where, problem, "use a backbone with another template, or rows of prompt and completion"
                 )
             spans.append((len(before), end))
         return whole, tuple(spans)
 
     def _end_of(self, text: str, begin: int, content: str) -> int | None:
-        """Where an answer ends that begins here, the special token behind it included; None if it does not stand there.
+        """Return the end of an answer that begins here, with the special token after it; None if the answer is not there.
 
-        Some templates write an answer otherwise once more follows, such as without what was thought before it.
+        Some templates write an answer differently once more messages follow, for example without its thoughts.
         """
         content = content.strip()
         if not text.startswith(content, begin):
             return None
-        behind = begin + len(content)
-        found = [(place, token) for token in self.special if (place := text.find(token, behind)) >= 0]
+        after = begin + len(content)
+        found = [(place, token) for token in self.special if (place := text.find(token, after)) >= 0]
         if not found:
             return None
         place, token = min(found)
         return place + len(token)
 
     def ends(self) -> list[int]:
-        """The special token that stands behind an answer, if there is one."""
+        """Return the special token after an answer, if there is one."""
         probe = [{"role": "user", "content": "a"}, {"role": ANSWERS, "content": "b"}]
         try:
             text, spans = self.answers(probe, where="the chat template")
         except DataError:  # chats cannot be learned with it; texts can
             return []
         start, end = spans[-1]
-        behind = text[start:end].partition("b")[2]
-        found = [(behind.index(token), number) for token, number in self.special.items() if token in behind]
+        after = text[start:end].partition("b")[2]
+        found = [(after.index(token), number) for token, number in self.special.items() if token in after]
         return [min(found)[1]] if found else []
 
     def check(self, messages: Messages, *, where: str, own: str = "") -> None:
@@ -119,8 +123,8 @@ class Template:
 
         Args:
             messages: the messages.
-            where: of the row, for messages.
-            own: a role whose messages are not looked at: what the model itself has said.
+            where: the row, for error messages.
+            own: a role whose messages are not checked: what the model itself has said.
 
         Raises:
             DataError: one does.
@@ -133,7 +137,7 @@ class Template:
 
 
 def messages_of(row: Row) -> list[dict[str, str]]:
-    """The field ``messages``: a list of objects with ``role`` and ``content``, as such or as JSON.
+    """Return the field ``messages``: a list of objects with ``role`` and ``content``, or the same as JSON.
 
     Raises:
         DataError: it is something else.
@@ -152,10 +156,10 @@ def messages_of(row: Row) -> list[dict[str, str]]:
             raise DataError(row.where, f"message {number} is {quote(message)}, expected role and content", fix)
         if message["role"] not in ROLES:
             problem = f"message {number} has the role {quote(message['role'])}"
-            raise DataError(row.where, problem, f"take one of {listing(ROLES)}")
+            raise DataError(row.where, problem, f"use one of {listing(ROLES)}")
     return [{"role": message["role"], "content": message["content"]} for message in value]
 
 
 def question_of(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """The messages up to the last that is no answer: what is to be answered."""
+    """Return the messages without the last one if that is an answer."""
     return list(messages[:-1] if messages[-1]["role"] == ANSWERS else messages)

@@ -1,4 +1,4 @@
-"""What is this head's own: what is learned of a row, chats, streams, and that it is Hugging Face's model in the end."""
+"""The generation head: what is learned from a row, chats, streaming, and agreement with Hugging Face."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ import pytest
 import torch
 import transformers
 from click.testing import CliRunner
-from nlptasks_generation import Chat, GenerationHead, Likelihood, stream
+from nlptasks_generation import Chat, GenerationHead, Likelihood, Passage, stream
 
 import nlptasks
 from nlptasks import DataError, ModelError, Row, TrainSettings, UsageError
+from nlptasks.heads.base import read_gold, without_gold
+from nlptasks.metrics.base import merge
 from nlptasks.pipeline import Pipeline, pipeline
 from nlptasks.testing import Conformance, make_tiny
-from nlptasks.testing.checks import Subject, make_subject
+from nlptasks.testing.checks import HeadUnderTest, make_head
 from nlptasks.testing.commands import check_alike, main, run
 
 
@@ -56,7 +58,7 @@ def decoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def chatting(decoders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model that knows two chats by heart."""
+    """A tiny model that has memorised two chats."""
     place = tmp_path_factory.mktemp("chats")
     data = write(place / "data", [{"messages": messages(chat)} for chat in CHATS] * 4)
     settings = TrainSettings(backbone=str(decoders / "qwen2"), epochs=40, **SETTINGS)
@@ -69,37 +71,42 @@ def pipe(chatting: Path) -> Pipeline:
     return pipeline("generation", model=chatting, options={"generation": {"max_new_tokens": 12}})
 
 
-def subject_on(decoders: Path, name: str) -> Subject:
-    return make_subject("generation", decoders / name)
+def subject_on(decoders: Path, name: str) -> HeadUnderTest:
+    return make_head("generation", decoders / name)
 
 
-def learned(subject: Subject, fields: Mapping[str, Any]) -> str:
-    """The text of the tokens that are learned, as the vocabulary has them."""
+def gold_example(subject: HeadUnderTest, fields: Mapping[str, Any], *, where: str = "row 1") -> Passage:
+    [example] = read_gold(subject.head, [Row(fields, where)])
+    assert isinstance(example, Passage)
+    return example
+
+
+def learned(subject: HeadUnderTest, fields: Mapping[str, Any]) -> str:
+    """Return the text of the tokens that are learned, special tokens included."""
     head = subject.head
     assert isinstance(head, GenerationHead)
-    example = head.read_gold_row(Row(fields, "row 1"))
-    [windows] = subject.tokenizer.windows(head.sources(example))
+    example = gold_example(subject, fields)
+    [windows] = subject.tokenizer.windows(head.inputs(example))
     found = []
     for window in windows:
-        flags = head.features(example, window)["learned"]
+        flags = head.targets(example, window)["learned"]
         following = [*window.ids[1:].tolist(), head.config.end[0]]
         found += [token for token, flag in zip(following, flags, strict=True) if flag]
     return str(head.vocabulary.decode(found, skip_special_tokens=False))
 
 
-def test_completions_are_learned_with_the_end_and_prompts_are_not(decoders: Path) -> None:
+def test_completions_are_learned_with_the_end_token_and_prompts_are_not(decoders: Path) -> None:
     for name in ("gpt2", "llama"):
         subject = subject_on(decoders, name)
         row = {"prompt": "Ada saw", "completion": " London."}
         assert learned(subject, row) == " London.</s>"
-        first = (
-            "" if name == "gpt2" else "Ada"
-        )  # nothing stands before the first token unless the tokenizer puts it there
+        # Only a tokenizer with a start token has something before the first token of the text.
+        first = "" if name == "gpt2" else "Ada"
         assert learned(subject, {"text": "Ada saw"}).endswith(" saw</s>")
         assert learned(subject, {"text": "Ada saw"}).startswith(first)
 
 
-def test_of_chats_the_answers_are_learned_with_their_ends(decoders: Path) -> None:
+def test_answers_of_chats_are_learned_with_their_end_tokens(decoders: Path) -> None:
     subject = subject_on(decoders, "qwen2")
     found = learned(subject, {"messages": messages(CHATS[0])})
     assert found == "Ada.<|im_end|>\nRome<|im_end|>\n"
@@ -115,54 +122,52 @@ THINKING = (
 BEGUN = THINKING.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
 
 
-def with_template(decoders: Path, template: str, place: Path) -> Subject:
+def with_template(decoders: Path, template: str, place: Path) -> HeadUnderTest:
     shutil.copytree(decoders / "qwen2", place)
     (place / "chat_template.jinja").write_text(template)
-    return make_subject("generation", place)
+    return make_head("generation", place)
 
 
-def test_answers_that_a_template_writes_otherwise_later_are_learned_too(decoders: Path, tmp_path: Path) -> None:
+def test_answers_that_a_template_later_writes_differently_are_learned(decoders: Path, tmp_path: Path) -> None:
     subject = with_template(decoders, THINKING, tmp_path / "thinking")
     found = learned(subject, {"messages": messages(CHATS[0])})
     assert found == "Ada.<|im_end|><think></think>Rome<|im_end|>\n"
 
 
-def test_with_a_template_that_begins_answers_otherwise_texts_are_learned_and_chats_are_not(
-    decoders: Path, tmp_path: Path
-) -> None:
+def test_a_template_that_begins_answers_differently_allows_texts_and_no_chats(decoders: Path, tmp_path: Path) -> None:
     subject = with_template(decoders, BEGUN, tmp_path / "begun")
     assert learned(subject, {"prompt": "Ada saw", "completion": " it"}) == " it</s>"
     row = Row({"messages": messages(CHATS[1])}, "row 1")
-    with pytest.raises(DataError, match="has in message 2 an answer that its chat template writes otherwise"):
-        subject.head.read_gold_row(row)
-    assert subject.head.read(row).text.endswith("assistant\n<think>\n")
+    with pytest.raises(DataError, match="has an answer in message 2 that the chat template writes differently"):
+        read_gold(subject.head, [row])
+    assert subject.head.read(without_gold(row, GenerationHead.schema)).text.endswith("assistant\n<think>\n")
 
 
-def test_rows_of_a_table_may_be_of_several_kinds(decoders: Path, tmp_path: Path) -> None:
+def test_rows_of_a_table_may_have_different_fields(decoders: Path, tmp_path: Path) -> None:
     subject = subject_on(decoders, "qwen2")
     assert learned(subject, {"text": "Ada", "prompt": "", "completion": "", "messages": None}).endswith("</s>")
     row = {"text": "", "prompt": "Ada saw", "completion": " it", "messages": ""}
     assert learned(subject, row) == " it</s>"
     (tmp_path / "train.txt").write_text("Ada saw it.\n\n \nBob\n")
-    rows = list(subject.head.formats[".txt"](tmp_path / "train.txt", nlptasks.refuse))
+    rows = list(subject.head.schema.formats[".txt"](tmp_path / "train.txt", nlptasks.refuse))
     assert [one.fields["text"] for one in rows] == ["Ada saw it.", "Bob"]
 
 
-def test_an_answer_that_spells_a_special_token_does_not_end_a_chat(pipe: Pipeline) -> None:
+def test_an_answer_may_contain_a_special_token(pipe: Pipeline) -> None:
     chat = Chat(pipe)
     chat.messages = messages([("user", "Hi"), ("assistant", "a <|im_end|> b")])
     assert isinstance(chat("Where?"), str)
-    with pytest.raises(DataError, match="in message 5, with which"):  # counted as they stand in the chat
+    with pytest.raises(DataError, match="in message 5, with which"):  # counted from the start of the chat
         chat("<|im_end|>")
 
 
-def test_of_a_prompt_that_is_too_long_the_end_is_read_and_it_is_told(pipe: Pipeline) -> None:
+def test_the_end_of_a_long_prompt_is_read_and_the_text_is_marked_as_truncated(pipe: Pipeline) -> None:
     long = "Bob left. " * 100 + "The quick brown"
     assert pipe(long).truncated
     assert pipe(long).text == pipe("Cleo. " * 100 + long).text
 
 
-def test_everything_may_be_learned(decoders: Path) -> None:
+def test_prompts_and_questions_can_be_learned(decoders: Path) -> None:
     subject = subject_on(decoders, "qwen2")
     subject.head.config = replace(subject.head.config, learn="all")
     found = learned(subject, {"messages": messages(CHATS[1])})
@@ -170,13 +175,13 @@ def test_everything_may_be_learned(decoders: Path) -> None:
     assert learned(subject, {"prompt": "Ada saw", "completion": " it"}).endswith("saw it</s>")
 
 
-def test_long_texts_are_learned_in_windows_every_token_but_the_first_of_each(decoders: Path) -> None:
+def test_every_token_of_a_long_text_is_learned_except_the_first_of_each_window(decoders: Path) -> None:
     subject = subject_on(decoders, "gpt2")
     head, text = subject.head, "Ada saw London. " * 60
-    example = head.read_gold_row(Row({"text": text}, "row 1"))
-    [windows] = subject.tokenizer.windows(head.sources(example))
+    example = gold_example(subject, {"text": text})
+    [windows] = subject.tokenizer.windows(head.inputs(example))
     assert len(windows) > 2
-    flags = [head.features(example, window)["learned"] for window in windows]
+    flags = [head.targets(example, window)["learned"] for window in windows]
     assert sum(len(window) for window in windows) - sum(own.sum() for own in flags) == len(windows) - 1
     assert [int(own[-1]) for own in flags] == [0] * (len(windows) - 1) + [1]
 
@@ -187,7 +192,7 @@ def test_long_texts_are_learned_in_windows_every_token_but_the_first_of_each(dec
         (
             "gpt2",
             {"messages": messages(CHATS[1])},
-            "has messages, and the tokenizer of .* has no chat template; take a",
+            "has messages, and the tokenizer of .* has no chat template; use a",
         ),
         ("qwen2", {"messages": []}, r"messages is \[\], expected a list of messages"),
         ("qwen2", {"messages": "no"}, "messages is not JSON"),
@@ -195,7 +200,7 @@ def test_long_texts_are_learned_in_windows_every_token_but_the_first_of_each(dec
         (
             "qwen2",
             {"messages": [{"role": "bot", "content": "a"}]},
-            "message 1 has the role 'bot'; take one of system, user",
+            "message 1 has the role 'bot'; use one of system, user",
         ),
         (
             "qwen2",
@@ -213,15 +218,15 @@ def test_long_texts_are_learned_in_windows_every_token_but_the_first_of_each(dec
 )
 def test_bad_rows_are_refused(backbone: str, fields: dict[str, Any], message: str, decoders: Path) -> None:
     with pytest.raises(DataError, match=message) as caught:
-        subject_on(decoders, backbone).head.read_gold_row(Row(fields, "train.jsonl:7"))
+        gold_example(subject_on(decoders, backbone), fields, where="train.jsonl:7")
     assert caught.value.where == "train.jsonl:7"
 
 
-def test_perplexity_is_that_of_hugging_face(decoders: Path, tmp_path: Path) -> None:
+def test_perplexity_equals_hugging_face(decoders: Path, tmp_path: Path) -> None:
     texts = ["Ada saw London and left Paris.", "Bob", "1 2 3 4 5 6"]
     subject = subject_on(decoders, "llama")
     with torch.no_grad():
-        subject.head.adopt(subject.backbone.pretrained)
+        subject.network.load_pretrained(subject.backbone.pretrained)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(decoders / "llama").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(decoders / "llama")
     losses, count = 0.0, 0
@@ -236,21 +241,21 @@ def test_perplexity_is_that_of_hugging_face(decoders: Path, tmp_path: Path) -> N
     assert found["likelihood"] == pytest.approx(1 / found["perplexity"])
 
 
-def test_what_was_learned_by_heart_is_answered(pipe: Pipeline) -> None:
+def test_memorised_answers_are_generated(pipe: Pipeline) -> None:
     for chat in CHATS:
-        answer = pipe({"messages": messages(chat)})  # what stands in the row as the last answer is not looked at
+        answer = pipe({"messages": messages(chat)})  # the last answer in the row is ignored
         assert (answer.text, answer.truncated) == (chat[-1][1], False)
         assert 0.5 < answer.score <= 1
 
 
-def test_a_chat_remembers(pipe: Pipeline) -> None:
+def test_a_chat_remembers_its_messages(pipe: Pipeline) -> None:
     chat = Chat(pipe, system="Be brief.")
     assert chat("Who are you?") == "Ada."
     assert "".join(chat.stream("Where?")) == "Rome"
     assert chat.messages == messages(CHATS[0])
 
 
-def test_a_chat_forgets_what_could_not_be_said(pipe: Pipeline) -> None:
+def test_a_chat_does_not_remember_refused_messages(pipe: Pipeline) -> None:
     chat = Chat(pipe)
     with pytest.raises(DataError, match="in message 1"):
         chat("<|im_start|>")
@@ -259,39 +264,41 @@ def test_a_chat_forgets_what_could_not_be_said(pipe: Pipeline) -> None:
     assert chat.messages == []
 
 
-def test_pieces_make_the_text_and_who_stops_listening_stops_the_writing(pipe: Pipeline) -> None:
+def test_pieces_join_to_the_text_and_closing_the_stream_stops_the_generation(pipe: Pipeline) -> None:
     head, steps = pipe.heads["generation"], []
-    run_graph = pipe.engine.runtime.run
-    pipe.engine.runtime.run = lambda *given: (steps.append(1), run_graph(*given))[1]  # type: ignore[method-assign]
+    runtime = pipe._engine.runtime
+    run_graph = runtime.run
+    runtime.run = lambda *given: (steps.append(1), run_graph(*given))[1]  # type: ignore[method-assign]
     before = head.config
     head.config = replace(before, max_new_tokens=60, min_new_tokens=60)
     try:
         text = pipe("The quick brown").text
         assert "".join(stream(pipe, "The quick brown")) == text
         assert len(steps) == 2 * 60
-        heard = stream(pipe, "The quick brown")
-        first = next(heard)
-        heard.close()
+        pieces = stream(pipe, "The quick brown")
+        first = next(pieces)
+        pieces.close()  # type: ignore[attr-defined]
     finally:
         head.config = before
-        del pipe.engine.runtime.run
+        del runtime.run
     assert first
     assert text.startswith(first)
     assert 0 < len(steps) - 2 * 60 < 60
 
 
-def test_what_others_ask_meanwhile_is_not_heard(pipe: Pipeline) -> None:
+def test_streams_get_only_their_own_text(pipe: Pipeline) -> None:
     text, other = pipe("The quick brown").text, pipe("Cleo Smith").text
-    heard = stream(pipe, "The quick brown")
-    pieces = [next(heard)]
+    one, two = stream(pipe, "The quick brown"), stream(pipe, "Cleo Smith")
+    pieces, others = [next(one)], [next(two)]
     assert pipe("Cleo Smith").text == other
-    assert "".join(pieces + list(heard)) == text
+    assert "".join(pieces + list(one)) == text
+    assert "".join(others + list(two)) == other
 
 
-def test_several_answers_cannot_be_heard(chatting: Path) -> None:
+def test_several_answers_cannot_be_streamed(chatting: Path) -> None:
     pipe = pipeline("generation", model=chatting, options={"generation": {"num_beams": 3, "num_return_sequences": 2}})
     assert len(pipe("Ada")) == 2
-    with pytest.raises(UsageError, match="take 1 to hear texts as they are written"):
+    with pytest.raises(UsageError, match="use 1 to stream a text"):
         list(stream(pipe, "Ada"))
 
 
@@ -299,16 +306,18 @@ def test_other_pipelines_are_refused(tmp_path: Path, decoders: Path) -> None:
     class Other:
         heads: Mapping[str, Any] = {"ner": object()}
 
-    with pytest.raises(UsageError, match="has 0 heads that go on from texts, of ner; open it with one"):
+    with pytest.raises(UsageError, match="has 0 heads that continue texts, of ner; open it with one"):
         Chat(Other())  # type: ignore[arg-type]
 
 
-def test_an_empty_prompt_has_no_answer(pipe: Pipeline) -> None:
+def test_an_empty_prompt_has_no_continuation(pipe: Pipeline) -> None:
     found = pipe("")
     assert (found.text, found.score) == ("", None)
 
 
-def test_checkpoints_come_in_and_go_out_with_the_same_tokens(decoders: Path, tmp_path: Path) -> None:
+def test_imported_checkpoints_generate_the_same_and_are_written_with_the_same_logits(
+    decoders: Path, tmp_path: Path
+) -> None:
     for name in ("gpt2", "qwen2"):
         theirs, folder = tmp_path / f"{name}-theirs", tmp_path / name
         torch.manual_seed(5)
@@ -336,7 +345,7 @@ def test_checkpoints_come_in_and_go_out_with_the_same_tokens(decoders: Path, tmp
         torch.testing.assert_close(again(**ids).logits, model(**ids).logits, atol=1e-5, rtol=0)
 
 
-def test_a_second_head_shares_the_backbone_and_leaves_the_first_as_it_is(chatting: Path, tmp_path: Path) -> None:
+def test_a_second_head_shares_the_backbone_and_does_not_change_the_first(chatting: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(chatting, folder)
     before = pipeline("generation", model=folder)({"messages": messages(CHATS[0])})
@@ -358,9 +367,9 @@ def test_a_second_head_shares_the_backbone_and_leaves_the_first_as_it_is(chattin
     )
 
 
-def test_an_encoder_is_refused_with_what_to_take(tmp_path: Path) -> None:
+def test_an_encoder_is_refused_with_what_to_use(tmp_path: Path) -> None:
     make_tiny("bert", tmp_path / "bert")
-    with pytest.raises(ModelError, match=r"is of the kind encoder \(bert\), .* take a decoder, such as GPT-2"):
+    with pytest.raises(ModelError, match=r"is of the kind encoder \(bert\), .* use a decoder, such as GPT-2"):
         nlptasks.train("generation", output=tmp_path / "model", settings=TrainSettings(backbone=str(tmp_path / "bert")))
 
 
@@ -370,7 +379,10 @@ def test_scores_and_texts_are_printed_for_people(chatting: Path) -> None:
     assert done.stdout.startswith("Ada saw[")
 
 
-def test_likelihoods_add_up() -> None:
-    results = [Likelihood(-2.0, 2), Likelihood(-4.0, 1)]
-    found = GenerationHead.metrics(None, [None, None], results)  # type: ignore[arg-type]
-    assert found == {"likelihood": math.exp(-2), "perplexity": pytest.approx(math.exp(2)), "nats_per_token": 2.0}
+def test_likelihoods_add_up(decoders: Path) -> None:
+    head = subject_on(decoders, "gpt2").head
+    example = Passage("a", learned=((0, 1),))
+    counts = merge(head.count(example, result) for result in (Likelihood(-2.0, 2), Likelihood(-4.0, 1)))
+    found = head.metrics(counts)
+    assert found.values == {"likelihood": math.exp(-2), "perplexity": pytest.approx(math.exp(2)), "nats_per_token": 2.0}
+    assert found.main == "likelihood"

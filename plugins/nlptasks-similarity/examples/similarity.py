@@ -1,4 +1,4 @@
-"""Search some texts by meaning with the embedded backbone as it is, then train on the sample pairs and compare.
+"""Search texts by meaning without training, then train on the sample pairs and compare.
 
 python examples/similarity.py [FOLDER]
 """
@@ -24,7 +24,7 @@ PAIR = {"first": "The shop is closed on Sundays.", "second": "On Sundays the sho
 
 
 def main(folder: Path) -> None:
-    """Before training and after it."""
+    """Search and score before training and after it."""
     pipe = nlptasks.pipeline.pipeline("similarity", model="minilm")
     index = Search(pipe, TEXTS)
     for query in ("inflation", "rail travel"):

@@ -1,4 +1,4 @@
-"""Semantic similarity: an embedding of a text, how alike two texts are, and search by meaning."""
+"""Semantic similarity for nlptasks: embeddings of texts, the similarity of two texts, and search by meaning."""
 
 from nlptasks_similarity.head import Embedding, Similarity, SimilarityConfig, SimilarityHead
 from nlptasks_similarity.rows import SimilarityExample

@@ -1,56 +1,70 @@
-"""Similarity: an embedding of a text, and the cosine of the embeddings of two.
+"""Similarity: an embedding of a text, and the cosine of the embeddings of two texts.
 
-Rows are ``first`` and ``second``, with a ``score`` that says how alike they are, or without one: then the second text is what is
-to be found for the first, and a ``negative`` may say what is not. Each text is read alone, so that embeddings can be kept and
-compared later. A text that is too long is read in windows, whose vectors count by their tokens, in training as in prediction.
+Rows are ``first`` and ``second``, with a ``score`` that says how similar they are. Without scores, the second text is the answer
+to the first, and ``negative`` may hold a wrong answer. Each text is read alone, so that embeddings can be stored and compared
+later. A long text is read in windows, whose vectors are averaged by their tokens, in training as in prediction.
 
-Letters beside those of the library: E width of an embedding, T texts of a batch.
+Letters beside those of the library: E width of an embedding, T texts of an example.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import InitVar, dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from nlptasks import (
+    Array,
     BackboneInfo,
+    Counts,
     DataError,
     Floats,
     Head,
-    Ints,
+    HuggingFaceFormat,
+    Metrics,
+    ModelInput,
     Outputs,
+    Presenter,
     Range,
     Row,
-    Source,
+    Schema,
+    SpacyWriter,
     UsageError,
     Window,
     check_values,
     checked,
-    decided,
+    derived,
     each,
-    is_blank,
-    parse_options,
-    setting,
+    option,
     text_field,
 )
-from nlptasks_similarity.learning import COSINE, RANKING, Objective, Texts
-from nlptasks_similarity.rows import UNIT_SCORES, SimilarityExample, check_within, given_range, pair_of, range_of
+from nlptasks_similarity.objectives import COSINE, RANKING, Objective, Pair
+from nlptasks_similarity.rows import (
+    UNIT_SCORES,
+    SimilarityExample,
+    check_within,
+    given_range,
+    gold_pair_of,
+    pair_of,
+    range_of,
+)
+
+_log = logging.getLogger("nlptasks")
 
 _OUTPUT = "embedding"
 _SHOWN = 4
+"""Numbers of an embedding that are shown to people."""
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """Where a text stands among others: texts that mean the same are near each other.
+    """The position of a text among others: texts that mean the same are near each other.
 
     Attributes:
-        values: numbers whose squares add up to 1 [E]; none for a text without tokens.
+        values: numbers whose squares add up to 1 [E]; empty for a text without tokens.
     """
 
     values: tuple[float, ...]
@@ -58,183 +72,95 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Similarity:
-    """How alike two texts are.
+    """How similar two texts are.
 
     Attributes:
         score: the cosine of their embeddings, in -1..1; None if one of them has no tokens.
     """
 
     score: float | None
+    embeddings: InitVar[Floats | None] = None
 
+    def __post_init__(self, embeddings: Floats | None) -> None:
+        vars(self)["_vectors"] = embeddings
 
-@dataclass(frozen=True, eq=False)
-class _Ranked(Similarity):
-    """A similarity that is to be measured against others, with what that takes; only gold rows have it.
-
-    Attributes:
-        vectors: the embeddings of both texts [2,E]; None if one of them has no tokens.
-    """
-
-    vectors: Floats | None
+    @property
+    def vectors(self) -> Floats | None:
+        """Both embeddings [2,E], for metrics that rank them; None if there are none. They are neither compared nor written."""
+        vectors: Floats | None = vars(self)["_vectors"]
+        return vectors
 
 
 @dataclass(frozen=True)
 class SimilarityConfig:
     """Options of a head, and what its training data decided."""
 
-    pooling: str = setting(
+    pooling: str = option(
         "mean",
-        "what is made of the tokens of a text: their mean, cls (the first token alone), or max (the largest of each number)",
+        "how the tokens of a text are pooled: their mean, cls (the first token), or max (the maximum of each dimension)",
         choices=("mean", "cls", "max"),
     )
-    dimensions: int = setting(
+    dimensions: int = option(
         0,
-        "numbers in an embedding, by a linear layer of the head's own; 0 for as many as the backbone gives, without one",
+        "dimensions of an embedding, by a linear layer; 0 for those of the backbone, without a layer",
         within=Range(least=0),
     )
-    loss: str = setting(
+    loss: str = option(
         "auto",
-        "cosine learns scores, contrastive which text belongs to which; auto: cosine if rows have scores",
+        "cosine learns scores, contrastive learns which text belongs to which; auto: cosine if rows have scores",
         choices=("auto", "cosine", "contrastive"),
     )
-    scale: float = setting(20.0, "what cosines are multiplied by in the contrastive loss", within=Range(above=0))
-    scores: str = setting(
+    scale: float = option(20.0, "factor of the cosines in the contrastive loss", within=Range(above=0))
+    scores: str = option(
         "auto",
-        "the lowest and the highest score that there can be, LOW,HIGH; auto: 0,1 or -1,1 if all lie within, else those found",
+        "the lowest and the highest possible score, LOW,HIGH; auto: 0,1 or -1,1 if all scores lie within, else those found",
     )
-    ranking: bool = decided(False, "whether it learned which text belongs to which, without scores")
-    lowest: float = decided(0.0, "the score that stands for a cosine of 0, or of -1 if it is -1")
-    highest: float = decided(1.0, "the score that stands for a cosine of 1")
+    ranking: bool = derived(False, "True if it learned which text belongs to which, without scores")
+    lowest: float = derived(0.0, "the score for a cosine of 0, or of -1 if it is -1")
+    highest: float = derived(1.0, "the score for a cosine of 1")
 
     def __post_init__(self) -> None:
         check_values(self)
         given_range(self.scores)
 
     def cosine(self, score: float) -> float:
-        """The cosine that a score stands for."""
+        """Return the cosine for a score."""
         if (self.lowest, self.highest) in UNIT_SCORES:
             return score
         return (score - self.lowest) / (self.highest - self.lowest)
 
 
-class SimilarityHead(Head):
-    """Gives a text an embedding, and two texts a cosine."""
+class SimilarityFormat(HuggingFaceFormat[SimilarityConfig]):
+    """Encoders, whose hidden states are pooled."""
 
-    contract = 1
-    Config: ClassVar[type] = SimilarityConfig
-    config: SimilarityConfig
-    fields: ClassVar = ("text", "first", "second", "score", "negative")
-    gold_fields: ClassVar = ("score", "negative")
-    sample = "sample"
-    results = (Embedding, Similarity)
-    assigns = ("doc._.embedding",)
-    main_metric = COSINE.main_metric
-    lr_scale = 0.1
-    hf_auto = "AutoModel"
-
-    def __init__(self, config: SimilarityConfig, *, backbone: BackboneInfo) -> None:
-        super().__init__(config, backbone=backbone)
-        self.outputs = {_OUTPUT: "BE" if config.dimensions else "BH"}
-        self.projection: nn.Module = nn.Identity()
+    def to_config(self, backbone: BackboneInfo, options: Mapping[str, Any]) -> SimilarityConfig:
+        config = SimilarityConfig(**options)
         if config.dimensions:
-            layer = nn.Linear(backbone.width, config.dimensions, bias=False)
-            nn.init.orthogonal_(layer.weight)  # angles begin as near to the backbone's as so few numbers allow
-            self.projection = layer
-        self._objective: Objective = RANKING if config.ranking else COSINE
-        self.main_metric = self._objective.main_metric
+            problem = f"is {config.dimensions}, for which a checkpoint has no layer"
+            raise UsageError("dimensions", problem, "leave it out, or train the head")
+        return replace(config, ranking=config.loss == "contrastive")
 
-    @classmethod
-    def configure(cls, rows: Sequence[Row], given: Mapping[str, Any]) -> SimilarityConfig:
-        options = cls._options(given)
-        found = each(pair_of, rows)
-        scores = [example.score for example in found if example.score is not None]
-        if scores and len(scores) < len(found):
-            has = [example.score is not None for example in found]
-            problem = f"has no score, but {rows[has.index(True)].where} has one"
-            raise DataError(rows[has.index(False)].where, problem, "give all rows a score, or none")
-        if options.loss == "cosine" and not scores:
-            fix = "name the column: --columns score=NAME, or take another loss"
-            raise DataError(rows[0].where, "has no score, which the loss cosine learns from", fix)
-        if options.loss == "contrastive" and scores:
-            fix = "take the loss cosine, or rows of pairs that belong together, without a score"
-            raise DataError(rows[0].where, "has a score, which the loss contrastive does not learn from", fix)
-        lowest, highest = range_of(scores, options.scores, rows) if scores else (0.0, 1.0)
-        return replace(options, ranking=not scores, lowest=lowest, highest=highest)
+    def to_checkpoint(self, config: SimilarityConfig, backbone: BackboneInfo) -> tuple[dict[str, Any], list[str]]:
+        raise UsageError("SimilarityHead", "cannot be written as a checkpoint", "export it to ONNX instead")
 
-    @classmethod
-    def _options(cls, given: Mapping[str, Any]) -> SimilarityConfig:
-        return SimilarityConfig(**parse_options(SimilarityConfig, given, where="similarity"))
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return ()
+class SimilarityWriter(SpacyWriter[Embedding | Similarity]):
+    """``doc._.embedding`` has the embedding of the first such head [E]; None for a text without tokens."""
 
-    def read(self, row: Row) -> SimilarityExample:
-        if not {"first", "second"} & set(row.fields) and "text" in row.fields:
-            return SimilarityExample((text_field(row),))
-        example = pair_of(row)
-        if example.score is not None and self.config.ranking:
-            raise DataError(row.where, "has a score, unlike the training data", "leave it out")
-        if example.score is not None and self.config.scores != "auto":
-            check_within(example.score, self.config.lowest, self.config.highest, row.where)
-        return example
+    assigns = ("doc._.embedding",)
 
-    def read_gold_row(self, row: Row) -> SimilarityExample:
-        example: SimilarityExample = super().read_gold_row(row)
-        for name, text in zip(("first", "second", "negative"), example.texts, strict=False):
-            if is_blank(text):
-                raise DataError(row.where, f"has an empty text as {name!r}", "remove the row")
-        return replace(example, measured=True)
+    def write(self, doc: Any, result: Embedding | Similarity, name: str) -> None:
+        if isinstance(result, Embedding) and result.values and doc._.embedding is None:
+            doc._.embedding = np.array(result.values, dtype=np.float32)
 
-    def gold(self, example: SimilarityExample) -> float | str | None:
-        """The score; without scores the second text is the answer to the first."""
-        if self.config.ranking:
-            return example.texts[1] if len(example.texts) > 1 else None
-        return example.score
 
-    def sources(self, example: SimilarityExample) -> list[Source]:
-        return [Source(text) for text in example.texts]
+class SimilarityPresenter(Presenter[SimilarityExample, Embedding | Similarity]):
+    """Shows the cosine of a pair, or the first numbers of an embedding."""
 
-    def features(self, example: SimilarityExample, window: Window) -> dict[str, Ints | Floats]:
-        """``texts`` [1]: where a text begins, how many the example has, else 0; and what the objective needs."""
-        texts = np.array([len(example.texts) if window.opens else 0], dtype=np.int64)
-        target = None if example.score is None else self.config.cosine(example.score)
-        return {"texts": texts, **self._objective.features(example.texts, target)}
-
-    def forward(self, states: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        pooled = _POOLINGS[self.config.pooling](states, batch["mask"])  # [B,H]
-        return {_OUTPUT: self.projection(pooled)}  # [B,E]
-
-    def loss(self, states: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        with torch.autocast(states.device.type, enabled=False):  # in half precision cosines would be too coarse
-            windows = self.forward(states.float(), batch)[_OUTPUT]  # [B,E]
-            given = {name: batch[name] for name in self._objective.given}
-            texts = _texts_of(windows, batch["mask"], batch["texts"][:, 0], batch["example"], given)
-            return self._objective.loss(texts, scale=self.config.scale)
-
-    def warnings(self, examples: Sequence[SimilarityExample], windows: Sequence[Sequence[Window]]) -> list[str]:
-        if not self.config.ranking or self.config.loss != "auto":
-            return []
-        learned = "the rows have no score, so it learns which second text belongs to which first"
-        return [f"{learned}; if they have one, name it: --columns score=NAME, else say so: --set HEAD.loss=contrastive"]
-
-    def decode(
-        self, example: SimilarityExample, windows: Sequence[Window], outputs: Sequence[Outputs]
-    ) -> Embedding | Similarity:
-        vectors = _vectors(example, windows, [output[_OUTPUT] for output in outputs])
-        if len(example.texts) == 1:
-            return Embedding(tuple(map(float, vectors[0])) if len(vectors) else ())
-        both = vectors[:2] if len(vectors) == len(example.texts) else None  # [2,E]
-        score = None if both is None else float(np.clip(both[0] @ both[1], -1, 1))  # rounding may leave it
-        return _Ranked(score, both) if example.measured and self.config.ranking else Similarity(score)
-
-    def metrics(self, examples: Sequence[SimilarityExample], results: Sequence[Any]) -> dict[str, float]:
-        return self._objective.metrics(examples, results)
-
-    def example_row(self) -> dict[str, str]:
+    def example_row(self) -> Mapping[str, str]:
         return {"first": "A text.", "second": "Another text."}
 
-    def show(self, example: SimilarityExample, result: Any) -> list[tuple[str, str]]:
+    def render(self, example: SimilarityExample, result: Embedding | Similarity) -> list[tuple[str, str]]:
         if isinstance(result, Similarity):
             score = "none" if result.score is None else f"{result.score:.2f}"
             return [(" / ".join(example.texts[:2]) + " ", ""), (f" {score}", "similarity")]
@@ -242,82 +168,114 @@ class SimilarityHead(Head):
         shown = f" {numbers} ... ({len(result.values)} numbers)" if result.values else " none"
         return [(example.texts[0] + " ", ""), (shown, "embedding")]
 
-    def annotate(self, doc: Any, result: Any, name: str) -> None:
-        """``doc._.embedding`` has the embedding of the first such head [E]; None for a text without tokens."""
-        if result.values and doc._.embedding is None:
-            doc._.embedding = np.array(result.values, dtype=np.float32)
 
-    @property
-    def borrowed(self) -> nn.Module | None:
-        """Nothing: the states are all that a checkpoint has. Of an encoder-decoder those are the decoder's."""
-        is_encoder = not self.backbone_info.config.is_encoder_decoder
-        return nn.Identity() if is_encoder and not self.config.dimensions else None
+class SimilarityHead(Head[SimilarityConfig, SimilarityExample, Embedding | Similarity]):
+    """Gives a text an embedding, and two texts a cosine."""
 
-    def like_hugging_face(
-        self, states: Tensor, batch: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return {"last_hidden_state": states}, {}
+    Config = SimilarityConfig
+    network = "nlptasks.networks.pooled_embedding:PooledEmbedding"
+    schema = Schema(
+        contract=2,
+        fields=("text", "first", "second", "score", "negative"),
+        gold=("score", "negative"),
+        results=(Embedding, Similarity),
+    )
+    hugging_face: ClassVar = SimilarityFormat()
+    spacy: ClassVar = SimilarityWriter()
+
+    def __init__(self, config: SimilarityConfig, backbone: BackboneInfo) -> None:
+        super().__init__(config, backbone)
+        self._objective: Objective = RANKING if config.ranking else COSINE
 
     @classmethod
-    def from_hugging_face(cls, backbone: BackboneInfo, given: Mapping[str, Any]) -> SimilarityConfig:
-        options = cls._options(given)
-        if options.dimensions:
-            problem = f"is {options.dimensions}, for which a checkpoint has no layer"
-            raise UsageError("similarity.dimensions", problem, "leave it out, or train the head")
-        return replace(options, ranking=options.loss == "contrastive")
+    def configure(cls, rows: Sequence[Row], options: SimilarityConfig, backbone: BackboneInfo) -> SimilarityConfig:
+        found = each(gold_pair_of, rows)
+        scores = [example.score for example in found if example.score is not None]
+        if scores and len(scores) < len(found):
+            has = [example.score is not None for example in found]
+            problem = f"has no score, but {rows[has.index(True)].where} has one"
+            raise DataError(rows[has.index(False)].where, problem, "give all rows a score, or none")
+        if options.loss == "cosine" and not scores:
+            fix = "name the column: --columns score=NAME, or use another loss"
+            raise DataError(rows[0].where, "has no score, which the loss cosine learns from", fix)
+        if options.loss == "contrastive" and scores:
+            fix = "use the loss cosine, or rows of pairs that belong together, without a score"
+            raise DataError(rows[0].where, "has a score, which the loss contrastive does not learn from", fix)
+        if options.loss == "auto" and not scores:
+            _log.warning(
+                "the rows have no score, so the head learns which second text belongs to which first text; if they have one, "
+                "name its column: --columns score=NAME, else confirm this: --set HEAD.loss=contrastive"
+            )
+        lowest, highest = range_of(scores, options.scores, rows) if scores else (0.0, 1.0)
+        return replace(options, ranking=not scores, lowest=lowest, highest=highest)
 
+    def network_options(self) -> Mapping[str, Any]:
+        return {
+            "pooling": self.config.pooling,
+            "dimensions": self.config.dimensions,
+            "loss": self._objective.loss,
+            "scale": self.config.scale,
+        }
 
-def _mean(states: Tensor, mask: Tensor) -> Tensor:
-    weights = mask.unsqueeze(-1).to(states.dtype)  # [B,S,1]
-    return (states * weights).sum(1) / weights.sum(1).clamp(min=1)  # [B,H]
+    def read(self, row: Row) -> SimilarityExample:
+        if not {"first", "second"} & set(row.fields) and "text" in row.fields:
+            return SimilarityExample((text_field(row),))
+        example = pair_of(row)
+        if example.score is None:
+            return example
+        if self.config.ranking:
+            raise DataError(row.where, "has a score, unlike the training data", "leave it out")
+        if self.config.scores != "auto":
+            check_within(example.score, self.config.lowest, self.config.highest, row.where)
+        return gold_pair_of(row)
 
+    def gold(self, example: SimilarityExample) -> float | str | None:
+        """Return the score; if the head learned without scores, the second text, which is the answer to the first."""
+        if not self.config.ranking:
+            return example.score
+        return None if len(example.texts) == 1 or example.has_blank else example.texts[1]
 
-def _first(states: Tensor, mask: Tensor) -> Tensor:
-    return states[:, 0]  # [B,H]
+    def inputs(self, example: SimilarityExample) -> list[ModelInput]:
+        return [ModelInput((text,)) for text in example.texts]
 
+    def targets(self, example: SimilarityExample, window: Window) -> dict[str, Array]:
+        texts = np.array([len(example.texts) if window.opens else 0], dtype=np.int64)  # [1]
+        cosine = None if example.score is None else self.config.cosine(example.score)
+        return {"texts": texts, **self._objective.targets(example.texts, cosine)}
 
-def _largest(states: Tensor, mask: Tensor) -> Tensor:
-    padding = mask.unsqueeze(-1) == 0  # [B,S,1]
-    return states.masked_fill(padding, torch.finfo(states.dtype).min).amax(1)  # [B,H]
+    def decode(
+        self, example: SimilarityExample, windows: Sequence[Window], outputs: Sequence[Outputs]
+    ) -> Embedding | Similarity:
+        vectors = _vectors(example, windows, [output[_OUTPUT] for output in outputs])
+        if len(example.texts) == 1:
+            return Embedding(tuple(map(float, vectors[0])) if len(vectors) else ())
+        if len(vectors) < len(example.texts):
+            return Similarity(None)
+        both = vectors[:2]  # [2,E]
+        score = float(np.clip(both[0] @ both[1], -1, 1))  # rounding may leave the range
+        return Similarity(score, both if self.config.ranking else None)
 
+    def count(self, example: SimilarityExample, result: Embedding | Similarity) -> Counts:
+        assert isinstance(result, Similarity)  # only pairs have a gold answer
+        first, second, *_ = example.texts
+        return self._objective.count(Pair((first, second), example.score, result.score, result.vectors))
 
-_POOLINGS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"mean": _mean, "cls": _first, "max": _largest}
-"""From the states [B,S,H] and the mask [B,S] of windows to a vector for each [B,H]."""
+    def metrics(self, counts: Counts) -> Metrics:
+        return self._objective.metrics(counts)
 
-
-def _texts_of(windows: Tensor, mask: Tensor, counts: Tensor, example: Tensor, given: Mapping[str, Tensor]) -> Texts:
-    """The embeddings of the texts in a batch, by the part that they have in their examples.
-
-    Args:
-        windows: a vector for each window [B,E].
-        mask: 1 for real tokens [B,S].
-        counts: where a text begins, how many its example has, else 0 [B].
-        example: number of the example of each window [B].
-        given: further features of the examples, in each window [B,...].
-    """
-    opens = counts > 0  # [B]
-    sums = windows.new_zeros(int(opens.sum()), windows.shape[1])  # [T,E]
-    sums = sums.index_add(0, opens.cumsum(0) - 1, windows * mask.sum(1, keepdim=True))  # [T,E]
-    vectors = nn.functional.normalize(sums)  # [T,E]
-    owner = example[opens]  # [T]
-    # A text may have no tokens, and then no window: its example cannot be learned from.
-    whole = torch.bincount(owner)[owner] == counts[opens]  # [T]
-    owner = owner[whole]
-    new = torch.ones_like(owner, dtype=torch.bool)  # [T] the first texts of their examples
-    new[1:] = owner[1:] != owner[:-1]
-    after = new.roll(1)  # [T] the second ones
-    own = {name: values[opens][whole] for name, values in given.items()}
-    return Texts(vectors[whole], new, after, ~(new | after), own)
+    @property
+    def presenter(self) -> SimilarityPresenter:
+        return SimilarityPresenter()
 
 
 def _vectors(example: SimilarityExample, windows: Sequence[Window], pooled: Sequence[Floats]) -> Floats:
-    """The embeddings of the texts that have tokens, in order [T,E]."""
+    """Return the embeddings of the texts that have tokens, in order [T,E]; none if a text is blank."""
     sums: list[Floats] = []
     for window, vector in zip(windows, pooled, strict=True):
         if window.opens:
             sums.append(np.zeros_like(vector, dtype=np.float32))
         sums[-1] += len(window) * vector
-    if any(is_blank(text) for text in example.texts) or not sums:  # some tokenizers have a token for nothing
+    if example.has_blank or not sums:  # some tokenizers have a token for a blank text
         return np.zeros((0, 0), dtype=np.float32)
     raw = checked(np.stack(sums))  # [T,E]
     vectors: Floats = raw / np.maximum(np.linalg.norm(raw, axis=1, keepdims=True), 1e-12)

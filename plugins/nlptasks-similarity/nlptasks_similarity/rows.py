@@ -6,29 +6,34 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nlptasks import DataError, Row, UsageError, each, quote, text_field
+from nlptasks import DataError, Row, UsageError, each, is_blank, quote, text_field
 
 UNIT_SCORES = ((0.0, 1.0), (-1.0, 1.0))
-"""Ranges of scores that are those of cosines already."""
+"""Ranges of scores that are cosines already."""
+
+_NAMES = ("first", "second", "negative")
 
 
 @dataclass(frozen=True)
 class SimilarityExample:
-    """A text; or two, and perhaps one that is unlike the first.
+    """A text; or a pair of texts, perhaps with a negative for the first text.
 
     Attributes:
-        texts: in this order.
-        score: how alike the two are, as the data say it; None if they do not.
-        measured: whether it is a row of gold, whose second text is to be found among others.
+        texts: the texts in this order.
+        score: the gold score of the pair, None if there is none.
     """
 
     texts: tuple[str, ...]
     score: float | None = None
-    measured: bool = False
+
+    @property
+    def has_blank(self) -> bool:
+        """True if a text has no visible character, whatever tokens a tokenizer makes of it."""
+        return any(map(is_blank, self.texts))
 
 
 def pair_of(row: Row) -> SimilarityExample:
-    """A row of two texts as an example, with its score if it has one."""
+    """Return the example of a row with two texts, with its score if it has one."""
     texts = [text_field(row, "first"), text_field(row, "second")]
     score = _score(row)
     if row.fields.get("negative") not in (None, ""):
@@ -38,6 +43,19 @@ def pair_of(row: Row) -> SimilarityExample:
         if texts[2] == texts[1]:
             raise DataError(row.where, f"has {quote(texts[1])} as second and as negative", "correct the row")
     return SimilarityExample(tuple(texts), score)
+
+
+def gold_pair_of(row: Row) -> SimilarityExample:
+    """Return the example of a row with two texts to learn from; both must have text.
+
+    Raises:
+        DataError: the row is wrong or has an empty text.
+    """
+    example = pair_of(row)
+    for name, text in zip(_NAMES, example.texts, strict=False):
+        if is_blank(text):
+            raise DataError(row.where, f"has an empty text as {name!r}", "remove the row")
+    return example
 
 
 def _score(row: Row) -> float | None:
@@ -56,7 +74,7 @@ def _score(row: Row) -> float | None:
 
 
 def given_range(scores: str) -> tuple[float, float] | None:
-    """The range that an option names; None if it is to be found.
+    """Return the range that the option ``scores`` sets, None for ``auto``.
 
     Raises:
         UsageError: it is no range.
@@ -68,16 +86,16 @@ def given_range(scores: str) -> tuple[float, float] | None:
     except ValueError:
         lowest = highest = math.nan
     if not (lowest < highest and math.isfinite(highest - lowest)):
-        fix = "give the lowest and the highest score, LOW,HIGH, such as 1,5, or auto"
-        raise UsageError("similarity.scores", f"is {quote(scores)}", fix)
+        fix = "set the lowest and the highest score as LOW,HIGH, such as 1,5, or auto"
+        raise UsageError("scores", f"is {quote(scores)}", fix)
     return lowest, highest
 
 
 def range_of(scores: Sequence[float], option: str, rows: Sequence[Row]) -> tuple[float, float]:
-    """The lowest and the highest score that there can be.
+    """Return the lowest and the highest possible score.
 
     Raises:
-        DataError: a score is outside of the range that was given, or all are the same.
+        DataError: a score is outside the range that the option sets, or all scores are equal.
     """
     given = given_range(option)
     if given:
@@ -88,12 +106,18 @@ def range_of(scores: Sequence[float], option: str, rows: Sequence[Row]) -> tuple
         if low <= lowest and highest <= high:
             return low, high
     if lowest == highest:
-        problem = f"and all rows after it have the score {lowest:g}"
-        raise DataError(rows[0].where, problem, "give other scores, too, or their range: --set HEAD.scores=LOW,HIGH")
+        where = rows[0].where.rpartition(":")[0]
+        problem = f"all rows have the score {lowest:g}"
+        raise DataError(where, problem, "add other scores, or set their range: --set HEAD.scores=LOW,HIGH")
     return lowest, highest
 
 
 def check_within(score: float, lowest: float, highest: float, where: str) -> None:
+    """Refuse a score outside a range.
+
+    Raises:
+        DataError: it is outside.
+    """
     if not lowest <= score <= highest:
         problem = f"score is {score:g}, expected {lowest:g} to {highest:g}"
         raise DataError(where, problem, "correct the row, or the option: --set HEAD.scores=LOW,HIGH")

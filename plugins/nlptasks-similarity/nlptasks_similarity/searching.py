@@ -1,21 +1,23 @@
-"""Search by meaning: texts are embedded once, and each query is compared with all of them, exactly."""
+"""Search by meaning: texts are embedded once, and each query is compared with all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
-from nlptasks import Floats, Row, UsageError, did_you_mean, listing, quote
-from nlptasks.pipeline import Pipeline
+from nlptasks import Floats, Ints, Row, UsageError, did_you_mean, listing, quote
 from nlptasks_similarity.head import SimilarityHead
 
+if TYPE_CHECKING:
+    from nlptasks import Pipeline
+
 _BLOCK = 16_384
-"""Texts that a query is compared with at a time."""
+"""Texts that are compared with a query at a time."""
 _QUERIES = 64
-"""Queries that are compared with them together: with these two, memory stays flat."""
+"""Queries that are compared with them together. Both limits keep memory flat."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Hit:
     """A text that was found.
 
     Attributes:
-        index: its number among the texts, from 0.
+        index: its index among the texts.
         text: the text.
         score: the cosine of its embedding and the query's, in -1..1.
     """
@@ -40,27 +42,27 @@ class Search:
     >>> index.search("inflation", top_k=1)
 
     Args:
-        pipe: a pipeline with a head for similarity.
-        texts: what is searched, at least one; they are embedded as they come, and kept.
-        head: the head's name, where the pipeline has several of its kind.
+        pipe: a pipeline with a head for similarity; other heads are not run.
+        texts: the texts to search, at least one; they are embedded lazily and kept.
+        head: the head's name, if the pipeline has several heads for similarity.
 
     Attributes:
         texts: the texts.
-        vectors: the embeddings of those that have tokens, of length 1 [n,E].
+        vectors: embeddings of length 1 of those that have tokens [n,E].
 
     Raises:
         UsageError: there is no text, or no such head.
-        DataError: a text is no string.
+        DataError: a text is not a string.
     """
 
     def __init__(self, pipe: Pipeline, texts: Iterable[str], *, head: str | None = None) -> None:
         if isinstance(texts, str):
-            raise UsageError("Search", f"got one text, {quote(texts)}", "give a list of texts")
+            raise UsageError("Search", f"got one text, {quote(texts)}", "pass a list of texts")
         self._pipe, self._head = pipe, _head_of(pipe, head)
         kept: list[str] = []
-        rows = list(self._embedded(_noted(texts, kept), name="text"))
+        rows = list(self._embedded(_recorded(texts, kept), name="text"))
         if not kept:
-            raise UsageError("Search", "got no texts", "give at least one")
+            raise UsageError("Search", "got no texts", "pass at least one")
         self.texts: Sequence[str] = tuple(kept)
         self._numbers = [number for number, row in enumerate(rows) if row is not None]
         found = [row for row in rows if row is not None]
@@ -76,18 +78,18 @@ class Search:
     def search(self, query: Iterable[str], *, top_k: int = ...) -> list[list[Hit]]: ...
 
     def search(self, query: str | Iterable[str], *, top_k: int = 5) -> list[Hit] | list[list[Hit]]:
-        """The texts that are nearest to a query, the nearest first; for several queries a list of such.
+        """Return the texts that are nearest to a query, the nearest first; for several queries a list for each.
 
         Args:
-            query: a text, or several. One without tokens finds nothing.
-            top_k: texts to give, at most.
+            query: a text, or several texts. A text without tokens finds nothing.
+            top_k: the most texts to return.
 
         Raises:
             UsageError: `top_k` is below 1.
-            DataError: a query is no string.
+            DataError: a query is not a string.
         """
         if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-            raise UsageError("top_k", f"is {quote(top_k)}", "give a whole number of at least 1")
+            raise UsageError("top_k", f"is {quote(top_k)}", "pass a whole number of at least 1")
         if isinstance(query, str):
             return self._hits([query], top_k)[0]
         return self._hits(query, top_k)
@@ -104,10 +106,10 @@ class Search:
 
     def _hit(self, place: int, score: float) -> Hit:
         number = self._numbers[place]
-        return Hit(number, self.texts[number], min(1.0, max(-1.0, score)))  # rounding may leave it
+        return Hit(number, self.texts[number], min(1.0, max(-1.0, score)))  # rounding may leave the range
 
-    def _nearest(self, queries: Floats, top_k: int) -> Iterator[tuple[Floats, Floats]]:
-        """For each query [q,E] the rows of the nearest embeddings and their cosines, of equal ones the first before others."""
+    def _nearest(self, queries: Floats, top_k: int) -> Iterator[tuple[Ints, Floats]]:
+        """Return, for each query [q,E], rows and cosines of the nearest embeddings; equal cosines keep the order of the texts."""
         places = np.zeros((len(queries), 0), dtype=np.int64)  # [q,k]
         scores = np.zeros((len(queries), 0), dtype=np.float32)  # [q,k]
         for start in range(0, len(self.vectors), _BLOCK):
@@ -119,19 +121,19 @@ class Search:
         yield from zip(places, scores, strict=True)
 
     def _embedded(self, texts: Iterable[str], *, name: str) -> Iterator[Floats | None]:
-        """The embedding of each text [E], lazily; None for one without tokens."""
-        head = self._pipe.heads[self._head]
+        """Return the embedding of each text [E], lazily; None for a text without tokens."""
         rows = (Row({"text": text}, f"{name} {number}") for number, text in enumerate(texts, start=1))
-        for found in self._pipe.engine.stream({self._head: head.read(row)} for row in rows):
+        head = self._pipe.heads[self._head]
+        for found in self._pipe._engine.stream({self._head: head.read(row)} for row in rows):
             values = found[self._head].values
             yield np.array(values, dtype=np.float32) if values else None
 
 
 def _head_of(pipe: Pipeline, wanted: str | None) -> str:
-    """The name of the head that embeds.
+    """Return the name of the head to use.
 
     Raises:
-        UsageError: there is none, or none of this name, or several and no wish.
+        UsageError: there is no head for similarity, or none of this name, or several of them and no name.
     """
     able = [name for name, head in pipe.heads.items() if isinstance(head, SimilarityHead)]
     if not able:
@@ -140,12 +142,12 @@ def _head_of(pipe: Pipeline, wanted: str | None) -> str:
     if wanted is None and len(able) > 1:
         raise UsageError("the pipeline", f"has {len(able)} heads for similarity", f"name one: {listing(able)}")
     if wanted is not None and wanted not in able:
-        raise UsageError(f"head {wanted!r}", "is no head for similarity here", did_you_mean(wanted, able))
+        raise UsageError(f"head {wanted!r}", "is no head for similarity", did_you_mean(wanted, able))
     return wanted or able[0]
 
 
-def _noted(texts: Iterable[str], kept: list[str]) -> Iterator[str]:
-    """The texts, each noted as it goes by."""
+def _recorded(texts: Iterable[str], kept: list[str]) -> Iterator[str]:
+    """Yield the texts, and append each to a list."""
     for text in texts:
         kept.append(text)
         yield text

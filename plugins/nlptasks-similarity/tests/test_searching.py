@@ -1,6 +1,7 @@
+"""Search by meaning: ranking, errors, and blocks that change nothing."""
+
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,6 @@ import nlptasks.pipeline
 from nlptasks import DataError, UsageError
 from nlptasks.pipeline import Pipeline
 from nlptasks.testing import checks, make_tiny
-
-
-@pytest.fixture
-def subject(tmp_path: Path) -> checks.Subject:
-    make_tiny("bert", tmp_path / "backbone")
-    return checks.make_subject("similarity", tmp_path / "backbone")
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +42,12 @@ def test_search_ranks_by_meaning_without_training(minilm: Pipeline) -> None:
     assert [hits[0].index for hits in found] == list(queries.values())
     assert all(len(hits) == 2 and hits[0].score >= hits[1].score for hits in found)
     one = index.search("inflation", top_k=99)
-    assert [type(hit) for hit in one] == [Hit] * 5  # the empty text is never found
+    assert [type(hit) for hit in one] == [Hit] * 5  # the empty text is not found
     assert one[0].text == TEXTS[1]
     assert one[0].score == pytest.approx(minilm({"first": "inflation", "second": TEXTS[1]}).score, abs=1e-6)
 
 
-def test_search_takes_an_iterator_and_queries_without_tokens(minilm: Pipeline) -> None:
+def test_search_accepts_an_iterator_and_queries_without_tokens(minilm: Pipeline) -> None:
     index = Search(minilm, iter(TEXTS[:2]))
     assert index.texts == tuple(TEXTS[:2])
     assert index.search(["", "cat"], top_k=1) == [[], index.search("cat", top_k=1)]
@@ -60,39 +55,47 @@ def test_search_takes_an_iterator_and_queries_without_tokens(minilm: Pipeline) -
     assert Search(minilm, [""]).search("cat") == []
 
 
-def test_search_gives_the_first_of_equal_texts(minilm: Pipeline) -> None:
+def test_equal_texts_are_found_in_their_order(minilm: Pipeline) -> None:
     index = Search(minilm, ["same"] * 5)
     assert [hit.index for hit in index.search("same", top_k=3)] == [0, 1, 2]
 
 
-def test_search_says_what_is_wrong(minilm: Pipeline) -> None:
-    with pytest.raises(UsageError, match="Search: got no texts; give at least one"):
+def test_wrong_arguments_of_a_search_are_refused(minilm: Pipeline) -> None:
+    with pytest.raises(UsageError, match="Search: got no texts; pass at least one"):
         Search(minilm, [])
-    with pytest.raises(UsageError, match="Search: got one text, 'abc'; give a list of texts"):
+    with pytest.raises(UsageError, match="Search: got one text, 'abc'; pass a list of texts"):
         Search(minilm, "abc")
     with pytest.raises(DataError, match="text 2: text is 5, expected a string"):
         Search(minilm, ["a", 5])  # type: ignore[list-item]
-    with pytest.raises(UsageError, match="head 'other': is no head for similarity here"):
+    with pytest.raises(UsageError, match="head 'other': is no head for similarity"):
         Search(minilm, ["a"], head="other")
     index = Search(minilm, ["a"])
     for top_k in (0, -1, 1.5, True):
-        with pytest.raises(UsageError, match=r"top_k: is .*; give a whole number of at least 1"):
+        with pytest.raises(UsageError, match=r"top_k: is .*; pass a whole number of at least 1"):
             index.search("a", top_k=top_k)  # type: ignore[call-overload]
     with pytest.raises(DataError, match="query 1: text is None, expected a string"):
         index.search([None])  # type: ignore[list-item]
 
 
-def test_search_needs_one_head_for_similarity(subject: checks.Subject, tmp_path: Path) -> None:
-    model = subject.model()
-    heads = dict.fromkeys(("one", "two"), subject.head)
-    records = dict.fromkeys(heads, model.records["probe"])
-    nlptasks.Model(model.backbone, heads, records).save(tmp_path / "model")
-    both = nlptasks.pipeline.pipeline(model=tmp_path / "model")
+def test_search_needs_one_head_for_similarity(tmp_path: Path) -> None:
+    make_tiny("bert", tmp_path / "backbone")
+    own, other = (checks.make_head(task, tmp_path / "backbone") for task in ("similarity", "qa"))
+    [record], [other_record] = own.model().records.values(), other.model().records.values()
+    heads, networks = {"one": own.head, "two": own.head}, {"one": own.network, "two": own.network}
+    model = nlptasks.Model(
+        own.backbone,
+        {**heads, "qa": other.head},
+        {**networks, "qa": other.network},
+        {"one": record, "two": record, "qa": other_record},
+    )
+    model.save(tmp_path / "model")
+    every = nlptasks.pipeline.pipeline(["one", "two", "qa"], model=tmp_path / "model")
     with pytest.raises(UsageError, match="has 2 heads for similarity; name one: one, two"):
-        Search(both, ["a"])
-    assert Search(both, ["a cat", "a dog"], head="two").search("a cat", top_k=1)[0].index == 0
-    with pytest.raises(UsageError, match="has no head for similarity, only none"):
-        Search(Pipeline(replace(both.engine, heads={}), single=False, required=[]), ["a"])
+        Search(every, ["a"])
+    # The head for questions cannot read a bare text, and it is not run.
+    assert Search(every, ["a cat", "a dog"], head="two").search("a cat", top_k=1)[0].index == 0
+    with pytest.raises(UsageError, match="has no head for similarity, only qa"):
+        Search(nlptasks.pipeline.pipeline(["qa"], model=tmp_path / "model"), ["a"])
 
 
 @given(
@@ -101,7 +104,7 @@ def test_search_needs_one_head_for_similarity(subject: checks.Subject, tmp_path:
     st.integers(1, 50),
     st.integers(1, 50),
 )
-def test_search_in_blocks_is_search(vectors: Any, queries: Any, top_k: int, block: int) -> None:
+def test_blocks_do_not_change_what_is_found(vectors: Any, queries: Any, top_k: int, block: int) -> None:
     index = Search.__new__(Search)
     index.vectors = vectors
     with pytest.MonkeyPatch.context() as patch:

@@ -1,13 +1,13 @@
-"""Readers of column files with predicates and roles: a word a line, an empty line after each sentence.
+"""A reader of column files with predicates and roles: one word per line, an empty line after each sentence.
 
-Two layouts, told apart by their columns; columns are separated by spaces or tabs:
+Columns are separated by spaces or tabs. There are two layouts, which the columns tell apart:
 
-1. CoNLL-2005 like: the word first, anything in between, then a column with the lemma of each predicate (``-`` for other words),
-   then a column of roles for each predicate, in their order.
-2. CoNLL-2012 (OntoNotes) like: document, part, number of the word from 0, word, part of speech, parse, lemma, frameset, sense,
-   speaker, name, a column of roles for each predicate, coreference. Lines ``#begin document`` and ``#end document`` are dropped.
+1. Like CoNLL-2005: the word, any other columns, the lemma of each predicate (``-`` for other words), and a column of roles for
+   each predicate in order.
+2. Like CoNLL-2012 (OntoNotes): document, part, index of the word from 0, word, part of speech, parse, lemma, frameset, sense,
+   speaker, name, a column of roles for each predicate, coreference. Lines ``#begin document`` and ``#end document`` are skipped.
 
-A column of roles has brackets: ``(A0*``, ``*``, ``*)``; ``(A0*)`` for one word. The predicate is where its column has ``(V*``.
+A column of roles has brackets: ``(A0*``, ``*``, ``*)``; ``(A0*)`` for one word. The predicate has ``(V*`` in its column.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ PREDICATE = "V"
 
 _CELL = re.compile(r"((?:\([^()*]+)*)\*(\)*)")
 _EDGE = re.compile(r"#(begin|end) document\b")
-_WORD, _BEFORE_ROLES, _BEHIND_ROLES = 3, 11, 1  # of CoNLL-2012: column of the word, columns around those of roles
+_WORD, _BEFORE_ROLES, _AFTER_ROLES = 3, 11, 1  # CoNLL-2012: column of the word, columns before and after those of roles
 
 
 @dataclass(frozen=True)
 class _Token:
-    """A word's line: its number in the file, from 1, and its columns."""
+    """A line of a word: its number in the file, from 1, and its columns."""
 
     line: int
     columns: list[str]
@@ -37,7 +37,7 @@ class _Token:
 
 @dataclass(frozen=True)
 class _Frame:
-    """A predicate, by the number of its word, from 0, and the roles of its sentence, by numbers of words."""
+    """A predicate, as the index of its word, and its roles, as spans of words."""
 
     predicate: int
     roles: list[LabelledSpan]
@@ -45,7 +45,7 @@ class _Frame:
 
 @dataclass(frozen=True)
 class _Sentence:
-    """The words of a sentence, the lines they stand in, and its predicates."""
+    """The words of a sentence, their lines, and its predicates."""
 
     words: list[str]
     lines: tuple[int, ...]
@@ -53,15 +53,15 @@ class _Sentence:
 
     @property
     def predicates(self) -> set[int]:
-        """The numbers of its predicates, from 0."""
+        """Indices of its predicates."""
         return {frame.predicate for frame in self.frames}
 
 
 def read_columns(path: Path, on_error: OnError) -> Iterator[Row]:
-    """A row for each predicate, and for each word that looks like one and is none.
+    """Read a row for each predicate, and for each word that looks like a predicate and is none.
 
-    A row has ``tokens``, ``predicate`` (a word's number, from 0) and ``tags``. A word looks like a predicate if one of this file
-    has the same letters, whatever their case; if it is none, all of its tags are ``O``.
+    A row has ``tokens``, ``predicate`` (the index of its word) and ``tags``. A word looks like a predicate if a predicate of this
+    file has the same letters, ignoring case; if it is none, all its tags are ``O``.
     """
     forms = {sentence.words[number].lower() for sentence in _sentences(path, _ignore) for number in sentence.predicates}
     for sentence in _sentences(path, on_error):
@@ -78,7 +78,7 @@ def read_columns(path: Path, on_error: OnError) -> Iterator[Row]:
 
 
 def _ignore(error: DataError) -> None:
-    """Go on; it is told when the file is read again."""
+    """Continue; the second reading of the file reports the error."""
 
 
 def _sentences(path: Path, on_error: OnError) -> Iterator[_Sentence]:
@@ -90,7 +90,7 @@ def _sentences(path: Path, on_error: OnError) -> Iterator[_Sentence]:
 
 
 def _blocks(path: Path, on_error: OnError) -> Iterator[list[_Token]]:
-    """The lines between empty ones."""
+    """Yield the lines between empty lines."""
     block: list[_Token] = []
     for number, line in read_lines(path, on_error):
         columns = [] if _EDGE.match(line) else line.split()
@@ -108,25 +108,27 @@ def _sentence(tokens: Sequence[_Token], path: str) -> _Sentence:
     for token in tokens:
         if len(token.columns) != width:
             problem = f"has {len(token.columns)} columns, expected {width} as in the first line of its sentence"
-            raise DataError(f"{path}:{token.line}", problem, "repair this line, or put an empty line between sentences")
+            raise DataError(
+                f"{path}:{token.line}", problem, "correct this line, or put an empty line between sentences"
+            )
     frames = (_ontonotes_frames if _is_ontonotes(tokens) else _plain_frames)(tokens, path)
     word = _WORD if _is_ontonotes(tokens) else 0
     return _Sentence([token.columns[word] for token in tokens], tuple(token.line for token in tokens), frames)
 
 
 def _is_ontonotes(tokens: Sequence[_Token]) -> bool:
-    """Whether the columns are those of CoNLL-2012: the second has numbers, the third counts the words from 0."""
+    """Return True for the columns of CoNLL-2012: the second has numbers, the third counts the words from 0."""
     return len(tokens[0].columns) > _BEFORE_ROLES and all(
         token.columns[1].isdecimal() and token.columns[2] == str(number) for number, token in enumerate(tokens)
     )
 
 
 def _ontonotes_frames(tokens: Sequence[_Token], path: str) -> list[_Frame]:
-    return [_frame(tokens, column, path) for column in range(_BEFORE_ROLES, len(tokens[0].columns) - _BEHIND_ROLES)]
+    return [_frame(tokens, column, path) for column in range(_BEFORE_ROLES, len(tokens[0].columns) - _AFTER_ROLES)]
 
 
 def _plain_frames(tokens: Sequence[_Token], path: str) -> list[_Frame]:
-    """The predicates of CoNLL-2005: the last column without a star names them."""
+    """Return the predicates of CoNLL-2005: the last column without a star names them."""
     where, width = f"{path}:{tokens[0].line}", len(tokens[0].columns)
     first = next((at + 1 for at in reversed(range(width)) if not any("*" in token.columns[at] for token in tokens)), 0)
     if first < 2:
@@ -136,13 +138,13 @@ def _plain_frames(tokens: Sequence[_Token], path: str) -> list[_Frame]:
     if len(named) != width - first:
         lemmas = listing(tokens[number].columns[first - 1] for number in named)
         problem = f"names {len(named)} predicates in column {first} ({lemmas}) and has {width - first} columns of roles"
-        raise DataError(where, problem, "give each predicate a column of roles, and write - for other words")
+        raise DataError(where, problem, "write a column of roles for each predicate, and - for other words")
     frames = [_frame(tokens, column, path) for column in range(first, width)]
     for number, frame in zip(named, frames, strict=True):
         if frame.predicate != number:
             lemma, at = tokens[number].columns[first - 1], tokens[frame.predicate]
             column = first + named.index(number) + 1
-            problem = f"column {column} has (V* here, but is for {quote(lemma)} in line {tokens[number].line}"
+            problem = f"column {column} has (V* here, but belongs to {quote(lemma)} in line {tokens[number].line}"
             raise DataError(f"{path}:{at.line}", problem, "write the columns in the order of the predicates")
     return frames
 
@@ -157,7 +159,7 @@ def _frame(tokens: Sequence[_Token], column: int, path: str) -> _Frame:
 
 
 def _roles(tokens: Sequence[_Token], column: int, path: str) -> list[LabelledSpan]:
-    """The spans that the brackets of one column mean, in order."""
+    """Return the spans of one column of brackets, in order."""
     name = f"column {column + 1}"
     roles: list[LabelledSpan] = []
     opened: tuple[int, str] | None = None

@@ -1,7 +1,7 @@
-"""What the backbone reads for a predicate: its sentence, with a marker before and behind it.
+"""The sentence of a predicate, with a marker before and after the predicate.
 
-The predicate is shown in the text itself, so that any backbone sees it. Given words are one sentence; a text is divided where a
-sentence ends, since roles do not go beyond, and a long text would be read as a whole for each of its predicates.
+The predicate is marked in the text itself, so that any backbone sees it. Given words are one sentence. A text is split into
+sentences: roles end there, and otherwise a long text would be read as a whole for each of its predicates.
 """
 
 from __future__ import annotations
@@ -12,26 +12,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nlptasks import IGNORED, Floats, Ints, Outputs, Window, words_in
-
-Place = tuple[int, int]
-"""Code points of a word: the first, and that behind the last."""
+from nlptasks import IGNORED, Floats, Ints, Outputs, Span, Window, words_in
 
 _STOP = re.compile(r"[.!?\u2026\u3002\uff01\uff1f]+")
 _CLOSING = re.compile(r"[\"'\u201d\u2019\u00bb)\]}]+")
 _REACH = 150
-"""Words on each side of a predicate that its roles are looked for in."""
+"""Words on each side of a predicate that are read for its roles."""
 _EMPTY_LINE = re.compile(r"\n\s*\n")
 
 
 @dataclass(frozen=True, eq=False)
 class Clause:
-    """A sentence with one word marked that is, or may be, a predicate.
+    """A sentence with one marked word that is, or may be, a predicate.
 
     Attributes:
-        first: the number of its first word among those of the text.
-        at: the number of the marked word among its own.
-        source: what the backbone reads.
+        first: index of its first word in the text.
+        at: index of the marked word in the sentence.
+        source: the text that the backbone reads.
         places: code points of its words there, without the markers [W,2].
     """
 
@@ -41,67 +38,65 @@ class Clause:
     places: Ints
 
     def shows(self, window: Window) -> tuple[Ints, Ints]:
-        """The words that have a token in a window and each one's first token [W']; none if the marked word is not there.
+        """Return the words with a token in a window, and the first token of each [W'].
 
-        Where it is not to be seen, nothing can be said of its roles.
+        There are none if the window does not show the marked word, since then nothing is known of its roles.
         """
         words, tokens = words_in(self.places, window)
         return (words, tokens) if self.at in words else (words[:0], tokens[:0])
 
 
-def mark(text: str, places: Sequence[Place], at: int, markers: tuple[str, str]) -> tuple[str, Ints]:
-    """A text with one of its words marked, and where its words then stand.
+def mark(text: str, places: Sequence[Span], at: int, markers: tuple[str, str]) -> tuple[str, Ints]:
+    """Mark a word in a text.
 
     Args:
         text: the text.
         places: code points of its words.
-        at: number of the word, from 0.
-        markers: what is put before it and behind it, with a space between.
+        at: index of the word.
+        markers: the words before and after it, separated by a space.
 
     Returns:
-        The text, and the code points of the same words [W,2].
+        The marked text, and the code points of the same words in it [W,2].
     """
-    before, behind = f"{markers[0]} ", f" {markers[1]}"
+    before, after = f"{markers[0]} ", f" {markers[1]}"
     start, end = places[at]
     moved = np.array(places, dtype=np.int64)  # [W,2]
     moved[at:] += len(before)
-    moved[at + 1 :] += len(behind)
-    return f"{text[:start]}{before}{text[start:end]}{behind}{text[end:]}", moved
+    moved[at + 1 :] += len(after)
+    return f"{text[:start]}{before}{text[start:end]}{after}{text[end:]}", moved
 
 
-def clause_of(
-    text: str, places: Sequence[Place], sentence: tuple[int, int], at: int, markers: tuple[str, str]
-) -> Clause:
-    """The clause of a word.
+def clause_of(text: str, places: Sequence[Span], sentence: Span, at: int, markers: tuple[str, str]) -> Clause:
+    """Return the clause of a word.
 
     Args:
         text: the text.
         places: code points of its words.
-        sentence: number of the first word of the word's sentence, and of the first behind it.
-        at: number of the word in the text.
+        sentence: the word's sentence, as a span of words.
+        at: index of the word in the text.
         markers: as for `mark`.
     """
-    first, behind = sentence
+    first, after = sentence
     begin = places[first][0]
-    own = [(start - begin, end - begin) for start, end in places[first:behind]]
-    source, moved = mark(text[begin : places[behind - 1][1]], own, at - first, markers)
+    own = [(start - begin, end - begin) for start, end in places[first:after]]
+    source, moved = mark(text[begin : places[after - 1][1]], own, at - first, markers)
     return Clause(first, at - first, source, moved)
 
 
-def around(sentence: tuple[int, int], at: int) -> tuple[int, int]:
-    """The part of a sentence that a word's roles are looked for in: a text without stops is not read as a whole for each of them.
+def around(sentence: Span, at: int) -> Span:
+    """Return the part of a sentence that is read for the roles of a word, so that the cost of a text without stops is bounded.
 
     Args:
-        sentence: number of its first word, and of the first behind it.
-        at: number of the word.
+        sentence: the sentence, as a span of words.
+        at: index of the word.
     """
     return max(sentence[0], at - _REACH), min(sentence[1], at + _REACH + 1)
 
 
-def sentences(text: str, places: Sequence[Place]) -> list[tuple[int, int]]:
-    """The sentences of a text, each as its first word and that behind its last.
+def sentences(text: str, places: Sequence[Span]) -> list[Span]:
+    """Split a text into sentences, which are spans of words.
 
-    A sentence ends at an empty line, and at a word of stops (with what it closes) unless a small letter follows.
+    A sentence ends at an empty line, and at stops (with closing quotes and brackets) unless a lower-case letter follows.
     """
     starts = [0]
     ended = False
@@ -117,22 +112,22 @@ def sentences(text: str, places: Sequence[Place]) -> list[tuple[int, int]]:
 
 
 def word_logits(clause: Clause, windows: Sequence[Window], outputs: Sequence[Outputs]) -> tuple[Ints, Floats]:
-    """The words that were read, and their logits, each from the window in which it stands farthest from a cut.
+    """Return the words that were read, and their logits from the window where each is farthest from a cut.
 
     Args:
         clause: the clause.
         windows: its windows.
-        outputs: for each, ``logits`` [S,C].
+        outputs: ``logits`` [S,C] for each window.
 
     Returns:
-        The words' numbers in the clause, in order [W'], and their logits [W',C].
+        Indices of the words in the clause, in order [W'], and their logits [W',C].
     """
     chosen = np.zeros((len(clause.places), outputs[0]["logits"].shape[-1]), dtype=np.float32)  # [W,C]
     distance = np.full(len(clause.places), -1, dtype=np.int64)  # [W] tokens to the nearest cut
     for window, output in zip(windows, outputs, strict=True):
         words, tokens = clause.shows(window)  # [W']
         size = len(window)
-        to_left = tokens + size * window.opens  # an edge of the text itself is no cut
+        to_left = tokens + size * window.opens  # an edge of the text is no cut
         to_right = size - 1 - tokens + size * window.closes
         here = np.minimum(to_left, to_right)
         better = here > distance[words]
@@ -143,11 +138,11 @@ def word_logits(clause: Clause, windows: Sequence[Window], outputs: Sequence[Out
 
 
 def word_labels(clause: Clause, classes: Ints, window: Window) -> Ints:
-    """The class of each token that is the first of a word, `IGNORED` for the others [S].
+    """Return the class of each token that is the first of a word, `IGNORED` for other tokens [S].
 
     Args:
         clause: the clause.
-        classes: of each of its words [W].
+        classes: the class of each of its words [W].
         window: one of its windows.
     """
     labels = np.full(len(window), IGNORED, dtype=np.int64)
@@ -156,8 +151,8 @@ def word_labels(clause: Clause, classes: Ints, window: Window) -> Ints:
     return labels
 
 
-def by_source(windows: Sequence[Window], outputs: Sequence[Outputs]) -> list[tuple[list[Window], list[Outputs]]]:
-    """The windows of several sources, and their outputs, source by source."""
+def by_input(windows: Sequence[Window], outputs: Sequence[Outputs]) -> list[tuple[list[Window], list[Outputs]]]:
+    """Return the windows and outputs of each model input of an example."""
     found: list[tuple[list[Window], list[Outputs]]] = []
     for window, output in zip(windows, outputs, strict=True):
         if window.opens:

@@ -1,39 +1,71 @@
-"""Metrics: spans with their roles, as the scorer of CoNLL-2005 counts them, and predicates among words that look like one."""
+"""Metrics: arguments, as the scorer of CoNLL-2005 (``srl-eval.pl``) counts them, and predicates among candidates."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
-from nlptasks import LabelledSpan, span_scores
+from nlptasks import Counts, LabelledSpan, Span, span_counts, span_scores
 from nlptasks_srl.columns import PREDICATE
 
-_NOT_COUNTED = (PREDICATE, f"C-{PREDICATE}")
+_CONTINUES = "C-"
+_GOLD, _PREDICTED, _FOUND = "gold predicates", "predicted predicates", "found predicates"
+_CANDIDATES = "candidates"
+
+Joined = tuple[tuple[Span, ...], str]
+"""An argument: its parts in order, and its role."""
 
 
-def argument_scores(rows: Sequence[tuple[Sequence[LabelledSpan], Sequence[LabelledSpan], int]]) -> dict[str, float]:
-    """Precision, recall, F1 and support of arguments, overall and per role; the predicate itself is not counted.
+def joined(spans: Iterable[LabelledSpan]) -> list[Joined]:
+    """Join the parts of arguments that are interrupted: ``C-X`` continues the nearest ``X`` before it.
+
+    A ``C-X`` without an ``X`` before it counts as ``X``, as in ``srl-eval.pl``.
+    """
+    parts: list[tuple[list[Span], str]] = []
+    last: dict[str, list[Span]] = {}
+    for start, end, role in sorted(spans):
+        base = role.removeprefix(_CONTINUES)
+        if base != role and base in last:
+            last[base].append((start, end))
+        else:
+            last[base] = [(start, end)]
+            parts.append((last[base], base))
+    return [(tuple(own), role) for own, role in parts]
+
+
+def argument_counts(gold: Iterable[LabelledSpan], predicted: Iterable[LabelledSpan]) -> Counts:
+    """Count the arguments of one predicate. An argument is found only with the same role and the same parts; V is left out."""
+    numbers: dict[tuple[Span, ...], int] = {}
+
+    def numbered(spans: Iterable[LabelledSpan]) -> list[LabelledSpan]:
+        """Return a span for each argument; equal parts have equal spans."""
+        arguments = [(parts, role) for parts, role in joined(spans) if role != PREDICATE]
+        return [(numbers.setdefault(parts, len(numbers)), len(parts), role) for parts, role in arguments]
+
+    return span_counts(numbered(gold), numbered(predicted))
+
+
+def predicate_counts(*, gold: bool, predicted: bool) -> Counts:
+    """Count one candidate for a predicate."""
+    return Counts({_CANDIDATES: 1, _GOLD: gold, _PREDICTED: predicted, _FOUND: gold and predicted})
+
+
+def srl_scores(counts: Counts) -> dict[str, float]:
+    """Return precision, recall, F1 and support of arguments, overall and by role.
+
+    If a candidate is no predicate, ``predicate_f1``, ``predicate_precision`` and ``predicate_recall`` say how well predicates are
+    told from other candidates.
 
     Args:
-        rows: for each predicate the right roles, the found ones, and the words in its sentence.
-
-    Returns:
-        ``f1``, ``precision``, ``recall``, ``support``, and the same as ``ROLE.f1`` ...
+        counts: merged `argument_counts` and `predicate_counts`.
     """
-    gold = [[span for span in right if span[2] not in _NOT_COUNTED] for right, _, _ in rows]
-    found = [[span for span in answer if span[2] not in _NOT_COUNTED] for _, answer, _ in rows]
-    return span_scores(gold, found, [length for _, _, length in rows])
-
-
-def predicate_scores(gold: Sequence[bool], found: Sequence[bool]) -> dict[str, float]:
-    """Precision, recall and F1 of saying of a word that it is a predicate.
-
-    Args:
-        gold: whether each word is one.
-        found: whether it was taken for one.
-    """
-    both = sum(right and taken for right, taken in zip(gold, found, strict=True))
-    return {
-        "predicate_f1": 2 * both / max(1, sum(gold) + sum(found)),
-        "predicate_precision": both / max(1, sum(found)),
-        "predicate_recall": both / max(1, sum(gold)),
+    candidates, gold, predicted, found = (
+        float(counts.sums.get(name, 0)) for name in (_CANDIDATES, _GOLD, _PREDICTED, _FOUND)
+    )
+    scores = span_scores(counts)
+    if candidates == gold:
+        return scores
+    return scores | {
+        "predicate_f1": 2 * found / max(1.0, gold + predicted),
+        "predicate_precision": found / max(1.0, predicted),
+        "predicate_recall": found / max(1.0, gold),
     }

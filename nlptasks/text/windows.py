@@ -1,11 +1,12 @@
-"""Sources to windows: tokenizing, and cutting what is too long, by a Rust tokenizer whose state is never touched.
+"""From model inputs to windows: tokenize, and cut what is too long.
 
-A Hugging Face tokenizer object keeps truncation and padding as state, so that threads get each other's lengths; here both are
-never set, and special tokens that stand literally in a text (``[SEP]``) are text.
+The Rust tokenizer is never changed after it was set up: a Hugging Face tokenizer object keeps truncation and padding as state, so
+threads would get each other's lengths. Special tokens written out in a text (``[SEP]``) are read as text.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -15,16 +16,17 @@ import tokenizers
 
 from nlptasks.errors import BackendError, ModelError, UsageError
 from nlptasks.text.words import readable
-from nlptasks.types import FIRST, SECOND, SPECIAL, Ints, Source, Window
-
-_OVERLAP_SHARE = 4
-"""Neighbouring windows share a quarter of their tokens."""
+from nlptasks.types import FIRST, SECOND, SPECIAL, Cut, Ints, ModelInput, Overlapping, Window
 
 _NO_CHARACTER = "\U0010fffd"
-"""For private use: no vocabulary knows it."""
+"""A private-use character that no vocabulary knows."""
 
 _MIN_CUT_TOKENS = 16
-"""Less room than this for the text that is cut makes no sense."""
+"""Fewest tokens of the text in a window."""
+
+
+_MAX_GROWTH = 64
+"""How many times as long the replacements of a tokenizer may make a text."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +40,21 @@ class _Piece:
         return _Piece(self.ids[start:end], self.offsets[start:end])
 
     def split(self, chars: int) -> tuple[_Piece, _Piece]:
-        """The tokens that end within the first characters, and the others, whose offsets count from behind these."""
-        behind = self.offsets[:, 1] > chars
-        count = int(behind.argmax()) if behind.any() else len(behind)
+        """Return the tokens that end within the first characters, and the others with offsets counted from there."""
+        rest = self.offsets[:, 1] > chars
+        count = int(rest.argmax()) if rest.any() else len(rest)
         return self.cut(0, count), _Piece(self.ids[count:], np.maximum(self.offsets[count:] - chars, 0))
 
-    def behind(self, other: _Piece) -> _Piece:
-        """With the tokens of a prefix before it, which stand nowhere in the text."""
+    def after(self, other: _Piece) -> _Piece:
+        """Return it with the tokens of a prefix in front, whose offsets are 0."""
         return _Piece(np.concatenate([other.ids, self.ids]), np.concatenate([0 * other.offsets, self.offsets]))
 
 
 @dataclass(frozen=True)
 class _Template:
-    """The special tokens a model wants around one text or between two, as its post-processor writes them."""
+    """The special tokens around one text or between two, as the tokenizer's post-processor writes them."""
 
-    glue: tuple[Ints, ...]  # before the first text, behind it, behind the second
+    glue: tuple[Ints, ...]  # before the first text, after it, after the second
     glue_types: tuple[Ints, ...]
     text_types: tuple[int, ...]
 
@@ -61,13 +63,13 @@ class _Template:
         return sum(len(ids) for ids in self.glue)
 
     def changed(self, special: Sequence[tuple[int, int]]) -> _Template:
-        """The template with other special tokens."""
+        """Return it with some special tokens replaced."""
         new = dict(special)
         glue = tuple(np.array([new.get(token, token) for token in ids.tolist()], dtype=np.int64) for ids in self.glue)
         return replace(self, glue=glue)
 
     def without(self, *places: int) -> _Template:
-        """The template without what stands at some places, of those that `glue` has."""
+        """Return it without the special tokens at some places of `glue`."""
         return replace(
             self,
             glue=tuple(ids[:0] if place in places else ids for place, ids in enumerate(self.glue)),
@@ -76,10 +78,10 @@ class _Template:
 
 
 class Tokenizer:
-    """Cuts sources into windows of token ids with offsets.
+    """Turns model inputs into windows of token ids with offsets.
 
     Args:
-        backend: the Rust tokenizer; its truncation and padding are switched off.
+        backend: the Rust tokenizer; it is copied, without truncation and padding.
         max_tokens: longest window, special tokens included.
 
     Raises:
@@ -102,26 +104,25 @@ class Tokenizer:
                 "backbone", f"reads only {max_tokens} tokens at a time", "take a backbone with more positions"
             )
 
-    def windows(self, sources: Sequence[Source]) -> list[list[Window]]:
-        """The windows of each source, in order; none for a source without tokens.
+    def windows(self, inputs: Sequence[ModelInput]) -> list[list[Window]]:
+        """Return the windows of each input, in order; none for an input without tokens.
 
         Raises:
             BackendError: the tokenizer fails.
             UsageError: a prefix leaves no room for a text.
         """
-        # A prefix is read together with what is behind it: in between, words may begin otherwise than alone.
-        marked = iter(self._pieces([source.first for source in sources if source.markup], self._marked))
-        texts = iter(self._pieces([source.prefix + source.first for source in sources if not source.markup]))
-        first = [next(marked if source.markup else texts) for source in sources]
-        seconds = [source.second for source in sources if source.second is not None]
-        second = iter(self._pieces(seconds))
+        # A prefix is tokenized together with the text: words may start differently after it than alone.
+        marked = iter(self._pieces([one.texts[0] for one in inputs if one.markup], self._marked))
+        plain = iter(self._pieces([one.prefix + one.texts[0] for one in inputs if not one.markup]))
+        first = [next(marked if one.markup else plain) for one in inputs]
+        second = iter(self._pieces([one.texts[1] for one in inputs if len(one.texts) == 2]))
         return [
-            self._single_windows(piece, source) if source.second is None else self._pair_windows(piece, next(second))
-            for source, piece in zip(sources, first, strict=True)
+            self._pair_windows(piece, next(second)) if len(one.texts) == 2 else self._single_windows(piece, one)
+            for one, piece in zip(inputs, first, strict=True)
         ]
 
     def _pieces(self, texts: Sequence[str], marked: tokenizers.Tokenizer | None = None) -> list[_Piece]:
-        """The tokens of texts; of marked ones, special tokens that stand in them are special."""
+        """Return the tokens of texts; with the tokenizer for markup, special tokens written out in them are special."""
         backend = marked or self._backend
         try:
             encoded = backend.encode_batch([readable(text) for text in texts], add_special_tokens=False)
@@ -137,45 +138,40 @@ class Tokenizer:
         return pieces if marked else [replace(piece, ids=self._as_text(piece.ids)) for piece in pieces]
 
     def _as_text(self, ids: Ints) -> Ints:
-        """The tokens of a text, none of them special: a Unigram model has ``</s>`` among its pieces and takes it for one."""
+        """Replace special tokens in a text: a Unigram model has ``</s>`` among its pieces and may read it in a text."""
         if self._unknown:
             ids[np.isin(ids, self._reserved)] = self._unknown[0]
         return ids
 
-    def _single_windows(self, piece: _Piece, source: Source) -> list[Window]:
-        template = self._template(source)
-        before, piece = piece.split(len(source.prefix)) if source.prefix else (None, piece)
-        room = self.max_tokens - template.size - (len(before.ids) if before else 0)
-        if before and room < _MIN_CUT_TOKENS:
-            most = len(before.ids) + room - _MIN_CUT_TOKENS
-            problem = f"is {len(before.ids)} tokens, of {self.max_tokens} that the backbone reads"
-            raise UsageError("prefix", problem, f"give at most {most}")
-        if source.continued:
-            parts = _end_of(piece, room - source.reserved)
-        elif source.begins_only:
-            parts = [_Part(piece.cut(0, room), closes=len(piece.ids) <= room)] if len(piece.ids) else []
-        else:
-            parts = _parts(piece, room, overlap=source.overlaps)
+    def _single_windows(self, piece: _Piece, model_input: ModelInput) -> list[Window]:
+        template, cut = self._template(model_input), model_input.cut
+        prefix, piece = piece.split(len(model_input.prefix)) if model_input.prefix else (None, piece)
+        room = self.max_tokens - template.size - (len(prefix.ids) if prefix else 0)
+        if prefix and room < _MIN_CUT_TOKENS:
+            most = len(prefix.ids) + room - _MIN_CUT_TOKENS
+            problem = f"has {len(prefix.ids)} tokens, and the backbone reads {self.max_tokens}"
+            raise UsageError("prefix", problem, f"use at most {most}")
+        parts = _parts(piece, room, cut)
         windows = [
-            _assemble(template, replace(part, piece=part.piece.behind(before)) if before else part) for part in parts
+            _assemble(template, replace(part, piece=part.piece.after(prefix)) if prefix else part) for part in parts
         ]
-        return [replace(window, continued=True) for window in windows] if source.continued else windows
+        return windows if cut.encoded else [replace(window, encoded=False) for window in windows]
 
-    def _template(self, source: Source) -> _Template:
-        """The special tokens around a single text."""
-        template = self._single.changed(source.special) if source.special else self._single
-        if source.markup:
+    def _template(self, model_input: ModelInput) -> _Template:
+        """Return the special tokens around a single text."""
+        template = self._single.changed(model_input.replaced) if model_input.replaced else self._single
+        if model_input.markup:
             return template.without(0, 1)
-        return template.without(1) if source.continued else template
+        return template if model_input.cut.encoded else template.without(1)
 
     def _pair_windows(self, first: _Piece, second: _Piece) -> list[Window]:
         room = self.max_tokens - self._pair.size
         one, two = len(first.ids), len(second.ids)
         if not one + two:
             return []
-        kept = min(one, max(room // 2, room - two))  # of the first text in each window
-        firsts = _parts(first, kept) or [_Part(first)]
-        seconds = _parts(second, room - kept) or [_Part(second)]
+        kept = min(one, max(room // 2, room - two))  # tokens of the first text in each window
+        firsts = _parts(first, kept, Overlapping()) or [_Part(first)]
+        seconds = _parts(second, room - kept, Overlapping()) or [_Part(second)]
         count = max(len(firsts), len(seconds))
         return [
             _assemble(self._pair, firsts[step * len(firsts) // count], seconds[step * len(seconds) // count])
@@ -185,13 +181,13 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class _Part:
-    """Some of a text's tokens.
+    """Some tokens of a text.
 
     Attributes:
         piece: the tokens.
-        begin: number of the first among all of the text's.
-        opens: whether the text begins here.
-        closes: whether it ends here.
+        begin: index of the first among all tokens of the text.
+        opens: True if the text begins here.
+        closes: True if it ends here.
     """
 
     piece: _Piece
@@ -200,26 +196,11 @@ class _Part:
     closes: bool = True
 
 
-def _end_of(piece: _Piece, room: int) -> list[_Part]:
-    """The end of a piece, as much of it as there is room for, and one token at the least."""
-    begin = max(0, len(piece.ids) - max(1, room))
-    return [_Part(piece.cut(begin, len(piece.ids)), begin, opens=begin == 0)] if len(piece.ids) else []
-
-
-def _parts(piece: _Piece, room: int, *, overlap: bool = True) -> list[_Part]:
-    """The piece in parts of at most `room` tokens, which overlap unless told otherwise."""
+def _parts(piece: _Piece, room: int, cut: Cut) -> list[_Part]:
+    """Return the parts of a text that fit the windows; none of a text without tokens."""
     total = len(piece.ids)
-    if total <= room:
-        return [_Part(piece)] if total else []
-    if not overlap:
-        size = -(-total // -(-total // room))  # as few parts as there must be, none of them a scrap
-        return [
-            _Part(piece.cut(start, start + size), start, start == 0, start + size >= total)
-            for start in range(0, total, size)
-        ]
-    step = room - room // _OVERLAP_SHARE
-    starts = [*range(0, total - room, step), total - room]  # the last part is moved back, so that it is a full one too
-    return [_Part(piece.cut(start, start + room), start, start == 0, start + room == total) for start in starts]
+    spans = cut.spans(total, room) if total else []
+    return [_Part(piece.cut(start, end), start, start == 0, end == total) for start, end in spans]
 
 
 def _assemble(template: _Template, *texts: _Part) -> Window:
@@ -249,33 +230,51 @@ def _assemble(template: _Template, *texts: _Part) -> Window:
 
 
 def plain(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """The tokenizer, made to cut and pad nothing, and to take special tokens that stand in a text for text."""
+    """Return the tokenizer, set not to truncate or pad, and to read special tokens in a text as text."""
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True
     return backend
 
 
+def check_expansion(backend: tokenizers.Tokenizer, *, where: str) -> None:
+    """Refuse a tokenizer that makes a text many times as long: a few replacements in a row would never come to an end.
+
+    Raises:
+        ModelError: its replacements together can make a text more than 64 times as long.
+    """
+    growth, todo = 1.0, [json.loads(backend.to_str())]
+    while todo:
+        value = todo.pop()
+        todo += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if isinstance(value, dict) and value.get("type") == "Replace":
+            replaced = value["pattern"].get("String", "")  # a regular expression may match a single character
+            growth *= max(1.0, len(value["content"]) / max(1, len(replaced)))
+    if growth > _MAX_GROWTH:
+        problem = f"has replacements that can make a text {growth:.0f} times as long"
+        raise ModelError(where, problem, "use a backbone with another tokenizer.json")
+
+
 def unknown_token(backend: tokenizers.Tokenizer) -> list[int]:
-    """The token that stands for what a vocabulary does not know, if there is one."""
+    """Return the unknown token, if there is one."""
     ids: list[int] = backend.encode(_NO_CHARACTER, add_special_tokens=False).ids[-1:]
     return ids
 
 
 def reserved_tokens(backend: tokenizers.Tokenizer) -> set[int]:
-    """The special tokens of a vocabulary, but for the unknown one: no text has them."""
+    """Return the special tokens of a vocabulary except the unknown token: no text has them."""
     special = {number for number, token in backend.get_added_tokens_decoder().items() if token.special}
     return special.difference(unknown_token(backend))
 
 
 def tokens_around(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
-    """The special tokens that stand before a text and behind it, in order."""
-    before, behind = _probe(backend, "a").glue
-    return before.tolist(), behind.tolist()
+    """Return the special tokens before a text and after it, in order."""
+    before, after = _probe(backend, "a").glue
+    return before.tolist(), after.tolist()
 
 
 def _probe(backend: tokenizers.Tokenizer, first: str, second: str | None = None) -> _Template:
-    """Read the template off the encoding of short texts: what is marked as special is glue."""
+    """Read the template off the encoding of short texts."""
     encoded = backend.encode(first, second)
     ids, types = np.array(encoded.ids), np.array(encoded.type_ids)
     where = [index for index, special in enumerate(encoded.special_tokens_mask) if not special]
