@@ -153,4 +153,3 @@ from .types import Row as Row
 from .types import Span as Span
 from .types import Window as Window
 from .types import refuse as refuse
-from .version import __version__ as __version__

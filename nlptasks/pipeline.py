@@ -127,6 +127,7 @@ class Pipeline:
         self,
         rows: Iterable[Row],
         *,
+        heads: Sequence[str] | None = None,
         gold: bool = False,
         partial: bool = False,
         on_error: OnError = refuse,
@@ -137,6 +138,7 @@ class Pipeline:
 
         Args:
             rows: the rows.
+            heads: names of the heads to run; None for all.
             gold: True to read gold answers, as evaluation needs; they are ignored otherwise.
             partial: True to accept rows that heads cannot read, even heads that were named; they have no result then.
             on_error: takes the error of a row that cannot be read; by default it is raised. Such a row has no prediction.
@@ -147,11 +149,12 @@ class Pipeline:
             DataError: a row cannot be read by a head that was named, or by no head at all and it is no bare text.
         """
         waiting: deque[tuple[Row, Item]] = deque()
+        names = list(self.heads) if heads is None else heads
 
         def items() -> Iterator[Item]:
             for row in rows:
                 try:
-                    item = self._item(row, gold=gold, partial=partial)
+                    item = self._item(row, heads=names, gold=gold, partial=partial)
                 except DataError as error:
                     on_error(error)
                 else:
@@ -203,11 +206,12 @@ class Pipeline:
             raise UsageError("stream_text", problem, f"name one of: {listing(writers)}")
         return head
 
-    def _item(self, row: Row, *, gold: bool, partial: bool) -> Item:
+    def _item(self, row: Row, *, heads: Sequence[str], gold: bool, partial: bool) -> Item:
         """Return the example of each head that can read the row."""
         examples: dict[str, Any] = {}
         problems: dict[str, DataError] = {}
-        for name, head in self.heads.items():
+        for name in heads:
+            head = self.heads[name]
             try:
                 examples[name] = head.read(row if gold else without_gold(row, head.schema))
             except DataError as error:
@@ -387,3 +391,7 @@ def _rows(texts: Iterable[Text]) -> Iterator[Row]:
             yield Row(text, f"row {number}")
         else:
             raise TypeError(f"text {number} is {type(text).__name__}, expected str or a mapping of fields")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,37 @@ def test_texts_are_streamed(translator: Path) -> None:
     assert "".join(windows.stream_text("bob left paris")) == "Bob verließ Paris."
     with pytest.raises(UsageError, match="long_texts: is windows, and a text that is streamed has several"):
         list(windows.stream_text(long))
+
+
+def test_each_request_gets_its_own_stream(translator: Path) -> None:
+    """Streams that run at the same time in several threads never receive each other's pieces."""
+    pipe = pipeline("translation", model=translator)
+    sources = ["ada saw london", "bob left paris", "cleo saw rome"]
+    expected = [pipe(source).text for source in sources]
+    wrong: list[str] = []
+
+    def work(index: int) -> None:
+        for _ in range(10):
+            found = "".join(pipe.stream_text(sources[index % 3]))
+            if found != expected[index % 3]:
+                wrong.append(found)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_a_stream_that_nobody_reads_any_more_stops(translator: Path) -> None:
+    pipe = pipeline("translation", model=translator)
+    before = threading.active_count()
+    stream = pipe.stream_text("bob left paris")
+    assert next(stream)
+    stream.close()
+    assert threading.active_count() == before
+    assert pipe("bob left paris").text == "Bob verließ Paris."
 
 
 def test_a_step_has_at_most_as_many_scores_as_fit(translator: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
 import random
 import shutil
 import threading
@@ -17,8 +19,9 @@ import nlptasks
 import nlptasks.pipeline
 from nlptasks.errors import BackendError, DataError, ModelError, UsageError
 from nlptasks.heads.ner import Entity
-from nlptasks.pipeline import Pipeline, pipeline
+from nlptasks.pipeline import Pipeline, Prediction, pipeline
 from nlptasks.runtimes import pytorch as runtime
+from nlptasks.types import Row
 
 TEXTS = [
     "Ada Smith saw London .",
@@ -157,18 +160,18 @@ def test_auto_takes_the_export_only_while_it_is_fresh(exported: Path, trained: P
     assert pipeline("ner", model=stale).backend == "PyTorch on the CPU"
     with pytest.raises(ModelError, match=r"has a stale ONNX export in fp32.*run: nlptasks export"):
         pipeline("ner", model=stale, backend="onnx")
-    with pytest.raises(ModelError, match=r"has no ONNX export in fp16 \(made are: fp32\)"):
+    with pytest.raises(ModelError, match=r"has no ONNX export in fp16 \(available: fp32\)"):
         pipeline("ner", model=stale, backend="onnx:fp16")
 
 
 def test_a_changed_export_is_refused(exported: Path, tmp_path: Path) -> None:
     place = tmp_path / "model"
     shutil.copytree(exported, place)
-    data = place / "onnx" / "fp32" / "model.onnx.data"
+    data = place / "onnx" / "fp32" / "encode.onnx.data"
     content = bytearray(data.read_bytes())
     content[0] ^= 1
     data.write_bytes(content)
-    with pytest.raises(ModelError, match=r"model\.onnx\.data: has sha256 .*, expected"):
+    with pytest.raises(ModelError, match=r"encode\.onnx\.data: has sha256 .*, expected"):
         pipeline("ner", model=place, backend="onnx")
 
 
@@ -186,7 +189,7 @@ def test_a_changed_small_file_is_refused_with_an_export_too(exported: Path, tmp_
 
 
 def test_exports_have_known_precisions_only(trained: Path) -> None:
-    with pytest.raises(UsageError, match="'int4': is unknown; take one of fp32, fp16, int8"):
+    with pytest.raises(UsageError, match="'int4': is unknown; use one of fp32, fp16, int8"):
         nlptasks.export(trained, precision="int4")
 
 
@@ -200,7 +203,7 @@ def test_wrong_names_are_refused(exported: Path) -> None:
         pipeline("sentiment", model=exported)
     with pytest.raises(UsageError, match="did you mean 'onnx'"):
         pipeline("ner", model=exported, backend="onx")
-    with pytest.raises(UsageError, match="take one of auto, cpu, cuda"):
+    with pytest.raises(UsageError, match="use one of auto, cpu, cuda"):
         pipeline("ner", model=exported, device="gpu")
 
 
@@ -216,7 +219,7 @@ def test_cuda_means_cuda_or_an_error(exported: Path, backend: str, monkeypatch: 
 def test_weights_that_are_not_numbers_never_become_labels(trained: Path) -> None:
     pipe = pipeline("ner", model=trained, backend="torch")
     with torch.no_grad():
-        next(pipe.engine.runtime._graphs["encode"].parameters()).fill_(float("nan"))
+        next(pipe._engine.runtime._graphs["encode"].parameters()).fill_(float("nan"))
     with pytest.raises(BackendError, match="not finite"):
         pipe("Ada")
 
@@ -234,3 +237,37 @@ def test_packed_linear_layers_answer_the_same(monkeypatch: pytest.MonkeyPatch) -
     assert not any(type(layer) is torch.nn.Linear for layer in module)
     with torch.inference_mode():
         assert torch.allclose(module(x), expected, atol=1e-5)
+
+
+def test_predictions_have_their_rows(pipe: Pipeline) -> None:
+    rows = [Row({"text": text, "id": number}, f"row {number}") for number, text in enumerate(TEXTS)]
+    found = list(pipe.predict(rows))
+    assert all(isinstance(one, Prediction) for one in found)
+    assert [one.row.fields["id"] for one in found] == list(range(len(TEXTS)))
+    assert [one.results["ner"] for one in found] == pipe(TEXTS)
+
+
+def test_bad_rows_are_reported_and_have_no_prediction(pipe: Pipeline) -> None:
+    rows = [Row({"text": "Ada left"}, "a:1"), Row({"words": []}, "a:2"), Row({"text": "Bob left"}, "a:3")]
+    errors: list[DataError] = []
+    assert [one.row.where for one in pipe.predict(rows, on_error=errors.append)] == ["a:1", "a:3"]
+    assert [error.where for error in errors] == ["a:2"]
+    with pytest.raises(DataError, match="a:2"):
+        list(pipe.predict(rows))
+    assert [len(one.results) for one in pipe.predict(rows, partial=True)] == [1, 0, 1]
+
+
+def test_a_pipeline_is_copied_and_pickled_as_its_folder_and_settings(pipe: Pipeline, exported: Path) -> None:
+    text = "Ada Smith saw London ."
+    content = pickle.dumps(pipe)
+    assert len(content) < 1000 + len(str(exported))
+    for again in (pickle.loads(content), copy.deepcopy(pipe)):
+        assert again.backend == pipe.backend
+        assert again(text) == pipe(text)
+        assert again._engine is not pipe._engine
+
+
+def test_a_pipeline_says_what_it_is(pipe: Pipeline, exported: Path) -> None:
+    assert repr(pipe) == f"<nlptasks.Pipeline of {str(exported)!r}: ner on {pipe.backend}>"
+    assert {"predict", "stream_text", "stream", "heads", "backend"} <= set(dir(pipe))
+    assert dir(nlptasks.pipeline) == ["Pipeline", "Prediction", "pipeline"]

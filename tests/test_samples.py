@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 
+from nlptasks.heads.base import sample_folder
 from nlptasks.registry import head_class
 
 
 def test_no_entity_of_test_stands_in_train() -> None:
-    folder = head_class("ner").sample_folder()
+    folder = sample_folder(head_class("ner"))
     rows = {
         part: [json.loads(line) for line in (folder / f"{part}.jsonl").read_text().splitlines()]
         for part in ("train", "dev", "test")

@@ -123,9 +123,8 @@ class Search:
     def _embedded(self, texts: Iterable[str], *, name: str) -> Iterator[Floats | None]:
         """Return the embedding of each text [E], lazily; None for a text without tokens."""
         rows = (Row({"text": text}, f"{name} {number}") for number, text in enumerate(texts, start=1))
-        head = self._pipe.heads[self._head]
-        for found in self._pipe._engine.stream({self._head: head.read(row)} for row in rows):
-            values = found[self._head].values
+        for found in self._pipe.predict(rows, heads=[self._head]):
+            values = found.results[self._head].values
             yield np.array(values, dtype=np.float32) if values else None
 
 
