@@ -55,6 +55,7 @@ from .heads.base import Presenter as Presenter
 from .heads.base import Schema as Schema
 from .heads.base import SpacyWriter as SpacyWriter
 from .heads.base import Streamer as Streamer
+from .heads.base import sample_folder as sample_folder
 from .heads.causal import CausalConfig as CausalConfig
 from .heads.causal import CausalFormat as CausalFormat
 from .heads.causal import CausalHead as CausalHead
@@ -82,6 +83,7 @@ from .metrics.calibration import SigmoidLikelihood as SigmoidLikelihood
 from .metrics.calibration import SoftmaxLikelihood as SoftmaxLikelihood
 from .metrics.calibration import SpanLikelihood as SpanLikelihood
 from .metrics.calibration import checked as checked
+from .metrics.calibration import fit_temperature as fit_temperature
 from .metrics.calibration import log_sigmoid as log_sigmoid
 from .metrics.calibration import log_softmax as log_softmax
 from .metrics.generation import rouge_counts as rouge_counts
@@ -121,6 +123,7 @@ from .text.tags import labels_of as labels_of
 from .text.tags import spans_of as spans_of
 from .text.tags import tag_set as tag_set
 from .text.tags import tags_of as tags_of
+from .text.word_outputs import word_outputs as word_outputs
 from .text.words import close_unspaced as close_unspaced
 from .text.words import is_blank as is_blank
 from .text.words import join_words as join_words

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import queue
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,14 +12,15 @@ from typing import Any
 from nlptasks.backbones import hub
 from nlptasks.backbones.info import CONFIG
 from nlptasks.config import DEVICES, RUNS, changed, naming
-from nlptasks.errors import DataError, UsageError, did_you_mean, listing
+from nlptasks.errors import DataError, PluginError, UsageError, did_you_mean, listing
 from nlptasks.exporting.sources import LoadedSource, StoredSource
 from nlptasks.heads.base import AnyHead, without_gold
 from nlptasks.inference.engine import CHUNK_ITEMS, Engine, Item
+from nlptasks.inference.streaming import streamed
 from nlptasks.models.folder import ModelFolder
 from nlptasks.models.manifest import MANIFEST
-from nlptasks.registry import backends, tasks
-from nlptasks.runtimes.base import ModelSource, Runtime
+from nlptasks.registry import backends, make_backend, tasks
+from nlptasks.runtimes.base import Backend, ModelSource, Runtime
 from nlptasks.storage.atomic import restored
 from nlptasks.types import OnError, Row, refuse
 
@@ -179,22 +178,7 @@ class Pipeline:
         name = self._writer(head)
         [row] = _rows([text])
         item = {name: self.heads[name].read(without_gold(row, self.heads[name].schema))}
-        pieces: queue.Queue[str | BaseException | None] = queue.Queue()
-        abandoned = threading.Event()
-
-        def receive(piece: str) -> None:
-            if abandoned.is_set():
-                raise _AbandonedError
-            pieces.put(piece)
-
-        def run() -> None:
-            try:
-                list(self._engine.stream([item], streamer=receive))
-                pieces.put(None)
-            except BaseException as error:  # raised again where the pieces are read
-                pieces.put(error)
-
-        return _pieces(threading.Thread(target=run, daemon=True), pieces, abandoned)
+        return streamed(lambda streamer: list(self._engine.stream([item], streamer=streamer)))
 
     def _writer(self, head: str | None) -> str:
         """Return the name of the head that generates text."""
@@ -226,25 +210,6 @@ class Pipeline:
                 raise first
             _log.warning("%s; it is skipped, since no head reads bare texts", first)
         return examples
-
-
-class _AbandonedError(Exception):
-    """Nobody reads the pieces any more."""
-
-
-def _pieces(
-    thread: threading.Thread, pieces: queue.Queue[str | BaseException | None], abandoned: threading.Event
-) -> Iterator[str]:
-    """Start a thread, and return what it puts into a queue until None or an error comes."""
-    thread.start()
-    try:
-        while (piece := pieces.get()) is not None:
-            if isinstance(piece, BaseException):
-                raise piece
-            yield piece
-    finally:
-        abandoned.set()  # the thread stops at its next piece
-        thread.join()
 
 
 def pipeline(
@@ -316,7 +281,7 @@ def _open_checkpoint(arguments: _Arguments, names: list[str] | None) -> Engine:
         raise UsageError(arguments.model, problem, "check the path, or name the checkpoint's task: " + listing(tasks()))
     [task] = names
     _check_options(arguments.options, names)
-    _parse_backend(arguments.backend)
+    _named_backend(arguments.backend)  # before the checkpoint is loaded
     found = read_checkpoint(arguments.model, task=task, name=task, options=arguments.options.get(task))
     runtime = _runtime(LoadedSource(found, arguments.model), arguments)
     return Engine(found.heads, found.backbone.tokenizer(), runtime, found.backbone.info)
@@ -347,35 +312,45 @@ def _check_options(options: Options, names: Sequence[str]) -> None:
             raise UsageError(f"options {name!r}", "belong to no head that is opened", did_you_mean(name, names))
 
 
-def _parse_backend(backend: str) -> tuple[str, str]:
-    """Return name and precision of a backend, the precision empty if it is not named.
+def _named_backend(wanted: str) -> tuple[Backend, str] | None:
+    """Return the backend that is named, and its precision, empty if it is not named; None for ``auto``.
 
     Raises:
         UsageError: there is no such backend, or it has no such precision.
+        PluginError: its package is broken or not enabled.
     """
-    name, _, precision = backend.partition(":")
-    known = backends()
-    if backend != AUTO and (name not in known or (precision and precision not in known[name].precisions)):
-        full = [f"{one}:{kind}" for one, found in known.items() for kind in found.precisions]
-        raise UsageError(f"backend {backend!r}", "is unknown", did_you_mean(backend, (AUTO, *known, *full)))
-    return name, precision
+    if wanted == AUTO:
+        return None
+    name, _, precision = wanted.partition(":")
+    backend = make_backend(name)
+    if precision and precision not in backend.precisions:
+        known = [f"{name}:{one}" for one in backend.precisions]
+        raise UsageError(f"backend {wanted!r}", "is unknown", did_you_mean(wanted, known))
+    return backend, precision
 
 
 def _runtime(source: ModelSource, arguments: _Arguments) -> Runtime:
     """Open the backend that is named, or the best one."""
-    name, precision = _parse_backend(arguments.backend)
-    known = backends()
-    if name in known:
-        backend = known[name]
+    named = _named_backend(arguments.backend)
+    if named:
+        backend, precision = named
         chosen = precision or backend.choose(source, arguments.device).precision or backend.precisions[0]
         return backend.open(source, chosen, arguments.device)
-    for backend in sorted(known.values(), key=lambda one: -one.priority):
+    for backend in sorted(_usable_backends(), key=lambda one: -one.priority):
         choice = backend.choose(source, arguments.device)
         for reason in choice.reasons:
             _log.warning("%s %s", source.where, reason)
         if choice.precision is not None:
             return backend.open(source, choice.precision, arguments.device)
-    raise UsageError("backend 'auto'", "finds no backend for this model", f"name one of {listing(known)}")
+    raise UsageError("backend 'auto'", "finds no backend for this model", f"name one of {listing(backends())}")
+
+
+def _usable_backends() -> Iterator[Backend]:
+    for one in backends().values():
+        try:
+            yield one.make()
+        except PluginError as error:  # harms nobody who does not name it
+            _log.warning("%s", error)
 
 
 def _is_bare_text(row: Row) -> bool:

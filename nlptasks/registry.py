@@ -10,22 +10,21 @@ import importlib.util
 import logging
 import os
 import re
-import sys
 import tomllib
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, distributions, entry_points
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from nlptasks.config import NAMES, is_name
 from nlptasks.errors import PluginError, UsageError, did_you_mean, first_line, listing, quote
-from nlptasks.heads.base import AnyHead
-from nlptasks.heads.contract import contract_problem
-from nlptasks.runtimes.base import Backend, Choice, ModelSource, Runtime
+
+if TYPE_CHECKING:
+    from nlptasks.heads.base import AnyHead
+    from nlptasks.runtimes.base import Backend
 
 _log = logging.getLogger("nlptasks")
 
@@ -36,7 +35,7 @@ PLUGINS = "NLPTASKS_PLUGINS"
 
 _OWN = __name__.partition(".")[0]
 _SETTINGS = Path("pyproject.toml")
-_BACKEND_MEMBERS = (*Backend.__annotations__, "choose", "open")
+_BACKEND_MEMBERS = ("name", "precisions", "priority", "needs_export", "choose", "open")
 
 
 @dataclass(frozen=True)
@@ -155,6 +154,8 @@ class Registration(Entry):
         return cls
 
     def _contract_problem(self, found: Any) -> tuple[str, str] | None:
+        from nlptasks.heads.contract import contract_problem  # imports numpy, which listing tasks does not need
+
         return contract_problem(found)
 
 
@@ -182,39 +183,6 @@ class BackendRegistration(Entry):
 
     def _contract_problem(self, found: Any) -> tuple[str, str] | None:
         return None if isinstance(found, type) else ("is no class", self._repair)
-
-
-class _BrokenBackend:
-    """Replaces a backend that cannot be used: the last choice of all, and an error if it is named."""
-
-    def __init__(self, name: str, error: PluginError) -> None:
-        self.name, self._error = name, error
-        self.precisions: Sequence[str] = ()
-        self.priority = -sys.maxsize
-        self.needs_export = False
-
-    def choose(self, source: ModelSource, device: str) -> Choice:
-        raise self._error
-
-    def open(self, source: ModelSource, precision: str, device: str) -> Runtime:
-        raise self._error
-
-
-class _LazyBackend:
-    """A registered backend that is imported when it is first used."""
-
-    def __init__(self, registration: BackendRegistration) -> None:
-        self.name, self._registration = registration.name, registration
-
-    def __getattr__(self, member: str) -> Any:
-        return getattr(self._backend, member)
-
-    @cached_property
-    def _backend(self) -> Backend:
-        try:
-            return self._registration.make()
-        except PluginError as error:
-            return _BrokenBackend(self.name, error)
 
 
 _EntryT = TypeVar("_EntryT", bound=Entry)
@@ -264,11 +232,23 @@ def head_class(task: str) -> type[AnyHead]:
     return one.head_class()
 
 
-def backends() -> dict[str, Backend]:
-    """Return the registered backends by name. Each is imported when it is first used; a broken one raises when it is chosen."""
+def backends() -> dict[str, BackendRegistration]:
+    """Return the backends that may be used, by name, without importing any."""
     found = _first_choices(_entries(BACKENDS, BackendRegistration))
-    lazy: dict[str, Any] = {name: _LazyBackend(one) for name, one in found.items()}
-    return lazy
+    return {name: one for name, one in found.items() if one.enabled}
+
+
+def make_backend(name: str) -> Backend:
+    """Return a new instance of a backend.
+
+    Raises:
+        UsageError: there is no such backend.
+        PluginError: its package is broken or not enabled.
+    """
+    known = _first_choices(_entries(BACKENDS, BackendRegistration))
+    if name not in known:
+        raise UsageError(f"backend {name!r}", "is unknown", did_you_mean(name, ("auto", *known)))
+    return known[name].make()
 
 
 def blamed(error: BaseException) -> PluginError | None:

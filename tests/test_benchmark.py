@@ -29,10 +29,11 @@ from nlptasks.benchmarking.candidates import (
     Workload,
     size_of,
 )
-from nlptasks.benchmarking.runner import BASELINE, Benchmark, Measured, Worker, _best, benchmark, start_worker
+from nlptasks.benchmarking.runner import BASELINE, Benchmark, Measured, _best, benchmark
+from nlptasks.benchmarking.worker_process import Worker, start_worker
 from nlptasks.cli.benchmark import _table
 from nlptasks.config import Target
-from nlptasks.errors import BackendError, DataError, NlptasksError, UsageError
+from nlptasks.errors import BackendError, DataError, NlptasksError, PluginError, UsageError
 from nlptasks.models.folder import ModelFolder
 from nlptasks.registry import backends
 from nlptasks.runtimes.onnx import OnnxRuntime
@@ -40,7 +41,7 @@ from nlptasks.runtimes.pytorch import TorchRuntime
 from nlptasks.testing import checks
 from nlptasks.types import ModelInput
 
-BACKENDS = [f"{name}:{precision}" for name, one in backends().items() for precision in one.precisions]
+BACKENDS = [f"{name}:{precision}" for name, one in backends().items() for precision in one.make().precisions]
 PRECISIONS = {name: name.partition(":")[2] for name in BACKENDS}
 
 
@@ -305,6 +306,21 @@ def test_other_candidates_are_measured_if_one_fails(exported: Path, conll_data: 
 
 
 @pytest.mark.usefixtures("_here")
+def test_a_broken_backend_is_reported(exported: Path, conll_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise PluginError("backend fast", "does not load", "repair it")
+
+    known = {**backends(), "fast": SimpleNamespace(name="fast", make=broken)}
+    monkeypatch.setattr(runner, "backends", lambda: known)
+    found = benchmark(exported, [Target("ner", "ner", str(conll_data))], device="cpu", rounds=1, most=3)
+    assert found.failed["fast"] == "does not load"
+    assert found.candidates[0].name == BASELINE
+    del known["torch"]
+    with pytest.raises(BackendError, match=rf"cannot be run on {BASELINE} \(the backend is not available\)"):
+        benchmark(exported, [Target("ner", "ner", str(conll_data))], device="cpu", rounds=1, most=3)
+
+
+@pytest.mark.usefixtures("_here")
 def test_a_candidate_may_fail_later(exported: Path, conll_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls, run_ = iter(range(2)), OnnxRuntime.run
 
@@ -401,7 +417,7 @@ def test_output_of_a_process_goes_to_its_log(tmp_path: Path, capfd: pytest.Captu
 ORPHANS = """
 import os, signal, sys
 from pathlib import Path
-from nlptasks.benchmarking.runner import start_worker
+from nlptasks.benchmarking.worker_process import start_worker
 
 if __name__ == "__main__":
     with start_worker("torch:fp32", Path(sys.argv[1])) as one:

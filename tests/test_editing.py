@@ -168,9 +168,17 @@ def test_wrong_arguments_are_named(both: Path, trained: Path, moods: Path, backb
         (("merge", trained, trained, "-o", tmp_path / "x"), 2, "names a model twice"),
         (("train", target, "--add-to", both), 2, f"head 'mood': already exists in {both}; choose another name"),
         (("train", f"a b:sentiment={moods}", "--add-to", both), 2, "is not valid"),
-        (("train", f"x:sentiment={moods}", "--add-to", both, "-o", tmp_path / "x"), 2, "in place; use only one of them"),
+        (
+            ("train", f"x:sentiment={moods}", "--add-to", both, "-o", tmp_path / "x"),
+            2,
+            "in place; use only one of them",
+        ),
         (("train", f"x:sentiment={moods}", "--add-to", both, "--backbone", "minilm"), 2, "leave it out"),
-        (("train", f"x:sentiment={moods}", "--add-to", both, "--tune", "all"), 2, "would change the answers of the other heads"),
+        (
+            ("train", f"x:sentiment={moods}", "--add-to", both, "--tune", "all"),
+            2,
+            "would change the answers of the other heads",
+        ),
         (("train", f"x:sentiment={moods}", "--add-to", both, "--tune", "top:99"), 2, "the backbone has 2; use top:1"),
         (("train", f"x:sentiment={moods}", "--add-to", both, "--tune", "top:0"), 2, "use all, head, or top:K"),
         (("train", f"x:sentiment={moods}", "--add-to", tmp_path / "nothing"), 4, "is no folder, so it is no model"),
@@ -316,7 +324,9 @@ def test_a_model_in_training_is_not_edited(model: Path, moods: Path) -> None:
     assert pipeline("ner", model=model)("Ada") == pipeline("ner", model=model)("Ada")
     with pytest.raises(ModelError, match="contains checkpoints of an unfinished run; finish it"):
         editing.rename_head(model, "mood", "feeling")
-    with pytest.raises(UsageError, match=r"contains checkpoints of an unfinished run; continue it with --resume, or discard"):
+    with pytest.raises(
+        UsageError, match=r"contains checkpoints of an unfinished run; continue it with --resume, or discard"
+    ):
         nlptasks.train(f"x:sentiment={moods}", add_to=model, settings=settings)
     nlptasks.train(f"x:sentiment={moods}", add_to=model, settings=settings, overwrite=True)
     after = digests(model)
@@ -358,7 +368,9 @@ def test_resuming_without_a_checkpoint_replaces_nothing(model: Path, moods: Path
         )
     (model / "checkpoints").mkdir()
     (model / "checkpoints" / ".nlptasks.lock").touch()  # left by a killed --add-to that wrote no checkpoint
-    with pytest.raises(UsageError, match="already contains a finished model; there is nothing to resume; use --overwrite"):
+    with pytest.raises(
+        UsageError, match="already contains a finished model; there is nothing to resume; use --overwrite"
+    ):
         nlptasks.train(f"x:sentiment={moods}", output=model, settings=TrainSettings(**QUICK), resume=True)
     shutil.rmtree(model / "checkpoints")
     assert digests(model) == before

@@ -1,4 +1,4 @@
-"""The old export is good until the new one is whole, whatever a kill, the disk or another process does."""
+"""The old export stays usable until the new one is complete, after kills, on full disks and with other processes."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from nlptasks.training.interrupts import terminable
 
 @pytest.fixture
 def quick(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs are copied from an export instead of traced, which takes seconds."""
+    """Copy graphs from an export instead of tracing them, which takes seconds."""
 
-    def copying(model: Model, place: Path, precision: object) -> list[tuple[str, Parity]]:
-        for path in (exported / "onnx/fp32").glob("model.onnx*"):
+    def copying(model: Model, graphs: object, place: Path, precision: object) -> list[tuple[str, Parity]]:
+        for path in (exported / "onnx/fp32").glob("encode.onnx*"):
             shutil.copyfile(path, place / path.name)
         return [("copied", Parity(0.0, 1.0))]
 
@@ -51,11 +51,11 @@ def answers(model: Path) -> Any:
 
 
 BETWEEN = "rename of the new folder"
-"""The crash when the old export has been moved away and the new one is not yet in its place."""
+"""The crash after the old export was moved away, before the new one is in its place."""
 
 
 def ended_before(number: int, model: Path, note: Path) -> None:
-    """Export, and end without a word before the call of this number that changes the disk; note which it was."""
+    """Export, and exit before the call of this number that changes the disk; write its name to a file."""
     calls = iter(range(1, number))
 
     def crash_before(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,7 +76,7 @@ def ended_before(number: int, model: Path, note: Path) -> None:
     export(model)
 
 
-def test_an_export_that_is_killed_leaves_the_old_one(quick: None, exported: Path, tmp_path: Path) -> None:
+def test_a_killed_export_leaves_the_old_one(quick: None, exported: Path, tmp_path: Path) -> None:
     expected, seen, code = answers(exported), [], 137
     while code == 137:
         model = copied(exported, tmp_path / f"model{len(seen)}")
@@ -92,13 +92,13 @@ def test_an_export_that_is_killed_leaves_the_old_one(quick: None, exported: Path
     assert seen.count("fsync") == 5  # three files, their folder, and the one above
 
 
-def test_an_export_that_a_killed_writer_moved_away_is_not_lost(exported: Path, tmp_path: Path) -> None:
+def test_an_export_that_was_moved_away_before_a_kill_is_restored(exported: Path, tmp_path: Path) -> None:
     model = copied(exported, tmp_path / "model")
     (model / "onnx/fp32").rename(model / "onnx/.fp32.old-x")
     assert answers(model) == answers(exported)
 
 
-def test_what_killed_exports_leave_is_removed_by_the_next(quick: None, exported: Path, tmp_path: Path) -> None:
+def test_the_next_export_removes_what_killed_ones_left(quick: None, exported: Path, tmp_path: Path) -> None:
     model = copied(exported, tmp_path / "model")
     copied(model / "onnx/fp32", model / "onnx/.fp32.tmp-x")
     copied(model / "onnx/fp32", model / "onnx/.fp32.old-x")
@@ -106,7 +106,7 @@ def test_what_killed_exports_leave_is_removed_by_the_next(quick: None, exported:
     assert [path.name for path in (model / "onnx").iterdir()] == ["fp32"]
 
 
-def test_a_kill_while_graphs_are_written_leaves_the_old_ones(exported: Path, tmp_path: Path) -> None:
+def test_a_kill_while_graphs_are_written_leaves_the_old_export(exported: Path, tmp_path: Path) -> None:
     model = copied(exported, tmp_path / "model")
 
     def killed(graph: Traceable, path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_kill_while_graphs_are_written_leaves_the_old_ones(exported: Path, tmp
 
     assert code_of(forked(work, tmp_path / "log")) == -signal.SIGKILL
     [left] = (model / "onnx").glob(".fp32.tmp-*")
-    assert (left / "model.onnx").exists()
+    assert (left / "encode.onnx").exists()
     assert answers(model) == answers(exported)
 
 
@@ -143,7 +143,7 @@ def test_a_full_disk_leaves_the_old_export(
     assert answers(model) == answers(exported)
 
 
-def test_a_disk_that_is_full_while_graphs_are_written_is_named(
+def test_a_full_disk_while_graphs_are_written_is_reported(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(graph: Traceable, path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_disk_that_is_full_while_graphs_are_written_is_named(
 
 @contextmanager
 def held(folder: Path, until: threading.Event) -> Iterator[list[str]]:
-    """The lock of a folder in other hands until an event: whether it has been released."""
+    """Hold the lock of a folder until an event; the list gets an item when it is released."""
     done: list[str] = []
     taken = threading.Event()
 
@@ -170,7 +170,7 @@ def held(folder: Path, until: threading.Event) -> Iterator[list[str]]:
         with disk.locked(folder, ModelError):
             taken.set()
             until.wait(60)
-            time.sleep(0.3)  # who does not wait is through by now
+            time.sleep(0.3)  # a caller that does not wait is done by now
             done.append("released")
 
     thread = threading.Thread(target=hold)
@@ -190,7 +190,7 @@ def test_an_export_waits_for_other_writers(
     model, locked = copied(exported, tmp_path / "model"), exporting.locked
     with monkeypatch.context() as patch, held(model / folder, threading.Event()):
         patch.setattr(disk, "_LOCK_SECONDS", 0.1)
-        with pytest.raises(ModelError, match="is being written by another process; try again when that has ended"):
+        with pytest.raises(ModelError, match="is being written by another process; try again when it has finished"):
             export(model)
     assert contents(model) == contents(exported)
     wanted = threading.Event()
@@ -206,10 +206,10 @@ def test_an_export_waits_for_other_writers(
         assert done == ["released"]
 
 
-def test_an_export_that_would_wait_for_another_does_not_begin(
+def test_an_export_that_must_wait_does_not_start_work(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting, "_export_graphs", lambda *given: pytest.fail("it has begun"))
+    monkeypatch.setattr(exporting, "_export_graphs", lambda *given: pytest.fail("it has started"))
     monkeypatch.setattr(disk, "_LOCK_SECONDS", 0.1)
     model = copied(exported, tmp_path / "model")
     with held(model / "onnx/fp32", threading.Event()), pytest.raises(ModelError, match="is being written"):
@@ -217,11 +217,11 @@ def test_an_export_that_would_wait_for_another_does_not_begin(
 
 
 @pytest.mark.parametrize("moment", ["_export_graphs", "_opened", "locked"])
-def test_a_model_can_be_edited_while_it_is_exported_and_the_export_is_not_kept(
+def test_an_export_of_a_model_that_is_edited_meanwhile_is_not_kept(
     quick: None, exported: Path, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, function = copied(exported, tmp_path / "model"), getattr(exporting, moment)
-    waiting = iter(range(1 if moment == "locked" else 0))  # the first lock is that of the export itself
+    waiting = iter(range(1 if moment == "locked" else 0))  # the first lock is the export's own
 
     def late(*given: Any) -> Any:
         if next(waiting, None) is None:
@@ -230,7 +230,7 @@ def test_a_model_can_be_edited_while_it_is_exported_and_the_export_is_not_kept(
 
     with monkeypatch.context() as patch:
         patch.setattr(exporting, moment, late)
-        with pytest.raises(ModelError, match=r"was changed while it was exported; export it again"):
+        with pytest.raises(ModelError, match=r"was changed during the export; export it again"):
             export(model)
     assert [path.name for path in (model / "onnx").iterdir()] == ["fp32"]
     assert contents(model / "onnx") == contents(exported / "onnx")
@@ -238,7 +238,7 @@ def test_a_model_can_be_edited_while_it_is_exported_and_the_export_is_not_kept(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_sigterm_ends_a_command_by_143_and_clears_up(tmp_path: Path) -> None:
+def test_sigterm_exits_with_143_and_removes_temporary_files(tmp_path: Path) -> None:
     place = tmp_path / "place"
     place.mkdir()
 

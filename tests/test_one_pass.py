@@ -195,7 +195,9 @@ def writing(backbones: Path, moods: Path, tmp_path_factory: pytest.TempPathFacto
     return place / "model"
 
 
-def test_heads_that_generate_text_share_the_pass_over_the_encoder(writing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_that_generate_text_share_the_pass_over_the_encoder(
+    writing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipe = pipeline(["mood", "translation"], model=writing, backend="torch", device="cpu")
     passes = counted(pipe, monkeypatch)
     together = pipe(["Ada saw Rome.", "Bob left."])

@@ -785,9 +785,9 @@ class Mine:
         return Choice(None, ["is only used if it is named"])
 
     def open(self, source, precision, device):
-        from nlptasks.registry import backends
+        from nlptasks.registry import make_backend
 
-        runtime = backends()["torch"].open(source, precision, "cpu")
+        runtime = make_backend("torch").open(source, precision, "cpu")
         runtime.name = f"mine {precision}"
         return runtime
 """

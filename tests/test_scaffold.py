@@ -212,7 +212,8 @@ def test_mypy_accepts_a_new_plugin_and_the_guide(tmp_path: Path) -> None:
     for place in (tmp_path / "spam", tmp_path / "guide"):
         options = ["--strict", "--follow-imports=silent", "--cache-dir", tmp_path / "cache"]
         command = [sys.executable, "-m", "mypy", *options, "nlptasks_spam"]
-        done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+        environment = {**os.environ, "MYPYPATH": str(ROOT)}  # mypy does not see editable installs
+        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
 

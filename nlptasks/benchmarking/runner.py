@@ -6,17 +6,12 @@ Each candidate runs in a process of its own. The processes take turns, so that o
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import shutil
-import signal
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 from nlptasks.benchmarking import worker
 from nlptasks.benchmarking.candidates import (
@@ -29,6 +24,7 @@ from nlptasks.benchmarking.candidates import (
     Workload,
     size_of,
 )
+from nlptasks.benchmarking.worker_process import Worker, start_worker
 from nlptasks.config import Target
 from nlptasks.errors import BackendError, NlptasksError, UsageError, first_line, listing
 from nlptasks.exporting.drift import moves, points
@@ -44,12 +40,6 @@ from nlptasks.runtimes.providers import usable_device
 
 BASELINE = "torch:fp32"
 """Name of the candidate that the others are compared with."""
-
-_EXIT_SECONDS = 10.0
-"""Seconds after which a worker that does not end is killed."""
-
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -112,8 +102,8 @@ def benchmark(
 ) -> Benchmark:
     """Measure every backend on this machine in each of its precisions, and transformers' own pipelines.
 
-    Missing exports are made in a temporary copy. All processes hold the model in memory at the same time. They are started by
-    spawn: a script that calls this needs ``if __name__ == "__main__":``, and its imports at the top count in their memory.
+    Missing exports are made in a temporary copy. Processes are started by spawn: a script that calls this needs
+    ``if __name__ == "__main__":``.
 
     Args:
         model: the model's folder.
@@ -138,18 +128,15 @@ def benchmark(
     size = size_of(workload)
     if not size.tokens:
         raise UsageError(str(source or model), f"has no text that {listing(names)} can read", "pass HEAD=DATA")
-    with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as place:
         candidates, failed = _candidates(stored, workload, Path(place))
-        workers: dict[str, Worker] = {}
-        for number, candidate in enumerate(candidates):
-            with _recorded(failed, candidate.name):
-                one = stack.enter_context(start_worker(candidate.name, Path(place) / f"{number}.log"))
-                one.call(worker.open_candidate, candidate, workload)
-                workers[candidate.name] = one
-        found, scales = _measure(workers, size, rounds, failed)
-    if BASELINE in failed:
-        raise BackendError(str(model), f"cannot be run on {BASELINE} ({failed[BASELINE]})", "run 'nlptasks doctor'")
+        with _workers(candidates, workload, Path(place), failed) as workers:
+            found, scales = _measure(workers, size, rounds, failed)
+    if BASELINE not in found:
+        reason = failed.get(BASELINE, "the backend is not available")
+        raise BackendError(str(model), f"cannot be run on {BASELINE} ({reason})", "run 'nlptasks doctor'")
     ours = {one.name: one for one in candidates if isinstance(one, BackendCandidate)}
+    precisions = {name: one.precision for name, one in ours.items()}
     return Benchmark(
         texts=size.texts,
         tokens=size.tokens,
@@ -161,9 +148,7 @@ def benchmark(
             if one.model != workload.model
         },
         unverified=tuple(name for name in names if name not in scales),
-        best=_best(
-            found, {name: one.precision for name, one in ours.items()}, scales, verified=scales.keys() >= {*names}
-        ),
+        best=_best(found, precisions, scales, verified=scales.keys() >= {*names}),
     )
 
 
@@ -192,14 +177,15 @@ def _candidates(stored: ModelFolder, workload: Workload, place: Path) -> tuple[l
     found: list[Candidate] = []
     failed: dict[str, str] = {}
     device = usable_device(workload.device)
-    for backend in backends().values():
-        for precision in backend.precisions:
-            name = BackendCandidate(backend.name, precision, workload.model).name
-            with _recorded(failed, name):
-                folder = stored.path
-                if backend.needs_export:
-                    folder = _exported(stored, precision, workload.heads, place, device=device)
-                found.append(BackendCandidate(backend.name, precision, str(folder)))
+    for registration in backends().values():
+        with _recorded(failed, registration.name):
+            backend = registration.make()
+            for precision in backend.precisions:
+                with _recorded(failed, BackendCandidate(backend.name, precision, workload.model).name):
+                    folder = stored.path
+                    if backend.needs_export:
+                        folder = _exported(stored, precision, workload.heads, place, device=device)
+                    found.append(BackendCandidate(backend.name, precision, str(folder)))
     found.sort(key=lambda one: one.name != BASELINE)
     with _recorded(failed, TRANSFORMERS):
         found.append(TransformersCandidate(_checkpoints(stored, workload.heads, place)))
@@ -248,78 +234,19 @@ def _checkpoints(stored: ModelFolder, heads: Sequence[str], place: Path) -> dict
     return found
 
 
-class Worker:
-    """A process that runs the functions of `nlptasks.benchmarking.worker`.
-
-    Args:
-        name: name of its candidate.
-        executor: runs functions in the process.
-        process: the process; None if it has ended already.
-        log: file with the output of the process.
-    """
-
-    def __init__(
-        self, name: str, executor: ProcessPoolExecutor, process: multiprocessing.process.BaseProcess | None, log: Path
-    ) -> None:
-        self._name, self._executor, self._process, self._log = name, executor, process, log
-
-    def call(
-        self, function: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs
-    ) -> _Result:
-        """Call a function in the process.
-
-        Raises:
-            BackendError: the function raises an error of this library, or the process has died.
-        """
-        try:
-            return self._run(function, *args, **kwargs)
-        except BrokenProcessPool as error:
-            raise BackendError(self._name, self._death(), "use another backend") from error
-        except NlptasksError as error:
-            raise BackendError(self._name, str(error), "use another backend") from error
-
-    def _run(
-        self, function: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs
-    ) -> _Result:
-        return self._executor.submit(function, *args, **kwargs).result()
-
-    def _death(self) -> str:
-        """Return how the process ended, and the last line of its output."""
-        self._executor.shutdown()  # waits until the exit code is known
-        code = self._process.exitcode if self._process else None
-        if code is None:
-            end = "its process died"
-        elif code < 0:
-            end = f"its process was killed by {signal.Signals(-code).name}"
-        else:
-            end = f"its process ended with {code}"
-        output = self._log.read_text("utf-8", "replace") if self._log.exists() else ""
-        lines = [line.strip() for line in output.split("\n") if line.strip()]
-        return ": ".join([end, *lines[-1:]])
-
-
 @contextlib.contextmanager
-def start_worker(name: str, log: Path) -> Iterator[Worker]:
-    """Start a worker process, which ends with the block; it is killed if the block fails or the process does not end soon.
-
-    Args:
-        name: name of its candidate.
-        log: a file for its output.
-    """
-    spawn = multiprocessing.get_context("spawn")
-    others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(1, spawn, worker.prepare, (str(log),)) as executor:
-        executor.submit(worker.peak_memory)  # starts the process
-        process = next(iter(set(multiprocessing.active_children()) - others), None)
-        patience = 0.0
-        try:
-            yield Worker(name, executor, process, log)
-            patience = _EXIT_SECONDS
-        finally:
-            executor.shutdown(wait=False)
-            if process is not None:
-                process.join(patience)
-                process.kill()
+def _workers(
+    candidates: Iterable[Candidate], workload: Workload, place: Path, failed: dict[str, str]
+) -> Iterator[dict[str, Worker]]:
+    """Start a worker for each candidate, by name; those that cannot be opened are recorded."""
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for number, candidate in enumerate(candidates):
+            with _recorded(failed, candidate.name):
+                one = stack.enter_context(start_worker(candidate.name, place / f"{number}.log"))
+                one.call(worker.open_candidate, candidate, workload)
+                workers[candidate.name] = one
+        yield workers
 
 
 def _measure(

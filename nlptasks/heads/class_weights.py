@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from nlptasks.errors import UsageError, did_you_mean, quote
 
 NO_WEIGHTS, BALANCED = "none", "balanced"
-WEIGHTS_DOC = "class weights in the loss: none, balanced (rare classes weigh more), or LABEL:WEIGHT,... (1 for the others)"
+WEIGHTS_DOC = (
+    "class weights in the loss: none, balanced (rare classes weigh more), or LABEL:WEIGHT,... (1 for the others)"
+)
 SMOOTHING_DOC = "label smoothing: probability that the target spreads over all classes, in 0..1"
 _FORM = "use none, balanced or LABEL:WEIGHT,LABEL:WEIGHT"
 

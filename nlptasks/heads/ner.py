@@ -41,6 +41,7 @@ from nlptasks.text.tags import (
     tag_set,
     tags_of,
 )
+from nlptasks.text.word_outputs import word_outputs
 from nlptasks.text.words import close_unspaced, join_words, words, words_in
 from nlptasks.types import IGNORED, Floats, HeadOutputs, Ints, ModelInput, Outputs, Row, Span, Window
 
@@ -163,7 +164,7 @@ class NerCalibration(Calibration[NerExample, list[Entity]]):
     def likelihood(self, outputs: Iterable[HeadOutputs[NerExample]]) -> SoftmaxLikelihood:
         gold, logits = [np.zeros(0, np.int64)], [np.zeros((0, self._classes), np.float32)]
         for one in outputs:
-            kept, own = _word_logits(one.example, one.windows, one.outputs)  # [W'], [W',C]
+            kept, own = _word_logits(one)  # [W'], [W',C]
             if len(kept):
                 gold.append(one.example.classes[kept])
                 logits.append(own)
@@ -273,7 +274,7 @@ class NerHead(Head[NerConfig, NerExample, list[Entity]]):
         return {"labels": labels}
 
     def decode(self, example: NerExample, windows: Sequence[Window], outputs: Sequence[Outputs]) -> list[Entity]:
-        kept, logits = _word_logits(example, windows, outputs)  # [W'], [W',C]
+        kept, logits = _word_logits(HeadOutputs(example, windows, outputs))  # [W'], [W',C]
         log_probs = log_softmax(checked(logits), self.config.temperature)  # [W',C]
         path = self._decoder.best(log_probs)  # [W']
         tags = [self.config.tags[index] for index in path]
@@ -300,22 +301,10 @@ class NerHead(Head[NerConfig, NerExample, list[Entity]]):
         return NerPresenter(self._labels)
 
 
-def _word_logits(example: NerExample, windows: Sequence[Window], outputs: Sequence[Outputs]) -> tuple[Ints, Floats]:
-    """Return the words that have a token, and their logits [W',C] from the window where each is farthest from an edge."""
-    if not windows:
-        return np.zeros(0, dtype=np.int64), np.zeros((0, 1), dtype=np.float32)
-    count = len(example.words)
-    chosen = np.zeros((count, outputs[0]["logits"].shape[-1]), dtype=np.float32)  # [W,C]
-    distance = np.full(count, -1, dtype=np.int64)
-    for window, output in zip(windows, outputs, strict=True):
-        words_here, tokens = words_in(example.source_words, window)
-        far = len(window)
-        here = np.minimum(tokens + far * window.opens, far - 1 - tokens + far * window.closes)
-        better = here > distance[words_here]
-        distance[words_here[better]] = here[better]
-        chosen[words_here[better]] = output["logits"][tokens[better]]
-    kept = np.flatnonzero(distance >= 0)
-    return kept, chosen[kept]
+def _word_logits(outputs: HeadOutputs[NerExample]) -> tuple[Ints, Floats]:
+    """Return the words that have a token [W'], and their logits [W',C]."""
+    logits = [output["logits"] for output in outputs.outputs]
+    return word_outputs(outputs.example.source_words, outputs.windows, logits)
 
 
 @dataclass(frozen=True)
@@ -361,9 +350,7 @@ def _check_io(labels: Sequence[str], where: str) -> None:
     """Refuse tags of another scheme: in ``io``, prefixes are part of the label."""
     for label in labels:
         if label.startswith(("B-", "B_")) and label[2:] in labels:
-            problem = (
-                f"the data have the labels {quote(label)} and {quote(label[2:])}, so they are not in io"
-            )
+            problem = f"the data have the labels {quote(label)} and {quote(label[2:])}, so they are not in io"
             raise DataError(where, problem, "set the option scheme to theirs, or rename one label")
 
 

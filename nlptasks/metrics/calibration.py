@@ -33,7 +33,9 @@ def checked(logits: Floats) -> Floats:
         BackendError: one is not finite.
     """
     if not np.isfinite(logits).all():
-        raise BackendError("the model", "returned logits that are not finite", "train again with a lower --lr, or in fp32")
+        raise BackendError(
+            "the model", "returned logits that are not finite", "train again with a lower --lr, or in fp32"
+        )
     return logits
 
 

@@ -78,9 +78,7 @@ class Network(nn.Module, ABC):
         """The module of `hf_auto` without its base model, or None if this backbone has none that reads hidden states alone."""
         return None
 
-    def hf_outputs(
-        self, states: Tensor, batch: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def hf_outputs(self, states: Tensor, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the outputs of `hf_auto` by its names, and the inputs that it needs beside tokens and mask."""
         return self.training_outputs(states, batch), {}
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from nlptasks.types import IGNORED
 
 
-
 def cross_entropy(
     logits: Tensor, labels: Tensor, *, weights: Sequence[float] = (), smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
@@ -76,7 +75,3 @@ def of_first_windows(values: Tensor, example: Tensor) -> Tensor:
     first = torch.ones_like(example, dtype=torch.bool)  # [B]
     first[1:] = example[1:] != example[:-1]
     return values[first]
-
-
-
-

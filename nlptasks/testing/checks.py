@@ -34,7 +34,7 @@ from nlptasks.models.manifest import HeadRecord
 from nlptasks.models.model import Model
 from nlptasks.networks.base import Network, make_network
 from nlptasks.pipeline import pipeline
-from nlptasks.registry import backends, head_class
+from nlptasks.registry import head_class, make_backend
 from nlptasks.runtimes.base import ENCODE
 from nlptasks.runtimes.pytorch import open_torch
 from nlptasks.text.windows import Tokenizer
@@ -218,8 +218,9 @@ def check_export(head: HeadUnderTest, folder: Path, expected: Sequence[Any]) -> 
 def check_numbers(folder: Path, batches: Iterable[Mapping[str, Any]]) -> None:
     """Check that the exported heads of a model give PyTorch's outputs for batches, as `batches_of` returns them."""
     stored = ModelFolder.open(folder)
-    source, known, info = StoredSource(stored, list(stored.records)), backends(), stored.backbone_info()
-    one, two = (known[name].open(source, known[name].precisions[0], "cpu") for name in ("torch", "onnx"))
+    source, info = StoredSource(stored, list(stored.records)), stored.backbone_info()
+    known = (make_backend(name) for name in ("torch", "onnx"))
+    one, two = (backend.open(source, backend.precisions[0], "cpu") for backend in known)
     for arrays in batches:
         inputs = {name: arrays[name] for name in info.inputs}
         ours, theirs = (

@@ -1,12 +1,12 @@
-"""Which architectures are exported to ONNX with which heads, in which precisions, and how near PyTorch the graphs stay.
+"""Coverage of architectures: which heads are exported to ONNX in which precisions, and how close the graphs stay to PyTorch.
 
     python tests/benchmarks/coverage.py
-    python tests/benchmarks/coverage.py --only bert t5     # those alone, the others as they were measured before
-    python tests/benchmarks/coverage.py --table            # writes the README's table from what was measured last
+    python tests/benchmarks/coverage.py --only bert t5     # only these; the others keep their last results
+    python tests/benchmarks/coverage.py --table            # writes the README's table from the last results
 
-For each architecture a tiny backbone with random weights and a head of every task that fits it, trained together on rows of the
-tasks' own samples, in a process of its own. A head that is refused, alone or in a precision, is named with the reason. Which
-operators a graph has beyond the standard's, and what was passed over before it was written, stands in the result, too.
+Each architecture is measured in its own process, on a tiny backbone with random weights and a head of every task that fits it,
+trained together on rows of the tasks' samples. A head that is refused is named with the reason. The result also lists operators
+that are not part of the standard, and engines that were skipped.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from nlptasks.config import Target
 from nlptasks.errors import NlptasksError
 from nlptasks.exporting.precisions import PRECISIONS
 from nlptasks.models.model import Model
+from nlptasks.runtimes.base import ENCODE, head_in
 
 README = Path(__file__).parents[2] / "README.md"
 NAMES = {
@@ -57,7 +58,7 @@ NAMES = {
     "m2m100": "M2M100",
     "pegasus": "Pegasus",
 }
-"""The architectures as people write them, in the order of the table."""
+"""Names of the architectures for people, in the order of the table."""
 
 _BEGIN, _END = "<!-- coverage -->", "<!-- /coverage -->"
 _COMMAND = "python tests/benchmarks/coverage.py"
@@ -68,20 +69,20 @@ _CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
 _TOLERANCE = 1e-4
 
 
-class PassedOver(logging.Handler):
-    """Keeps what the library says of engines whose graphs were not taken."""
+class SkippedEngines(logging.Handler):
+    """Collects the messages about engines whose graphs were not used."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.getMessage().startswith("export of"):
-            self.said.append(record.getMessage())
+            self.messages.append(record.getMessage())
 
 
 def fitting(targets: Sequence[Target], backbone: Path, place: Path) -> tuple[list[Target], dict[str, str]]:
-    """The heads that can be trained alone, and why the others cannot."""
+    """Return the heads that can be trained alone, and why the others cannot."""
     fit, refused = [], {}
     for target in targets:
         try:
@@ -94,7 +95,7 @@ def fitting(targets: Sequence[Target], backbone: Path, place: Path) -> tuple[lis
 
 
 def graphs_in(graph: GraphProto) -> Iterator[GraphProto]:
-    """A graph and those inside it."""
+    """Return a graph and the graphs inside it."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -103,7 +104,7 @@ def graphs_in(graph: GraphProto) -> Iterator[GraphProto]:
 
 
 def inside(folder: Path) -> dict[str, Any]:
-    """What the graphs of an export consist of."""
+    """Return the operators and heads of an export's graphs."""
     nodes, beyond, flow, heads = {}, set(), set(), set()
     for path in sorted(folder.glob("*.onnx")):
         graph = onnx.load(path, load_external_data=False).graph
@@ -111,8 +112,7 @@ def inside(folder: Path) -> dict[str, Any]:
         nodes[path.stem] = len(own)
         beyond |= {f"{node.domain}.{node.op_type}" for node in own if node.domain not in _STANDARD}
         flow |= {node.op_type for node in own if node.domain in _STANDARD and node.op_type in _CONTROL_FLOW}
-        if path.stem == "model":
-            heads = {output.name.rpartition(".")[0] for output in graph.output}
+        heads |= {head_in(output.name) for output in graph.output} - {""}
     return {
         "heads": sorted(heads),
         "nodes": nodes,
@@ -122,15 +122,15 @@ def inside(folder: Path) -> dict[str, Any]:
 
 
 def exported(model: Path, precision: str, expected: Mapping[int, Any]) -> dict[str, Any]:
-    """One export: how it was made, what is in it, and what it answers; or why there is none."""
-    noted, log = PassedOver(), logging.getLogger("nlptasks")
+    """Return how an export was made, its operators and its results; or why there is none."""
+    noted, log = SkippedEngines(), logging.getLogger("nlptasks")
     log.setLevel(logging.INFO)
     log.addHandler(noted)
     started = time.monotonic()
     try:
         report = nlptasks.export(model, precision=precision)
     except NlptasksError as error:
-        return {"refused": str(error), "passed_over": noted.said}
+        return {"refused": str(error), "passed_over": noted.messages}
     finally:
         log.removeHandler(noted)
     seconds = round(time.monotonic() - started, 1)
@@ -141,14 +141,14 @@ def exported(model: Path, precision: str, expected: Mapping[int, Any]) -> dict[s
         "max_difference": report.max_difference,
         "agreement": report.agreement,
         "seconds": seconds,
-        "passed_over": noted.said,
+        "passed_over": noted.messages,
         **inside(model / "onnx" / precision),
         "results": {f"beams {beams}": answered(model, precision, beams, known) for beams, known in expected.items()},
     }
 
 
 def answered(model: Path, precision: str, beams: int, expected: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How the answers of an export are those on PyTorch, by head; with beams, of those heads that have them."""
+    """Compare the results of an export with PyTorch's, by head; with beams, only of heads that search."""
     found = covering.answers(model, f"onnx:{precision}", covering.sample_rows(covering.built_in(), _ASKED), beams=beams)
     return {
         name: asdict(one)
@@ -158,25 +158,26 @@ def answered(model: Path, precision: str, beams: int, expected: Sequence[Mapping
 
 
 def measured(name: str, place: Path) -> dict[str, Any]:
-    """One architecture."""
+    """Return the result of one architecture."""
     tiny.make(name, place / "backbone")
     few = covering.targets(covering.built_in(), place / "few", rows=12)
     fit, refused = fitting(few, place / "backbone", place / "alone")
     targets = covering.targets([target.name for target in fit], place / "data", rows=_ROWS)
     model = covering.train(targets, place / "backbone", place / "model", epochs=_EPOCHS)
     loaded = Model.load(model)
+    networks = loaded.networks.items()
     rows = covering.sample_rows(covering.built_in(), _ASKED)
     expected = {beams: covering.answers(model, "torch", rows, beams=beams) for beams in (1, _BEAMS)}
     return {
-        "model_type": loaded.backbone.info.config.model_type,
+        "model_type": loaded.backbone.info.architecture,
         "refused": refused,
-        "hugging_face_layers": sorted(name for name, head in loaded.heads.items() if head.borrowed is not None),
+        "hugging_face_layers": sorted(name for name, network in networks if network.hf_module is not None),
         "precisions": {precision: exported(model, precision, expected) for precision in PRECISIONS},
     }
 
 
 def in_own_process(name: str) -> dict[str, Any]:
-    """What a process of its own finds of one architecture; if it dies, how."""
+    """Return the result of one architecture from its own process, or how the process died."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run([sys.executable, __file__, "--one", name], capture_output=True, text=True, env=environment)
     if done.returncode:
@@ -185,13 +186,13 @@ def in_own_process(name: str) -> dict[str, Any]:
 
 
 def same_results(precision: Mapping[str, Any]) -> bool:
-    """Whether all answers are those on PyTorch, their numbers within the tolerance."""
+    """Return True if all results are PyTorch's, with numbers within the tolerance."""
     every = [one for heads in precision["results"].values() for one in heads.values()]
     return all(one["same"] == 1 and one["score"] <= _TOLERANCE for one in every)
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """What was measured, as Markdown."""
+    """Return the results as a table in Markdown."""
     lines = [
         "| architecture | heads in one graph | nodes of `encode` | fp32: largest difference | results in fp32 "
         "| fp16: largest difference, best labels alike | int8: the same |",
@@ -211,7 +212,7 @@ def _line(name: str, found: Mapping[str, Any]) -> str:
     heads = ", ".join(f"`{head}`" for head in exact["heads"]) if found["refused"] else "all six"
     results = "as on PyTorch" if same_results(exact) else "differ"
     reduced = [_reduced(parts[precision]) for precision in ("fp16", "int8")]
-    nodes, difference = exact["nodes"]["model"], exact["max_difference"]
+    nodes, difference = exact["nodes"][ENCODE], exact["max_difference"]
     return f"| {NAMES[name]} | {heads} | {nodes} | {difference:.0e} | {results} | {' | '.join(reduced)} |"
 
 
@@ -222,25 +223,25 @@ def _reduced(precision: Mapping[str, Any]) -> str:
 
 
 def write_table(found: Mapping[str, Any]) -> None:
-    """Put the table between its marks in the README."""
+    """Write the table between its markers in the README."""
     before, _, rest = README.read_text(encoding="utf-8").partition(_BEGIN)
     _, _, after = rest.partition(_END)
     README.write_text(f"{before}{_BEGIN}\n{table(found)}\n{_END}{after}", encoding="utf-8")
 
 
 def table_in_readme() -> str:
-    """The table as the README has it."""
+    """Return the table in the README."""
     return README.read_text(encoding="utf-8").partition(_BEGIN)[2].partition(_END)[0].strip()
 
 
 def stored() -> dict[str, Any]:
-    """What was measured last; nothing if nothing was."""
+    """Return the last results, empty if there are none."""
     path = RESULTS / "coverage.json"
     return dict(json.loads(path.read_text())) if path.exists() else {"architectures": {}}
 
 
 def main() -> None:
-    """Measure, one architecture after another, each kept as soon as it is there."""
+    """Measure one architecture after another; each result is written at once."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME")
     parser.add_argument("--table", action="store_true")
@@ -255,7 +256,7 @@ def main() -> None:
         for name in options.only:
             found = {**stored()["architectures"], name: in_own_process(name)}
             ordered = {known: found[known] for known in NAMES if known in found}
-            with contextlib.redirect_stdout(io.StringIO()):  # all of it each time
+            with contextlib.redirect_stdout(io.StringIO()):  # it would print everything each time
                 keep(
                     "coverage",
                     {"rows_learned": _ROWS, "rows_asked": _ASKED, "architectures": ordered},

@@ -1,10 +1,10 @@
-"""Inference on a GPU with a BERT of base size and random weights: fp16 on ONNX Runtime against what else there is, in turn.
+"""Inference on a GPU with a BERT of base size and random weights: ONNX Runtime in fp16 and its alternatives.
 
     python tests/benchmarks/gpu.py --data CONLL_FOLDER
 
-Texts are CoNLL-2003's test sentences, and the same joined to about 128 tokens. Measured are `transformers.pipeline` in fp16 at
-batch size 32, our PyTorch path in bf16 (plain and by `torch.compile`), and our exports in fp32 and fp16. The share of the ceiling
-is what passes reach of the products of large fp16 matrices on the same GPU. ``--device cpu --tiny`` tries the script anywhere.
+The texts are CoNLL-2003's test sentences, as they are and joined to about 128 tokens. `transformers.pipeline` in fp16 at batch
+size 32 is compared with our PyTorch backend in bf16 (with and without `torch.compile`) and our exports in fp32 and fp16. The
+share of the ceiling is the fraction of the speed of large fp16 matrix products on the same GPU. ``--device cpu --tiny`` runs anywhere.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ import transformers
 from common import keep, summary
 
 import nlptasks
-from nlptasks.backbones.backbone import Backbone
 from nlptasks.backbones.pretrained import embedded_folder, load_backbone
 from nlptasks.config import recorded
 from nlptasks.data.datasets import load_data
+from nlptasks.heads.base import sample_folder
 from nlptasks.models.huggingface import to_hugging_face
-from nlptasks.models.model import HeadRecord, Model
+from nlptasks.models.manifest import HeadRecord
+from nlptasks.models.model import Model
+from nlptasks.networks.base import make_network
 from nlptasks.pipeline import Pipeline, pipeline
 from nlptasks.registry import head_class
+from nlptasks.runtimes.base import ENCODE
 from nlptasks.types import ModelInput
 
 _BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
@@ -43,7 +46,7 @@ Work = Callable[[], object]
 
 
 def seconds(work: Work) -> float:
-    """Time of one call; what a GPU still does is waited for."""
+    """Return the time of one call, including the work that is left on the GPU."""
     started = time.perf_counter()
     work()
     if torch.cuda.is_available():
@@ -52,7 +55,7 @@ def seconds(work: Work) -> float:
 
 
 def made(place: Path, sizes: dict[str, int]) -> Path:
-    """A model with one head for names, of random weights, with the tokenizer of `minilm`."""
+    """Return a model with a head for names, random weights and the tokenizer of `minilm`."""
     folder = embedded_folder()
     assert folder is not None
     source = place / "backbone"
@@ -62,22 +65,23 @@ def made(place: Path, sizes: dict[str, int]) -> Path:
     transformers.AutoModel.from_config(config).save_pretrained(source)
     transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(source)
     cls = head_class("ner")
-    backbone: Backbone = load_backbone(str(source))
-    rows = load_data(cls.sample_folder(), cls.formats, {}).parts["train"]
-    config = cls.for_backbone(cls.configure(rows, {}), rows, backbone.info)
-    head = cls(config, backbone=backbone.info)
-    model = Model(backbone, {"ner": head}, {"ner": HeadRecord("ner", recorded(config))})
-    return model.eval().save(place / "model")
+    backbone = load_backbone(str(source))
+    info = backbone.info
+    rows = load_data(sample_folder(cls), cls.schema.formats, {}).parts["train"]
+    head = cls(cls.configure(rows, cls.Config(), info), info)
+    network = make_network(cls.network, info, head.network_options())
+    record = HeadRecord("ner", recorded(head.config))
+    return Model(backbone, {"ner": head}, {"ner": network}, {"ner": record}).eval().save(place / "model")
 
 
 def joined(texts: list[str], words: int) -> list[str]:
-    """The texts joined to some that are so long."""
+    """Return texts of so many words, joined from shorter ones."""
     every = list(itertools.chain.from_iterable(text.split() for text in texts))
     return [" ".join(every[start : start + words]) for start in range(0, len(every) - words, words)]
 
 
 def ceiling(device: str) -> float:
-    """Operations a second in products of large matrices, in fp16 (on a CPU in fp32)."""
+    """Return the operations per second in products of large matrices, in fp16 (on a CPU in fp32)."""
     kind, side = (torch.float16, _SIDE) if device == "cuda" else (torch.float32, _SIDE // 8)
     one, two = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
     for _ in range(3):
@@ -86,15 +90,20 @@ def ceiling(device: str) -> float:
     return 2 * side**3 / min(times)
 
 
+def torch_model(pipe: Pipeline) -> Any:
+    """Return the PyTorch model inside a pipeline."""
+    return pipe._engine.runtime._graphs[ENCODE]  # type: ignore[attr-defined]
+
+
 def compiled(pipe: Pipeline) -> Pipeline:
-    """The same pipeline, its backbone compiled."""
-    model: Any = pipe.engine.runtime._graphs["encode"]  # type: ignore[attr-defined]
+    """Compile the backbone of a pipeline."""
+    model = torch_model(pipe)
     model.backbone.base_model = torch.compile(model.backbone.base_model, dynamic=True)
     return pipe
 
 
 def ways(model: Path, place: Path, device: str) -> dict[str, Callable[[list[str]], object]]:
-    """Every way to find names, transformers' first."""
+    """Return every way to find names."""
     to_hugging_face(model, "ner", output=place / "checkpoint")
     theirs = transformers.pipeline(
         "token-classification",
@@ -112,9 +121,9 @@ def ways(model: Path, place: Path, device: str) -> dict[str, Callable[[list[str]
 
 
 def compare(ways: dict[str, Callable[[list[str]], object]], texts: list[str], runs: int) -> dict[str, Any]:
-    """Texts a second of each way, and how many times those of transformers and of the compiled path."""
+    """Return the texts per second of each way, and the ratio to transformers and to the compiled model."""
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(1 + runs):  # the first is for warming up
+    for _ in range(1 + runs):  # the first is a warm-up
         for name, work in ways.items():
             times[name].append(seconds(lambda work=work: work(texts)))
     times = {name: own[1:] for name, own in times.items()}
@@ -149,12 +158,12 @@ def main() -> None:
         }
         found = ways(model, Path(place), options.device)
         counted = pipeline("ner", model=model, backend="torch", device="cpu")
-        weights = counted.engine.runtime._graphs["encode"].backbone.parameter_count()  # type: ignore[attr-defined]
+        weights = torch_model(counted).backbone.parameter_count()
         most = ceiling(options.device)
         result: dict[str, Any] = {"ceiling_teraflops": round(most / 1e12, 1)}
         for name, texts in {"conll": short, f"{_TOKENS} tokens": joined(short, int(_TOKENS / 1.5))}.items():
             result[name] = compare(found, texts, options.runs)
-            windows = counted.engine.tokenizer.windows([ModelInput(text) for text in texts])
+            windows = counted._engine.tokenizer.windows([ModelInput((text,)) for text in texts])
             tokens = sum(len(window) for own in windows for window in own)
             result[name]["share_of_ceiling"] = {
                 way: round(2 * weights * tokens * own["median"] / len(texts) / most, 4)

@@ -26,7 +26,7 @@ from nlptasks.heads.ner import Entity
 from nlptasks.inference.scoring import measured
 from nlptasks.models.folder import ModelFolder
 from nlptasks.pipeline import pipeline
-from nlptasks.registry import backends
+from nlptasks.registry import make_backend
 from nlptasks.runtimes.base import ENCODE
 from nlptasks.types import ModelInput, Row
 
@@ -61,7 +61,7 @@ def largest_logit_difference(folder: Path, model: Any, texts: list[str]) -> floa
     """Return the largest difference between our logits and those of transformers, over single texts."""
     stored, worst = ModelFolder.open(folder), 0.0
     tokenizer = stored.tokenizer()
-    runtime = backends()["torch"].open(StoredSource(stored, ["ner"]), "fp32", "cpu")
+    runtime = make_backend("torch").open(StoredSource(stored, ["ner"]), "fp32", "cpu")
     for text in texts:
         [[window]] = tokenizer.windows([ModelInput((text,))])
         arrays = {"ids": window.ids[None], "mask": np.ones_like(window.ids)[None], "types": window.types[None]}

@@ -22,6 +22,7 @@ from nlptasks_srl.marking import mark, sentences
 from nlptasks_srl.scoring import argument_counts, srl_scores
 
 from nlptasks import (
+    ENCODER,
     FIRST,
     IGNORED,
     SPECIAL,
@@ -32,14 +33,13 @@ from nlptasks import (
     Row,
     UsageError,
     Window,
+    fit_temperature,
     join_words,
     merge,
+    sample_folder,
     tag_set,
     words,
 )
-from nlptasks.backbones.info import ENCODER
-from nlptasks.heads.base import sample_folder
-from nlptasks.metrics.calibration import fit_temperature
 from nlptasks.testing import Conformance
 
 ROLES = ["A0", "A1", "AM-TMP", "C-A1", "C-V", "V"]
