@@ -55,7 +55,9 @@ from .heads.base import Presenter as Presenter
 from .heads.base import Schema as Schema
 from .heads.base import SpacyWriter as SpacyWriter
 from .heads.base import Streamer as Streamer
+from .heads.base import read_gold as read_gold
 from .heads.base import sample_folder as sample_folder
+from .heads.base import without_gold as without_gold
 from .heads.causal import CausalConfig as CausalConfig
 from .heads.causal import CausalFormat as CausalFormat
 from .heads.causal import CausalHead as CausalHead

@@ -198,7 +198,7 @@ def test_a_text_that_is_there_twice_is_run_once(workload: Workload, tmp_path: Pa
 
 @pytest.mark.usefixtures("_closed")
 def test_a_candidate_that_cannot_be_opened_says_why(workload: Workload) -> None:
-    with pytest.raises(UsageError, match="backend 'onx:fp32': is unknown; did you mean 'onnx"):
+    with pytest.raises(UsageError, match="backend 'onx': is unknown; did you mean 'onnx'"):
         worker.open_candidate(candidate(workload, "onx:fp32"), workload)
     with pytest.raises(NlptasksError, match="has no ONNX export in int8"):
         worker.open_candidate(candidate(workload, "onnx:int8"), workload)

@@ -116,7 +116,7 @@ def test_the_problem_is_what_onnx_runtime_reports(
     assert cuda_problem() == problem
     assert usable_device("auto") == usable_device("cuda") == "cpu"
     with pytest.raises(BackendError) as caught:
-        open_session(tmp_path / "model.onnx", "cuda")
+        open_session(tmp_path / "encode.onnx", "cuda")
     assert caught.value.exit_code == 6
     assert problem in caught.value.problem
     assert caught.value.fix == (
@@ -129,13 +129,13 @@ def test_a_session_that_falls_back_to_the_cpu_is_an_error(machine: Machine, tmp_
     found = iter([[CUDA, CPU], [CPU]])  # the problem comes up when the graph itself is opened
     machine.session = lambda: next(found, [CUDA, CPU])
     with pytest.raises(BackendError, match=r"does not run on CUDA .it falls back to the CPU"):
-        open_session(tmp_path / "model.onnx", "cuda")
+        open_session(tmp_path / "encode.onnx", "cuda")
 
 
 def test_a_session_that_may_fall_back_does(machine: Machine, tmp_path: Path) -> None:
     found = iter([[CUDA, CPU], [CPU]])
     machine.session = lambda: next(found)
-    assert open_session(tmp_path / "model.onnx", "auto").get_providers() == [CPU]
+    assert open_session(tmp_path / "encode.onnx", "auto").get_providers() == [CPU]
 
 
 def test_the_real_machine_is_asked_in_silence(capfd: pytest.CaptureFixture[str]) -> None:

@@ -244,7 +244,7 @@ def _hungry_graph(path: Path) -> OnnxRuntime:
 def test_too_little_memory_is_recognised_by_the_runtimes_messages(backend: str, tmp_path: Path) -> None:
     hungry = {
         "torch": lambda: pytorch.TorchRuntime({ENCODE: _Hungry()}, CPU),
-        "onnx:fp32": lambda: _hungry_graph(tmp_path / "model.onnx"),
+        "onnx:fp32": lambda: _hungry_graph(tmp_path / "encode.onnx"),
     }
     with pytest.raises(OutOfMemoryError, match="the graph encode") as caught:
         hungry[backend]().run(ENCODE, {"ids": np.array([2**46])})

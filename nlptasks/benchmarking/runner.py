@@ -135,21 +135,21 @@ def benchmark(
     if BASELINE not in found:
         reason = failed.get(BASELINE, "the backend is not available")
         raise BackendError(str(model), f"cannot be run on {BASELINE} ({reason})", "run 'nlptasks doctor'")
-    ours = {one.name: one for one in candidates if isinstance(one, BackendCandidate)}
-    precisions = {name: one.precision for name, one in ours.items()}
+    ours = [one for one in candidates if isinstance(one, BackendCandidate)]
+    precisions = {one.name: one.precision for one in ours}
     return Benchmark(
         texts=size.texts,
         tokens=size.tokens,
         candidates=tuple(found.values()),
         failed=failed,
-        temporary={
-            name: f"nlptasks export {stored.path} --precision {one.precision}"
-            for name, one in ours.items()
-            if one.model != workload.model
-        },
+        temporary={one.name: _export_command(stored, one) for one in ours if one.model != workload.model},
         unverified=tuple(name for name in names if name not in scales),
         best=_best(found, precisions, scales, verified=scales.keys() >= {*names}),
     )
+
+
+def _export_command(stored: ModelFolder, candidate: BackendCandidate) -> str:
+    return f"nlptasks export {stored.path} --precision {candidate.precision}"
 
 
 def _data(

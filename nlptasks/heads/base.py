@@ -272,7 +272,7 @@ def read_gold(head: Head[Any, ExampleT, Any], rows: Iterable[Row]) -> list[Examp
     def read(row: Row) -> ExampleT:
         example = head.read(row)
         if head.gold(example) is None:
-            fix = "label it, or name the column: --columns WANTED=FOUND"
+            fix = "label it, or name the column: --columns FIELD=COLUMN"
             raise DataError(row.where, f"has no gold answer among {listing(row.fields)}", fix)
         return example
 

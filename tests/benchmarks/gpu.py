@@ -4,7 +4,8 @@
 
 The texts are CoNLL-2003's test sentences, as they are and joined to about 128 tokens. `transformers.pipeline` in fp16 at batch
 size 32 is compared with our PyTorch backend in bf16 (with and without `torch.compile`) and our exports in fp32 and fp16. The
-share of the ceiling is the fraction of the speed of large fp16 matrix products on the same GPU. ``--device cpu --tiny`` runs anywhere.
+share of the ceiling is the fraction of the speed of large fp16 matrix products on the same GPU. ``--device cpu --tiny`` runs on
+any machine.
 """
 
 from __future__ import annotations

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import tokenizers
 from jinja2 import TemplateError
+from jinja2.utils import Namespace
 
 from nlptasks import DataError, Row, Span, json_field, listing, quote
 
 ROLES = ("system", "user", "assistant")
 ANSWERS = "assistant"
+
+_MAX_STEPS, _MAX_SIZE = 200_000, 2**24
+"""Lines of a compiled template that one rendering may run, and the length of a string or list that it may make."""
 
 Messages = Sequence[Mapping[str, str]]
 """Messages, each with its ``role`` and its ``content``."""
@@ -55,12 +62,16 @@ class Template:
         from transformers.utils.chat_template_utils import render_jinja_template  # heavy
 
         try:
-            [text], _ = render_jinja_template(
-                conversations=[list(messages)],
-                chat_template=self.text,
-                add_generation_prompt=answer_begins,
-                **self.named,
-            )
+            with _bounded():
+                [text], _ = render_jinja_template(
+                    conversations=[list(messages)],
+                    chat_template=self.text,
+                    add_generation_prompt=answer_begins,
+                    **self.named,
+                )
+        except (_RunawayError, MemoryError, OverflowError) as error:
+            problem = f"has messages of which the chat template makes a text without end ({error})"
+            raise DataError(where, problem, "use a backbone with another chat template") from error
         except TemplateError as error:
             problem = f"has messages that the chat template refuses ({error})"
             raise DataError(where, problem, "order the roles as the model was trained on") from error
@@ -134,6 +145,41 @@ class Template:
             if found and message["role"] != own:
                 problem = f"has {listing(found)} in message {number}, with which the chat template marks messages"
                 raise DataError(where, problem, "remove it from the text")
+
+
+class _RunawayError(Exception):
+    """A template runs for too long, or makes too large a text."""
+
+
+def _is_huge(value: object) -> bool:
+    """Return True for a long string or list, and for a namespace that holds one."""
+    if isinstance(value, str | list | tuple | dict):
+        return len(value) > _MAX_SIZE
+    return isinstance(value, Namespace) and any(map(_is_huge, value._Namespace__attrs.values()))
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Stop templates that this thread renders in the block if they do not come to an end: they may loop for ever."""
+    left = _MAX_STEPS
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename != "<template>":
+            return None
+        left -= 1
+        if left < 0:
+            raise _RunawayError(f"more than {_MAX_STEPS} steps")
+        if any(map(_is_huge, frame.f_locals.values())):
+            raise _RunawayError(f"values larger than {_MAX_SIZE}")
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def messages_of(row: Row) -> list[dict[str, str]]:

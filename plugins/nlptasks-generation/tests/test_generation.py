@@ -15,11 +15,10 @@ import torch
 import transformers
 from click.testing import CliRunner
 from nlptasks_generation import Chat, GenerationHead, Likelihood, Passage, stream
+from nlptasks_generation.templates import Template
 
 import nlptasks
-from nlptasks import DataError, ModelError, Row, TrainSettings, UsageError
-from nlptasks.heads.base import read_gold, without_gold
-from nlptasks.metrics.base import merge
+from nlptasks import DataError, ModelError, Row, TrainSettings, UsageError, merge, read_gold, without_gold
 from nlptasks.pipeline import Pipeline, pipeline
 from nlptasks.testing import Conformance, make_tiny
 from nlptasks.testing.checks import HeadUnderTest, make_head
@@ -132,6 +131,21 @@ def test_answers_that_a_template_later_writes_differently_are_learned(decoders: 
     subject = with_template(decoders, THINKING, tmp_path / "thinking")
     found = learned(subject, {"messages": messages(CHATS[0])})
     assert found == "Ada.<|im_end|><think></think>Rome<|im_end|>\n"
+
+
+RUNAWAYS = [
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% set x = 1 %}{% endfor %}{% endfor %}",
+    "{% set all = namespace(x='a' * 1000) %}{% for i in range(40) %}{% set all.x = all.x ~ all.x %}{% endfor %}{{ all.x }}",
+    "{% set x = 'a' * 10**15 %}{{ x }}",
+]
+
+
+@pytest.mark.parametrize("template", RUNAWAYS)
+def test_a_template_that_does_not_come_to_an_end_is_refused(template: str) -> None:
+    message = {"role": "user", "content": "hi"}
+    with pytest.raises(DataError, match="a:1: has messages of which the chat template makes a text without end"):
+        Template(template, {}, {}).rendered([message], where="a:1")
+    assert Template("{% for m in messages %}{{ m.content }}{% endfor %}", {}, {}).rendered([message] * 9, where="a:1")
 
 
 def test_a_template_that_begins_answers_differently_allows_texts_and_no_chats(decoders: Path, tmp_path: Path) -> None:
