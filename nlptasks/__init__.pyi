@@ -103,6 +103,7 @@ from .models.huggingface import import_checkpoint as import_checkpoint
 from .models.huggingface import to_hugging_face as to_hugging_face
 from .models.model import Model as Model
 from .networks.base import Network as Network
+from .networks.base import make_network as make_network
 from .networks.losses import binary_cross_entropy as binary_cross_entropy
 from .networks.losses import cross_entropy as cross_entropy
 from .networks.losses import example_means as example_means

@@ -223,7 +223,9 @@ def test_samples_do_not_depend_on_other_prompts(llama: Scene) -> None:
     assert len({str(text) for texts in together for text in texts}) > 5
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "qwen2", "gemma2"])
+@pytest.mark.parametrize(
+    "architecture", ["gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2", "gemma2"))]
+)
 def test_onnx_runtime_generates_the_same(architecture: str, tmp_path: Path) -> None:
     scene = make(tmp_path / "decoder", architecture)
     paths = {}

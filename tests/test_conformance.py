@@ -149,7 +149,14 @@ def test_a_head_of_another_package_conforms(toy_package: None, backbones: Path, 
     checks.check_all("toy", backbones / "bert", tmp_path / "model")
 
 
-@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+_QUICK = ("bert", "t5")
+"""An encoder and an encoder-decoder; the other architectures are slow tests."""
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in tiny.ARCHITECTURES],
+)
 def test_all_heads_in_one_graph_give_the_same_results_on_both_backends(
     architecture: str, backbones: Path, tmp_path: Path
 ) -> None:

@@ -10,10 +10,14 @@ import pytest
 
 from nlptasks.backbones import pretrained
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+_QUICK = ("ner", "spacy_pipeline")
+EXAMPLES = [
+    pytest.param(path, id=path.stem, marks=() if path.stem in _QUICK else pytest.mark.slow)
+    for path in sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+]
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("example", EXAMPLES)
 def test_an_example_runs(
     example: Path,
     backbones: Path,

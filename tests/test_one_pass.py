@@ -121,7 +121,9 @@ def test_an_export_with_more_heads_gives_the_same_bits(both_exported: Path, expo
     assert after(TEXTS) == before(TEXTS)
 
 
-@pytest.mark.parametrize("name", ["modernbert", "deberta", "t5", "bart"])
+@pytest.mark.parametrize(
+    "name", ["t5", *(pytest.param(name, marks=pytest.mark.slow) for name in ("modernbert", "deberta", "bart"))]
+)
 def test_heads_that_own_different_layers_are_exported_from_every_kind(
     backbones: Path, moods: Path, tmp_path: Path, name: str
 ) -> None:

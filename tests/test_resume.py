@@ -328,6 +328,7 @@ def test_runs_killed_at_random_have_the_same_result() -> None:
     assert found["differences"] == 0
 
 
+@pytest.mark.slow
 def test_runs_that_crash_before_any_write_have_the_same_result() -> None:
     found = ran("crashes", "--every", "4")
     assert found["crashes"] > 10
@@ -417,7 +418,7 @@ def test_the_path_of_the_backbone_may_be_relative(
     "launcher",
     [
         ["torch.distributed.run", "--nproc-per-node", "2"],
-        ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"],
+        pytest.param(["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"], marks=pytest.mark.slow),
     ],
 )
 def test_launchers_start_several_processes(
@@ -437,6 +438,7 @@ def test_launchers_start_several_processes(
     assert done.stderr.count("rows train 36") == 1
 
 
+@pytest.mark.slow
 def test_a_launcher_that_is_terminated_leaves_a_checkpoint(backbones: Path, conll_data: Path, tmp_path: Path) -> None:
     words = ["train", f"ner={conll_data}", "-o", str(tmp_path / "m"), "--backbone", str(backbones / "bert")]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "nlptasks"]

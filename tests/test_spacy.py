@@ -524,6 +524,7 @@ def test_given_tokens_and_long_documents_and_switched_off(trained: Path) -> None
     assert nlp.analyze_pipes()["summary"]["nlptasks"]["assigns"]
 
 
+@pytest.mark.slow
 def test_every_language_of_spacy(trained: Path) -> None:
     component = component_of(blank(trained))
     codes = [path.name for path in Path(spacy.__path__[0], "lang").iterdir() if (path / "__init__.py").exists()]
@@ -801,7 +802,12 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(
     ("how", "backend", "language"),
-    [("spawn", "torch", "en"), ("spawn", "onnx", "zh"), ("fork", "torch", "zh"), ("fork", "onnx", "en")],
+    [
+        ("spawn", "torch", "en"),
+        pytest.param("spawn", "onnx", "zh", marks=pytest.mark.slow),
+        ("fork", "torch", "zh"),
+        ("fork", "onnx", "en"),
+    ],
 )
 def test_processes(both: Path, both_exported: Path, tmp_path: Path, how: str, backend: str, language: str) -> None:
     if how == "fork" and not hasattr(os, "fork"):
@@ -828,6 +834,7 @@ def test_displacy_shows_the_entities(trained: Path) -> None:
         assert "London" in html
 
 
+@pytest.mark.slow
 def test_a_pipeline_is_packaged(trained: Path, tmp_path: Path) -> None:
     nlp = blank(trained)
     nlp.meta.update(name="names", version="1.2.3")

@@ -280,6 +280,7 @@ def test_nan_metrics_are_never_the_best(
     assert tiny.log_of(tmp_path / "m")["history"][1]["dev"] == {"ner": 0.5}
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_steps(backbones: Path, conll_data: Path, tmp_path: Path) -> None:
     pages: dict[int, int] = {}
 

@@ -17,10 +17,20 @@ from nlptasks_similarity import Embedding, Similarity, SimilarityConfig, Similar
 
 import nlptasks
 import nlptasks.pipeline
-from nlptasks import BackboneInfo, DataError, Metrics, ModelInput, Row, TrainSettings, UsageError, Window, merge
-from nlptasks.backbones.info import ENCODER
-from nlptasks.heads.base import read_gold
-from nlptasks.networks.base import make_network
+from nlptasks import (
+    ENCODER,
+    BackboneInfo,
+    DataError,
+    Metrics,
+    ModelInput,
+    Row,
+    TrainSettings,
+    UsageError,
+    Window,
+    make_network,
+    merge,
+    read_gold,
+)
 from nlptasks.pipeline import Pipeline
 from nlptasks.testing import Conformance, checks, make_tiny
 from nlptasks.testing.commands import run
