@@ -111,6 +111,8 @@ from .networks.losses import of_first_windows as of_first_windows
 from .networks.transformers_layers import HuggingFaceLayers as HuggingFaceLayers
 from .pipeline import Pipeline as Pipeline
 from .pipeline import Prediction as Prediction
+from .pipeline import predict as predict
+from .registry import tasks as tasks
 from .runtimes.base import Backend as Backend
 from .runtimes.base import EncodedBatch as EncodedBatch
 from .runtimes.base import GraphSpec as GraphSpec
@@ -155,6 +157,7 @@ from .types import Outputs as Outputs
 from .types import Overlapping as Overlapping
 from .types import Parts as Parts
 from .types import Reader as Reader
+from .types import Result as Result
 from .types import Row as Row
 from .types import Span as Span
 from .types import Window as Window

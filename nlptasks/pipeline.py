@@ -24,7 +24,7 @@ from nlptasks.runtimes.base import Backend, ModelSource, Runtime
 from nlptasks.storage.atomic import restored
 from nlptasks.types import OnError, Row, refuse
 
-__all__ = ["Pipeline", "Prediction", "pipeline"]
+__all__ = ["Pipeline", "Prediction", "pipeline", "predict"]
 
 _log = logging.getLogger("nlptasks")
 
@@ -250,6 +250,13 @@ def pipeline(
     if batch_tokens is not None and batch_tokens < 1:
         raise UsageError(f"batch_tokens {batch_tokens}", "expected 1 or more", "leave it out for the device's default")
     return _open(_Arguments(heads, str(model), backend, device, options or {}, batch_tokens))
+
+
+def predict(
+    model: str | Path, texts: Text | Iterable[Text], *, heads: str | Sequence[str] | None = None, backend: str = AUTO
+) -> Any:
+    """Open a model and return its results for one text, or for several in their order; see `pipeline`."""
+    return pipeline(heads, model=model, backend=backend)(texts)
 
 
 def _open(arguments: _Arguments) -> Pipeline:

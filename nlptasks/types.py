@@ -8,7 +8,7 @@ Letters for shapes, everywhere: B windows in a batch, S tokens, H width of the b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -205,6 +205,15 @@ class Window:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Base class of results."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as a dictionary of plain data."""
+        return asdict(self)
 
 
 Outputs = Mapping[str, Array]

@@ -43,7 +43,7 @@ def test_saved_backbones_load_here_and_in_hugging_face(backbones: Path, name: st
         for weight in backbone.parameters():
             weight.add_(0.01)
     backbone.save(tmp_path)
-    again = Backbone.from_folder(tmp_path, backbone.info.record()).eval()
+    again = Backbone.from_folder(tmp_path, backbone.info.record(), list(backbone.assets)).eval()
     batch = batch_of(backbone)
     assert torch.equal(again(batch), backbone(batch))
     full = transformers.AutoModel.from_pretrained(tmp_path).eval()
@@ -160,7 +160,7 @@ def test_our_own_folders_are_read_strictly(backbones: Path, tmp_path: Path, chan
     if change == "garbage":
         path.write_bytes(b"\x80\x04garbage")
     with pytest.raises(ModelError):
-        Backbone.from_folder(tmp_path, backbone.info.record())
+        Backbone.from_folder(tmp_path, backbone.info.record(), list(backbone.assets))
 
 
 def test_a_config_of_an_unknown_architecture_is_refused(backbones: Path, tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_config_of_an_unknown_architecture_is_refused(backbones: Path, tmp_pat
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "bertt"}))
     with pytest.raises(ModelError, match=r"has no usable config\.json"):
-        Backbone.from_folder(tmp_path, backbone.info.record())
+        Backbone.from_folder(tmp_path, backbone.info.record(), list(backbone.assets))
 
 
 # Names on the hub

@@ -251,6 +251,7 @@ def test_an_export_with_a_wrong_report_is_ignored_with_a_warning(
     is_sealed: bool,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("WARNING", "nlptasks")
     model = copied(exported, tmp_path / "model")
     path = model / "onnx/fp32/report.json"
     report = unsealed(path.read_bytes())
@@ -287,6 +288,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
 def test_a_damaged_export_leaves_the_model_usable(
     exported: Path, tmp_path: Path, problem: str, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("WARNING", "nlptasks")
     model = copied(exported, tmp_path / "model")
     damage(model / "onnx/fp32")
     assert pipeline("ner", model=model, backend="torch", device="cpu")(TEXTS)

@@ -270,4 +270,11 @@ def test_a_pipeline_is_copied_and_pickled_as_its_folder_and_settings(pipe: Pipel
 def test_a_pipeline_says_what_it_is(pipe: Pipeline, exported: Path) -> None:
     assert repr(pipe) == f"<nlptasks.Pipeline of {str(exported)!r}: ner on {pipe.backend}>"
     assert {"predict", "stream_text", "stream", "heads", "backend"} <= set(dir(pipe))
-    assert dir(nlptasks.pipeline) == ["Pipeline", "Prediction", "pipeline"]
+    assert dir(nlptasks.pipeline) == ["Pipeline", "Prediction", "pipeline", "predict"]
+
+
+def test_a_model_predicts_in_one_call_and_results_become_dictionaries(exported: Path) -> None:
+    [person, place] = nlptasks.predict(exported, "Ada Smith saw London .", heads="ner")
+    assert person.to_dict() == {"text": "Ada Smith", "label": "PER", "start": 0, "end": 9, "score": person.score}
+    [again] = nlptasks.predict(exported, ["Ada Smith saw London ."], heads="ner", backend="torch")
+    assert [(one.text, one.label) for one in again] == [("Ada Smith", person.label), ("London", place.label)]

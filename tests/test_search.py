@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -331,3 +332,33 @@ def test_integers_are_allowed_for_floats() -> None:
 def test_impossible_options_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         SearchOptions(**given)
+
+
+class LongerIsBetter:
+    """Two short answers end early; a longer one is less likely at first, but certain from then on, and wins by the penalty.
+
+    Tokens: 0 start, 1 end, 2 and 4 the words of the short answers, 3 the word of the longer one, which has six.
+    """
+
+    def __init__(self) -> None:
+        self.length = 0
+
+    def advance(self, tokens: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+        self.length += 1
+        following = {0: {2: 0.735, 3: 0.165}, 2: {1: 0.5, 4: 0.5}, 4: {1: 1.0}, 3: {1 if self.length > 6 else 3: 1.0}}
+        logits = torch.full((*rows.shape, 5), -30.0)
+        for place in np.ndindex(*rows.shape):
+            for token, share in following.get(int(tokens[place][-1]), {1: 1.0}).items():
+                logits[place][token] = math.log(share)
+        return logits
+
+    def keep(self, groups: np.ndarray) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("early_stopping", "words"), [("never", (3,) * 6), ("false", (2, 4))])
+def test_beams_that_never_stop_early_find_a_longer_answer(early_stopping: str, words: tuple[int, ...]) -> None:
+    special = SpecialTokens(prompt=(0,), end=(1,))
+    options = SearchOptions(max_new_tokens=10, num_beams=2, early_stopping=early_stopping)
+    [[best]] = search(LongerIsBetter(), sources=[np.array([5])], special=special, options=options)
+    assert best.tokens == words

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,12 +147,17 @@ def check_vocabulary(backend: tokenizers.Tokenizer, vocabulary_size: int, token_
     Raises:
         ModelError: one has not, or the tokenizer would make a text many times as long.
     """
+
+    def check(ids: Iterable[int]) -> None:
+        known = max(ids, default=-1) + 1
+        if known > vocabulary_size:
+            problem = f"has a tokenizer of {known} tokens and an embedding table of {vocabulary_size}"
+            raise ModelError(where, problem, "resize the embeddings")
+
+    check(backend.get_vocab(with_added_tokens=True).values())  # first: a huge id makes everything else slow
     check_expansion(backend, where=where)
     around = backend.encode("a", "a")
-    known = max([*backend.get_vocab(with_added_tokens=True).values(), *around.ids], default=-1) + 1
-    if known > vocabulary_size:
-        problem = f"has a tokenizer of {known} tokens and an embedding table of {vocabulary_size}"
-        raise ModelError(where, problem, "resize the embeddings")
+    check(around.ids)
     types = max(around.type_ids, default=0) + 1
     if types > max(2, token_types):
         raise ModelError(where, f"has a tokenizer of {types} token types, expected at most 2", RESTORE)

@@ -48,6 +48,8 @@ def command(
 
 def _report(model: str, report: ExportReport) -> list[str]:
     """Return the report for people."""
+    from nlptasks.exporting.precisions import PRECISIONS
+
     most = f" (of {max(report.differences, key=report.differences.__getitem__)})" if len(report.differences) > 1 else ""
     same = "" if report.agreement is None else f", and {report.agreement:.1%} of labels are the same"
     lines = [
@@ -61,7 +63,7 @@ def _report(model: str, report: ExportReport) -> list[str]:
         )
     if not report.verified:
         lines.append(f"  not verified: it was compared on the {report.device}, which it is not made for")
-    if report.precision != "fp32" and not report.checks:
+    if PRECISIONS[report.precision].convert and not report.checks:
         lines.append("  not checked on your data: use --check HEAD=DATA, once for each head")
     lines.append(f"use it: --backend onnx:{report.precision}")
     return lines

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nlptasks.types import IGNORED, Outputs
+from nlptasks.types import IGNORED, Outputs, Result
 
 
 @dataclass(frozen=True)
-class GeneratedText:
+class GeneratedText(Result):
     """A generated text.
 
     Attributes:

@@ -25,11 +25,11 @@ from nlptasks.metrics.base import Counts, Metrics
 from nlptasks.metrics.calibration import TEMPERATURE_DOC, Likelihood, checked
 from nlptasks.metrics.labelling import best_thresholds
 from nlptasks.text.words import is_blank
-from nlptasks.types import Floats, HeadOutputs, Ints, ModelInput, Outputs, Row, Window
+from nlptasks.types import Floats, HeadOutputs, Ints, ModelInput, Outputs, Result, Row, Window
 
 
 @dataclass(frozen=True)
-class Label:
+class Label(Result):
     """The label of a text.
 
     Attributes:
@@ -49,7 +49,7 @@ class Label:
 
 
 @dataclass(frozen=True)
-class Labels:
+class Labels(Result):
     """The labels of a text that may have several or none.
 
     Attributes:

@@ -43,7 +43,7 @@ from nlptasks.text.tags import (
 )
 from nlptasks.text.word_outputs import word_outputs
 from nlptasks.text.words import close_unspaced, join_words, words, words_in
-from nlptasks.types import IGNORED, Floats, HeadOutputs, Ints, ModelInput, Outputs, Row, Span, Window
+from nlptasks.types import IGNORED, Floats, HeadOutputs, Ints, ModelInput, Outputs, Result, Row, Span, Window
 
 _log = logging.getLogger("nlptasks")
 
@@ -51,7 +51,7 @@ _CONLL_SUFFIXES = ("", ".conll", ".tsv", ".txt", ".bio", ".iob", ".iob2", ".bioe
 
 
 @dataclass(frozen=True)
-class Entity:
+class Entity(Result):
     """An entity in a text: ``text[start:end]``.
 
     Attributes:

@@ -27,14 +27,27 @@ from nlptasks.metrics.base import Counts, Metrics
 from nlptasks.metrics.calibration import TEMPERATURE_DOC, SpanLikelihood, log_total
 from nlptasks.metrics.labelling import answer_counts, answer_f1, answer_scores, exact_match
 from nlptasks.text.words import is_blank, widened
-from nlptasks.types import IGNORED, Floats, HeadOutputs, Ints, ModelInput, OnError, Outputs, Row, Span, Window, refuse
+from nlptasks.types import (
+    IGNORED,
+    Floats,
+    HeadOutputs,
+    Ints,
+    ModelInput,
+    OnError,
+    Outputs,
+    Result,
+    Row,
+    Span,
+    Window,
+    refuse,
+)
 
 _POSSIBLE, _GOLD = 0, 1
 """Targets of tokens: an answer may start or end here, and the gold answer does."""
 
 
 @dataclass(frozen=True)
-class Answer:
+class Answer(Result):
     """An answer: ``context[start:end]``.
 
     Attributes:

@@ -247,7 +247,8 @@ def _keep_beside(base: ModelFolder, place: Path) -> None:
         folder = Path(EXPORTS) / precision
         (place / folder).mkdir(parents=True)
         for name in (REPORT, *report["files"]):
-            shutil.copyfile(base.path / folder / name, place / folder / name)
+            if (base.path / folder / name).is_file():  # a damaged export stays what it is
+                shutil.copyfile(base.path / folder / name, place / folder / name)
     own = {PurePosixPath(name).parts[0] for name in base.manifest["files"]} | {MANIFEST, EXPORTS, RUNNING}
     for path in base.path.iterdir():
         if path.name not in own and path.is_dir() and not path.is_symlink():
