@@ -171,7 +171,7 @@ def check_output(folder: Path, *, overwrite: bool, resumable: bool = False) -> N
         ways = "--overwrite to replace it, or --resume" if resumable else "or --overwrite to replace it"
         raise UsageError(str(folder), "is not empty", f"use another --output, {ways}")
     # Path.is_mount() looks twice, and fails on a folder that another process replaces between the two.
-    if target == Path.cwd() or os.path.ismount(target):  # noqa: PTH114
+    if target == Path.cwd() or os.path.ismount(target):
         raise UsageError(str(folder), "cannot be replaced as a whole", "use a folder inside it")
     parent = next(place for place in target.parents if place.exists())
     if not os.access(parent, os.W_OK):
