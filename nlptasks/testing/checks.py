@@ -196,7 +196,7 @@ def check_saving(head: HeadUnderTest, folder: Path) -> list[Any]:
     runtime = open_torch(copy.deepcopy(model).graphs(), "cpu", outputs=model.outputs)
     unsaved = Engine({_NAME: head.head}, head.tokenizer, runtime, head.backbone.info)
     before = [found[_NAME] for found in unsaved.stream({_NAME: example} for example in head.examples)]
-    after = [one.results[_NAME] for one in pipeline(_NAME, model=folder, backend="torch").predict(head.rows)]
+    after = [one.results[_NAME] for one in pipeline(_NAME, model=folder, backend="torch").predict(head.rows, gold=True)]
     assert before == after
     assert len(after) == len(head.rows)
     return after
@@ -206,7 +206,7 @@ def check_export(head: HeadUnderTest, folder: Path, expected: Sequence[Any]) -> 
     """Check that exported graphs give PyTorch's outputs for one row and for several, and the same metrics."""
     assert export(folder).max_difference <= 1e-4
     check_numbers(folder, batches_of(head))
-    found = [one.results[_NAME] for one in pipeline(_NAME, model=folder, backend="onnx").predict(head.rows)]
+    found = [one.results[_NAME] for one in pipeline(_NAME, model=folder, backend="onnx").predict(head.rows, gold=True)]
     exported, original = (
         measured(head.head, zip(head.examples, results, strict=True)).values for results in (found, expected)
     )
