@@ -113,11 +113,17 @@ from .pipeline import Pipeline as Pipeline
 from .pipeline import Prediction as Prediction
 from .pipeline import predict as predict
 from .registry import tasks as tasks
+from .reporting.diagnosis import doctor as doctor
+from .reporting.summary import HeadSummary as HeadSummary
+from .reporting.summary import ModelSummary as ModelSummary
+from .reporting.summary import show as show
 from .runtimes.base import Backend as Backend
 from .runtimes.base import EncodedBatch as EncodedBatch
 from .runtimes.base import GraphSpec as GraphSpec
 from .runtimes.base import ModelSource as ModelSource
 from .runtimes.base import Runtime as Runtime
+from .scaffolding.plugin import NewPlugin as NewPlugin
+from .scaffolding.plugin import new_plugin as new_plugin
 from .text.tags import SCHEMES as SCHEMES
 from .text.tags import LabelledSpan as LabelledSpan
 from .text.tags import TagDecoder as TagDecoder

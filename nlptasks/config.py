@@ -14,8 +14,9 @@ from typing import Any
 
 from nlptasks.errors import UsageError, did_you_mean, listing, quote
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-DEVICES = ("auto", "cpu", "cuda")
+AUTO = "auto"
+PRECISIONS = (AUTO, "fp32", "bf16", "fp16")
+DEVICES = (AUTO, "cpu", "cuda")
 EMBEDDED = "minilm"
 """The default backbone, which installs with the extra `minilm`."""
 RUNS = "runs"
@@ -179,15 +180,16 @@ def _check(value: Any, kind: type, item: Field[Any], where: str) -> None:
     _check_type(value, kind, where)
     choices, within = item.metadata["choices"], item.metadata["within"]
     if choices and value not in choices:
-        raise UsageError(where, f"is {quote(value)}", f"use one of {listing(choices)}")
+        raise UsageError(where, f"is {quote(value)}", f"use one of {listing(choices)}", argument=where)
     if kind in (int, float) and value not in within:
-        raise UsageError(where, f"is {value}", f"give {within}")
+        raise UsageError(where, f"is {value}", f"give {within}", argument=where)
 
 
 def _check_type(value: Any, kind: type, where: str) -> None:
     kinds: Any = {float: (int, float), tuple: (list, tuple)}.get(kind, kind)
     if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
-        raise UsageError(where, f"is {quote(value)}, not a value of type {kind.__name__}", "correct the value")
+        problem = f"is {quote(value)}, not a value of type {kind.__name__}"
+        raise UsageError(where, problem, "correct the value", argument=where)
 
 
 def _parse(value: Any, kind: type, where: str) -> Any:
@@ -268,7 +270,7 @@ class TrainSettings:
     """Settings of training. None means chosen from the size of backbone and data; the choice is recorded in ``training.json``."""
 
     backbone: str | None = option(
-        None, "backbone: a hub name, a folder, or minilm, the embedded default; with --add-to it is the model's"
+        None, "backbone: a hub name, a folder, or minilm, the embedded default; an added head has that of its model"
     )
     tune: str | None = option(
         None,
@@ -325,7 +327,7 @@ def owned_layers(tune: str | None) -> int | None:
         return 0
     kind, _, number = tune.partition(":")
     if kind != "top" or not number.isdecimal() or not number.isascii() or len(number) > 4 or int(number) < 1:
-        raise UsageError("tune", f"is {quote(tune)}", "use all, head, or top:K, where K is a number of layers")
+        raise UsageError("tune", f"is {quote(tune)}", "use all, head, or top:K with K layers", argument="tune")
     return int(number)
 
 
@@ -343,9 +345,8 @@ def parse_weights(text: str) -> dict[str, float]:
         except ValueError:
             weight = math.nan
         if not name or name in weights or weight not in WEIGHTS:
-            raise UsageError(
-                "head_weights", f"has {quote(part)}", "write HEAD:WEIGHT,..., each a finite number above 0"
-            )
+            fix = "write HEAD:WEIGHT,..., each a finite number above 0"
+            raise UsageError("head_weights", f"has {quote(part)}", fix, argument="head_weights")
         weights[name] = weight
     return weights
 

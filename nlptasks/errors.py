@@ -29,18 +29,20 @@ class NlptasksError(Exception):
     """An error that says where the problem is, what it is, and what to do.
 
     Args:
-        where: file and line (``train.tsv:17``), option or folder.
+        where: file and line (``train.tsv:17``), argument or folder.
         problem: what was found and what was expected.
-        fix: what the user can do about it.
+        fix: what the user can do about it, with Python arguments in backticks: the command line shows them as its options.
+        argument: the Python argument that `where` begins with; empty if it names none.
     """
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, where: str, problem: str, fix: str) -> None:
+    def __init__(self, where: str, problem: str, fix: str, *, argument: str = "") -> None:
         super().__init__(where, problem, fix)
         self.where = where
         self.problem = problem
         self.fix = fix
+        self.argument = argument
 
     def __str__(self) -> str:
         return " ".join(f"{self.where}: {self.problem}; {self.fix}".splitlines())

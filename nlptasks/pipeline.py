@@ -11,16 +11,16 @@ from typing import Any
 
 from nlptasks.backbones import hub
 from nlptasks.backbones.info import CONFIG
-from nlptasks.config import DEVICES, RUNS, changed, naming
-from nlptasks.errors import DataError, PluginError, UsageError, did_you_mean, listing
-from nlptasks.exporting.sources import LoadedSource, StoredSource
-from nlptasks.heads.base import AnyHead, without_gold
+from nlptasks.config import AUTO, DEVICES, RUNS, changed, naming
+from nlptasks.errors import DataError, PluginError, UsageError, did_you_mean, first_line, listing
+from nlptasks.exporting.sources import CheckpointSource, StoredSource
+from nlptasks.heads.base import AnyHead, examples_of, without_gold
 from nlptasks.inference.engine import CHUNK_ITEMS, Engine, Item
 from nlptasks.inference.streaming import streamed
 from nlptasks.models.folder import ModelFolder
 from nlptasks.models.manifest import MANIFEST
-from nlptasks.registry import backends, make_backend, tasks
-from nlptasks.runtimes.base import Backend, ModelSource, Runtime
+from nlptasks.registry import BackendRegistration, backends, make_backend, tasks
+from nlptasks.runtimes.base import Backend, Choice, ModelSource, Runtime
 from nlptasks.storage.atomic import restored
 from nlptasks.types import OnError, Row, refuse
 
@@ -33,8 +33,6 @@ Text = str | Mapping[str, Any]
 
 Options = Mapping[str, Mapping[str, Any]]
 """Values of options, by head and option."""
-
-AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -145,15 +143,16 @@ class Pipeline:
             largest_chunk: the most rows read before their predictions are returned.
 
         Raises:
+            UsageError: there is no such head.
             DataError: a row cannot be read by a head that was named, or by no head at all and it is no bare text.
         """
         waiting: deque[tuple[Row, Item]] = deque()
-        names = list(self.heads) if heads is None else heads
+        wanted = {name: self._head(name) for name in (self.heads if heads is None else heads)}
 
         def items() -> Iterator[Item]:
             for row in rows:
                 try:
-                    item = self._item(row, heads=names, gold=gold, partial=partial)
+                    item = self._item(row, heads=wanted, gold=gold, partial=partial)
                 except DataError as error:
                     on_error(error)
                 else:
@@ -172,7 +171,7 @@ class Pipeline:
             head: name of a head that generates text; None if the pipeline has only one.
 
         Raises:
-            UsageError: there is no such head, or its options ask for several texts.
+            UsageError: there is no such head; or, where the first piece is read, its options ask for several texts.
             DataError: the head cannot read the text.
         """
         name = self._writer(head)
@@ -190,20 +189,19 @@ class Pipeline:
             raise UsageError("stream_text", problem, f"name one of: {listing(writers)}")
         return head
 
-    def _item(self, row: Row, *, heads: Sequence[str], gold: bool, partial: bool) -> Item:
+    def _head(self, name: str) -> AnyHead:
+        if name not in self.heads:
+            raise UsageError(f"head {name!r}", "is not in this pipeline", did_you_mean(name, self.heads))
+        return self.heads[name]
+
+    def _item(self, row: Row, *, heads: Mapping[str, AnyHead], gold: bool, partial: bool) -> Item:
         """Return the example of each head that can read the row."""
-        examples: dict[str, Any] = {}
-        problems: dict[str, DataError] = {}
-        for name in heads:
-            head = self.heads[name]
-            try:
-                examples[name] = head.read(row if gold else without_gold(row, head.schema))
-            except DataError as error:
-                problems[name] = error
+        examples, problems = examples_of(heads, row, gold=gold)
         if partial:
             return examples
-        for name in self._required & problems.keys():
-            raise problems[name]
+        for name, problem in problems.items():
+            if name in self._required:
+                raise problem
         if not examples and problems:
             first = next(iter(problems.values()))
             if not _is_bare_text(row):
@@ -244,7 +242,7 @@ def pipeline(
         example = f'pipeline({name!r}, model="runs/{name}")'
         raise UsageError("pipeline", "no model was given", f"name the folder of a trained one: {example}")
     if device not in DEVICES:
-        raise UsageError(f"device {device!r}", "is unknown", f"use one of {listing(DEVICES)}")
+        raise UsageError(f"device {device!r}", "is unknown", f"use one of {listing(DEVICES)}", argument="device")
     if heads is not None and not heads:
         raise UsageError("pipeline", "names no head", "name one or several, or None for all")
     if batch_tokens is not None and batch_tokens < 1:
@@ -281,17 +279,14 @@ def _is_checkpoint(model: str) -> bool:
 
 def _open_checkpoint(arguments: _Arguments, names: list[str] | None) -> Engine:
     """Return an engine on a checkpoint, which is imported into memory."""
-    from nlptasks.models.huggingface import read_checkpoint  # imports PyTorch
-
     if names is None or len(names) != 1:
         problem = "is no model folder, and a Hugging Face checkpoint has one head"
         raise UsageError(arguments.model, problem, "check the path, or name the checkpoint's task: " + listing(tasks()))
     [task] = names
     _check_options(arguments.options, names)
-    _named_backend(arguments.backend)  # before the checkpoint is loaded
-    found = read_checkpoint(arguments.model, task=task, name=task, options=arguments.options.get(task))
-    runtime = _runtime(LoadedSource(found, arguments.model), arguments)
-    return Engine(found.heads, found.backbone.tokenizer(), runtime, found.backbone.info)
+    source = CheckpointSource(arguments.model, task, arguments.options.get(task) or {})
+    runtime = _runtime(source, arguments)
+    return Engine(source.model.heads, source.model.backbone.tokenizer(), runtime, source.model.backbone.info)
 
 
 def _open_stored(arguments: _Arguments, names: list[str] | None) -> Engine:
@@ -316,7 +311,8 @@ def _engine(stored: ModelFolder, arguments: _Arguments, names: list[str] | None)
 def _check_options(options: Options, names: Sequence[str]) -> None:
     for name in options:
         if name not in names:
-            raise UsageError(f"options {name!r}", "belong to no head that is opened", did_you_mean(name, names))
+            fix = did_you_mean(name, names)
+            raise UsageError(f"options {name!r}", "belong to no head that is opened", fix, argument="options")
 
 
 def _named_backend(wanted: str) -> tuple[Backend, str] | None:
@@ -332,7 +328,7 @@ def _named_backend(wanted: str) -> tuple[Backend, str] | None:
     backend = make_backend(name)
     if precision and precision not in backend.precisions:
         known = [f"{name}:{one}" for one in backend.precisions]
-        raise UsageError(f"backend {wanted!r}", "is unknown", did_you_mean(wanted, known))
+        raise UsageError(f"backend {wanted!r}", "is unknown", did_you_mean(wanted, known), argument="backend")
     return backend, precision
 
 
@@ -343,19 +339,32 @@ def _runtime(source: ModelSource, arguments: _Arguments) -> Runtime:
         backend, precision = named
         chosen = precision or backend.choose(source, arguments.device).precision or backend.precisions[0]
         return backend.open(source, chosen, arguments.device)
-    for backend in sorted(_usable_backends(), key=lambda one: -one.priority):
-        choice = backend.choose(source, arguments.device)
+    for registration, backend in sorted(_usable_backends(), key=lambda pair: -pair[1].priority):
+        choice = _choice(registration, backend, source, arguments.device)
         for reason in choice.reasons:
             _log.warning("%s %s", source.where, reason)
         if choice.precision is not None:
             return backend.open(source, choice.precision, arguments.device)
-    raise UsageError("backend 'auto'", "finds no backend for this model", f"name one of {listing(backends())}")
+    raise UsageError(
+        "backend 'auto'", "finds no backend for this model", f"name one of {listing(backends())}", argument="backend"
+    )
 
 
-def _usable_backends() -> Iterator[Backend]:
+def _choice(registration: BackendRegistration, backend: Backend, source: ModelSource, device: str) -> Choice:
+    """Return what a backend offers; one of another package that fails offers nothing."""
+    try:
+        return backend.choose(source, device)
+    except Exception as error:
+        if registration.is_own:
+            raise
+        _log.warning("%s", registration.error(f"failed ({first_line(error)})", "name another backend, or uninstall it"))
+        return Choice(None)
+
+
+def _usable_backends() -> Iterator[tuple[BackendRegistration, Backend]]:
     for one in backends().values():
         try:
-            yield one.make()
+            yield one, one.make()
         except PluginError as error:  # harms nobody who does not name it
             _log.warning("%s", error)
 

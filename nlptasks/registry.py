@@ -247,16 +247,17 @@ def make_backend(name: str) -> Backend:
     """
     known = _first_choices(_entries(BACKENDS, BackendRegistration))
     if name not in known:
-        raise UsageError(f"backend {name!r}", "is unknown", did_you_mean(name, ("auto", *known)))
+        fix = did_you_mean(name, ("auto", *known))
+        raise UsageError(f"backend {name!r}", "is unknown", fix, argument="backend")
     return known[name].make()
 
 
 def blamed(error: BaseException) -> PluginError | None:
     """Return an error of a plugin's code as an error of that plugin; None if no plugin had a part in it."""
-    for one in tasks().values():
+    for one in (*tasks().values(), *backends().values()):
         is_plugin = one.path.partition(".")[0] != _OWN
         if is_plugin and (line := one.line_in(error)):
-            fix = f"tell its authors (--debug shows the traceback), or do without {one.distribution}"
+            fix = f"tell its authors, or do without {one.distribution}"
             return one.error(f"failed at {line} ({first_line(error)})", fix)
     return None
 

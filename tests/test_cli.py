@@ -10,11 +10,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 import transformers
 from click.testing import CliRunner, Result
 
-from nlptasks.cli.common import metric_lines
+import nlptasks
+from nlptasks.cli.common import as_options, metric_lines
 from nlptasks.cli.main import main
 from nlptasks.config import TrainSettings
 from nlptasks.errors import TrainingError, UsageError
@@ -159,8 +161,10 @@ def test_tasks_and_doctor() -> None:
     assert "--set ner.scheme=auto" in run("tasks", "ner").stdout
     done = run("doctor")
     assert done.exit_code == 0
-    for word in ("torch 2", "training precision", "provider CUDA", "embedded backbone minilm:", "task ner: works"):
+    works = ("backend onnx: works", "backend torch: works", "task ner: works")
+    for word in ("torch 2", "PyTorch: device", "provider CUDA", "embedded backbone minilm:", *works):
         assert word in done.stdout
+    assert done.stdout.splitlines() == list(nlptasks.doctor())
 
 
 def mistakes(trained: Path, conll_data: Path, backbones: Path, place: Path) -> list[tuple[list, int, str]]:
@@ -178,7 +182,7 @@ def mistakes(trained: Path, conll_data: Path, backbones: Path, place: Path) -> l
     train = ["train", f"ner={conll_data}", "-o", place / "new", "--backbone", backbones / "bert"]
     return [
         (["train", "nerr", "-o", place / "new"], 2, "task 'nerr': is not registered; did you mean 'ner'?"),
-        (["train", f"ner={conll_data}", "-o", place / "used"], 2, "is not empty; use another --output, --overwrite"),
+        (["train", f"ner={conll_data}", "-o", place / "used"], 2, "another --output, or --overwrite to replace it, or --resume"),
         ([*train, "--set", "ner.skeme=io"], 2, "ner.skeme: is no option of this head; did you mean 'scheme'?"),
         ([*train, "--set", "scheme=io"], 2, "is not HEAD.OPTION=VALUE"),
         ([*train, "--set", "pos.scheme=io"], 2, "the head here is 'ner'"),
@@ -207,6 +211,7 @@ def mistakes(trained: Path, conll_data: Path, backbones: Path, place: Path) -> l
         (["export", place / "used"], 4, "it is no model"),
         (["show", place / "none"], 4, "is no folder"),
         (["tasks", "sentimnt"], 2, "is not registered"),
+        (["predict", trained, "x", "--device", "cuda", "--backend", "torch"], 6, "use --device cpu, or run"),
     ]  # fmt: skip
 
 
@@ -242,9 +247,58 @@ def test_errors_of_settings_name_the_options_of_the_command(
     assert done.stderr.startswith(f"error: {message}")
 
 
-def test_python_errors_name_arguments() -> None:
+def test_python_errors_name_arguments(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^head_lr: is 0"):
         TrainSettings(head_lr=0.0)
+    with pytest.raises(UsageError, match=r"is not empty; use another `output`, or `overwrite=True` to replace it$"):
+        nlptasks.import_checkpoint(tmp_path / "checkpoint", task="ner", output=trained)
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("use `overwrite=True`, or another `output`", "use --overwrite, or another --output"),
+        ('use a smaller `batch_tokens`, or `device="cpu"`', "use a smaller --batch-tokens, or --device cpu"),
+        ('name it: `columns={"text": "NAME", "a": "1"}`', "name it: --columns text=NAME,a=1"),
+        ('`options={"scheme": "iob1"}`', "--set HEAD.scheme=iob1"),
+        ("`add_to='a b'` and `unknown=True`", "--add-to a b and `unknown=True`"),
+    ],
+)
+def test_arguments_in_messages_become_options(message: str, shown: str) -> None:
+    command = main.get_command(click.Context(main), "train")
+    assert command is not None
+    assert as_options(message, command) == shown
+
+
+def test_a_folder_with_the_name_of_an_option_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output/notes.txt").touch()
+    assert run("train", "ner", "-o", "output").stderr.startswith("error: output: is not empty; use another --output")
+
+
+COMMANDS = {
+    "import": "import_checkpoint",
+    "to-hf": "to_hugging_face",
+    "rename": "rename_head",
+    "remove": "remove_head",
+    "merge": "merge_models",
+    "plugin": "new_plugin",
+}
+"""Public functions that have another name than their command."""
+
+
+def test_every_command_has_a_public_function(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in main.list_commands(click.Context(main)):
+        assert callable(getattr(nlptasks, COMMANDS.get(command, command)))
+    found = nlptasks.show(trained)
+    assert (found.layers, found.heads["ner"].task, found.heads["ner"].own_layers) == (2, "ner", 0)
+    assert found.heads["ner"].labels == ("LOC", "PER")
+    assert found.exports["fp32"] == "has no ONNX export in fp32 (available: none)"
+    assert json.loads(json.dumps(found.to_dict()))["heads"]["ner"]["main_metric"] == "f1"
+    monkeypatch.chdir(tmp_path)
+    made = nlptasks.new_plugin("mine")
+    assert (made.folder / made.head_file).is_file()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 import nlptasks
 from nlptasks.cli.main import main
 from nlptasks.config import TrainSettings
-from nlptasks.errors import ModelError, UsageError
+from nlptasks.errors import BackendError, ModelError, UsageError
 from nlptasks.models import editing
 from nlptasks.models.folder import ModelFolder
 from nlptasks.models.huggingface import import_checkpoint, to_hugging_face
@@ -235,7 +235,7 @@ def test_a_task_is_not_accepted_as_a_name_for_changes(model: Path, tmp_path: Pat
     shutil.copytree(model, tmp_path / "other")
     (tmp_path / "begun" / "checkpoints" / "1").mkdir(parents=True)
     (tmp_path / "begun" / "checkpoints" / "1" / "state.json").touch()
-    with pytest.raises(UsageError, match="contains checkpoints of an unfinished run; use another --output"):
+    with pytest.raises(UsageError, match="contains checkpoints of an unfinished run; use another `output`"):
         editing.merge_models([model, tmp_path / "other"], tmp_path / "begun", overwrite=True)
     for output in (tmp_path, model / "merged", model):
         with pytest.raises(UsageError, match="contains a model to merge, or is inside one"):
@@ -325,7 +325,7 @@ def test_a_model_in_training_is_not_edited(model: Path, moods: Path) -> None:
     with pytest.raises(ModelError, match="contains checkpoints of an unfinished run; finish it"):
         editing.rename_head(model, "mood", "feeling")
     with pytest.raises(
-        UsageError, match=r"contains checkpoints of an unfinished run; continue it with --resume, or discard"
+        UsageError, match=r"contains checkpoints of an unfinished run; continue it with `resume=True`, or discard"
     ):
         nlptasks.train(f"x:sentiment={moods}", add_to=model, settings=settings)
     nlptasks.train(f"x:sentiment={moods}", add_to=model, settings=settings, overwrite=True)
@@ -369,7 +369,7 @@ def test_resuming_without_a_checkpoint_replaces_nothing(model: Path, moods: Path
     (model / "checkpoints").mkdir()
     (model / "checkpoints" / ".nlptasks.lock").touch()  # left by a killed --add-to that wrote no checkpoint
     with pytest.raises(
-        UsageError, match="already contains a finished model; there is nothing to resume; use --overwrite"
+        UsageError, match="already contains a finished model; there is nothing to resume; use `overwrite=True`"
     ):
         nlptasks.train(f"x:sentiment={moods}", output=model, settings=TrainSettings(**QUICK), resume=True)
     shutil.rmtree(model / "checkpoints")
@@ -389,6 +389,22 @@ def test_a_model_can_be_opened_while_another_process_renames_its_heads(model: Pa
         assert {"ner", "topic"} < set(found[2])
         opened += 1
     assert opened > 12
+
+
+def test_what_was_read_while_the_model_was_replaced_is_read_again(model: Path) -> None:
+    seen = []
+
+    def read(stored: ModelFolder) -> set[str]:
+        seen.append(set(stored.records))
+        if len(seen) == 1:
+            editing.rename_head(model, "mood", "feeling")
+        if len(seen) == 2:
+            editing.rename_head(model, "feeling", "mood")
+            raise BackendError("the graph", "cannot be opened", "export the model again")
+        return seen[-1]
+
+    assert "mood" in ModelFolder.read(model, read)
+    assert len(seen) == 3
 
 
 def merge(model: Path, scratch: Path) -> None:

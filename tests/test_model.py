@@ -65,7 +65,7 @@ def test_a_head_is_found_by_name_or_by_its_task(trained: Path) -> None:
 def test_a_used_folder_is_only_overwritten_on_request(trained: Path, tmp_path: Path) -> None:
     model = nlptasks.Model.load(trained)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match="is not empty; use another --output, or --overwrite"):
+    with pytest.raises(UsageError, match="is not empty; use another `output`, or `overwrite=True`"):
         model.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     model.save(tmp_path / "new")
@@ -78,7 +78,7 @@ def test_an_output_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: p
         raise PermissionError("Permission denied")
 
     monkeypatch.setattr("pathlib.Path.iterdir", failing)
-    with pytest.raises(UsageError, match=r"cannot be read \(Permission denied\); use another --output"):
+    with pytest.raises(UsageError, match=r"cannot be read \(Permission denied\); use another `output`"):
         nlptasks.models.model.check_output(tmp_path, overwrite=True)
 
 

@@ -137,7 +137,7 @@ def test_a_row_with_text_and_words_is_read_as_text_unless_its_words_are_tagged(h
 
 def test_rows_without_gold_are_refused_for_training(head: NerHead) -> None:
     for fields in ({"text": "Ada"}, {"tokens": ["Ada"], "ner_tags": ["O"]}):
-        with pytest.raises(DataError, match=r"data\.jsonl:7: has no gold answer among .*--columns"):
+        with pytest.raises(DataError, match=r"data\.jsonl:7: has no gold answer among .*`columns="):
             read_gold(head, [row(**fields)])
 
 
@@ -169,7 +169,7 @@ def test_the_scheme_of_the_data_is_detected(info: BackboneInfo, tags: list[str],
 
 def test_tags_without_a_scheme_are_refused_until_one_is_declared(info: BackboneInfo) -> None:
     rows = [row(tokens="a b", tags="B-PER O"), Row({"tokens": "a b c", "tags": "O I-PER B-PER"}, "f:20", (20, 21, 22))]
-    with pytest.raises(DataError, match=r"f:21: tag 'I-PER' after 'O'.*declare --set HEAD\.scheme"):
+    with pytest.raises(DataError, match=r"f:21: tag 'I-PER' after 'O'.*declare the scheme: `options="):
         configured(info, rows)
     assert configured(info, rows[1:], scheme="iob1").scheme == "iob1"
 
@@ -180,7 +180,7 @@ def test_labels_keep_their_spelling(info: BackboneInfo) -> None:
 
 
 def test_data_without_any_entity_are_refused(info: BackboneInfo) -> None:
-    with pytest.raises(DataError, match=r"data\.jsonl: no row contains an entity; annotate some, or check --columns"):
+    with pytest.raises(DataError, match=r"data\.jsonl: no row contains an entity; annotate some, or check `columns`"):
         configured(info, [row(tokens="a b", tags="O O")])
 
 

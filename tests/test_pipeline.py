@@ -211,7 +211,7 @@ def test_wrong_names_are_refused(exported: Path) -> None:
 def test_cuda_means_cuda_or_an_error(exported: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(BackendError, match=r"--device cuda: .*--device cpu") as caught:
+    with pytest.raises(BackendError, match=r"device cuda: .*`device=\"cpu\"`") as caught:
         pipeline("ner", model=exported, backend=backend, device="cuda")
     assert caught.value.exit_code == 6
 
@@ -255,6 +255,11 @@ def test_bad_rows_are_reported_and_have_no_prediction(pipe: Pipeline) -> None:
     with pytest.raises(DataError, match="a:2"):
         list(pipe.predict(rows))
     assert [len(one.results) for one in pipe.predict(rows, partial=True)] == [1, 0, 1]
+
+
+def test_an_unknown_head_is_refused_by_name(pipe: Pipeline) -> None:
+    with pytest.raises(UsageError, match="head 'nerr': is not in this pipeline; did you mean 'ner'"):
+        next(pipe.predict([Row({"text": "Ada"}, "a")], heads=["nerr"]))
 
 
 def test_a_pipeline_is_copied_and_pickled_as_its_folder_and_settings(pipe: Pipeline, exported: Path) -> None:

@@ -430,6 +430,46 @@ TARGET = 'np.array([int(example["length"])])'
 RESULT = 'Length(round(float(sum(output["length"] for output in outputs)), 3))'
 SCORES = "self.layer(states[:, 0]).squeeze(-1)"
 
+CALIBRATION = """
+    @property
+    def calibration(self):
+        return Scores()
+
+
+from nlptasks import Calibration
+
+
+class Cost:
+    def __init__(self, value=None):
+        self.value = value
+
+    def nll(self, temperature):
+        return self.value
+
+
+class Scores(Calibration):
+    def likelihood(self, outputs):
+        return Cost()
+
+    def thresholds(self, outputs):
+        return {'limit': 1}
+
+    def confidences(self, example, result):
+        return [(2.0, True)]
+"""
+
+
+def with_members(code: str) -> str:
+    """Return the head with further members, and what they need after it."""
+    return changed("\n\nclass LongNetwork", f"\n{code}\n\nclass LongNetwork")
+
+
+def with_temperature(calibration: str) -> str:
+    """Return the head with a calibration and the field that it sets."""
+    field = '    scale: float = option(1.0, "divisor of lengths")\n'
+    return with_members(calibration).replace(field, f"{field}    temperature: float = 1.0\n")
+
+
 AT_VALIDATION = {
     "configure": (changed("return options", "return dict(scale=1)"), "configure returned {'scale': 1}, expected a Config"),
     "inputs": (
@@ -466,6 +506,23 @@ AT_VALIDATION = {
     "a config that JSON has not": (
         changed("return options", "return Config({1})"),
         "configure failed (TypeError: Object of type set is not JSON serializable)",
+    ),
+    "a calibration without a temperature": (with_members(CALIBRATION), "calibration needs a field temperature in Config"),
+    "a likelihood": (with_temperature(CALIBRATION), "calibration.likelihood returned None, expected a number of nats"),
+    "thresholds": (
+        with_temperature(CALIBRATION.replace("return Cost()", "return Cost(1.0)")),
+        "calibration.thresholds failed",
+    ),
+    "confidences": (
+        with_temperature(CALIBRATION.replace("return Cost()", "return Cost(1.0)").replace("{'limit': 1}", "{}")),
+        "calibration.confidences returned (2.0, True), expected a score in 0..1",
+    ),
+    "a row to show": (
+        with_members(
+            "    @property\n    def presenter(self):\n        return Show()\n\n\n"
+            "from nlptasks import Presenter\n\n\nclass Show(Presenter):\n    def example_row(self):\n        return {}\n"
+        ),
+        "presenter.example_row returned {}, which the head cannot read (has no text)",
     ),
     "gold": (changed('return example.get("length")', 'return [example.get("length")]'), "gold failed (TypeError: unhashable"),
     "a target with a reserved name": (
@@ -825,6 +882,23 @@ def test_a_broken_backend_is_named_when_it_is_used_and_harms_nobody_else(
     where = r"backend mine \(bad_backend:Mine of bad-backend 1.2\): "
     with pytest.raises(PluginError, match=where + message):
         pipeline("ner", model=trained, backend="mine")
+
+
+def test_a_backend_that_fails_is_named(install: Install, trained: Path, caplog: pytest.LogCaptureFixture) -> None:
+    backend = {"task": "mine", "group": BACKENDS}
+    install("bad-choice", BACKEND.replace("return Choice", "1 / 0; return Choice"), point="bad_choice:Mine", **backend)
+    assert pipeline("ner", model=trained).backend.startswith("PyTorch")
+    assert "backend mine (bad_choice:Mine of bad-choice 1.2): failed (ZeroDivisionError" in caplog.text
+    install(
+        "bad-open",
+        BACKEND.replace("runtime =", "1 / 0; runtime ="),
+        point="bad_open:Mine",
+        task="yours",
+        group=BACKENDS,
+    )
+    done = run("predict", trained, "x", "--backend", "yours")
+    assert done.exit_code == 7
+    assert "error: backend yours (bad_open:Mine of bad-open 1.2): failed at " in done.stderr
 
 
 def test_a_backend_that_is_not_enabled_is_not_imported(

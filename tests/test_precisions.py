@@ -46,6 +46,10 @@ CPU = torch.device("cpu")
 # X2: precisions, checked by the metric
 
 
+def test_the_backend_opens_every_precision_of_exports() -> None:
+    assert tuple(PRECISIONS) == OnnxBackend.precisions
+
+
 @pytest.fixture(scope="module")
 def gold(conll_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Labelled data with some wrong labels, so that no metric is 0 or 1."""

@@ -120,7 +120,7 @@ def test_the_problem_is_what_onnx_runtime_reports(
     assert caught.value.exit_code == 6
     assert problem in caught.value.problem
     assert caught.value.fix == (
-        "install NVIDIA's driver and: pip install 'onnxruntime-gpu[cuda,cudnn]'; or use --device cpu"
+        "install NVIDIA's driver and: pip install 'onnxruntime-gpu[cuda,cudnn]'; or use `device=\"cpu\"`"
     )
     assert capfd.readouterr() == ("", "")
 

@@ -223,7 +223,7 @@ def test_errors_of_several_rows_are_reported_together(info: BackboneInfo) -> Non
 
 
 def test_training_rows_without_any_answer_are_refused(info: BackboneInfo) -> None:
-    with pytest.raises(DataError, match=r"data.jsonl: no row has an answer; add answers, or check --columns"):
+    with pytest.raises(DataError, match=r"data.jsonl: no row has an answer; add answers, or check `columns`"):
         QaHead.configure([row(answers=[]), row(is_impossible=True)], QaConfig(), info)
 
 

@@ -95,7 +95,7 @@ def test_a_resumed_run_has_the_same_result(
     steps = [2, 4, 6] if options else [2, 7, 10, 13, 20]  # 10 steps make an epoch
     for number, step in enumerate(steps):
         notes = stopped_at(train, tmp_path / "cut", step, chosen, resume=number > 0)
-        assert notes[-1] == f"stopped after step {step}; continue with --resume"
+        assert notes[-1] == f"stopped after step {step}; continue with `resume=True`"
     train(output=tmp_path / "cut", settings=chosen, resume=True)
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == sorted(
@@ -177,7 +177,7 @@ def test_the_command_line_exits_with_the_signals_code(
     ]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 143
-    assert "stopped after step 2; continue with --resume" in result.stderr
+    assert "stopped after step 2; continue with `resume=True`" in result.stderr
     monkeypatch.setattr(progress.ProgressBar, "step", step)
     result = CliRunner().invoke(main, words)
     assert (result.exit_code, "--resume" in result.stderr) == (2, True)
@@ -215,7 +215,7 @@ def test_a_run_without_an_intact_checkpoint_is_not_resumed(train: partial, backb
     stopped_at(train, tmp_path / "m", 2, settings(backbones))
     for file in (tmp_path / "m/checkpoints").glob("0*/state.json"):
         file.write_text("{}")
-    with pytest.raises(TrainingError, match=r"has no intact checkpoint \(0000.*--overwrite"):
+    with pytest.raises(TrainingError, match=r"has no intact checkpoint \(0000.*`overwrite=True`"):
         train(output=tmp_path / "m", settings=settings(backbones), resume=True)
 
 
@@ -324,6 +324,12 @@ def ran(*words: str) -> dict[str, Any]:
 def test_runs_killed_at_random_have_the_same_result() -> None:
     found = ran("kills", "--kills", "8")
     assert found["kills"] >= 8
+    assert found["differences"] == 0
+
+
+@pytest.mark.slow
+def test_some_of_many_runs_are_killed_inside_a_save() -> None:
+    found = ran("kills", "--kills", "40")
     assert found["inside_a_save"] > 0
     assert found["differences"] == 0
 
@@ -350,7 +356,7 @@ def test_a_folder_without_a_run_is_not_resumed(train: partial, trained: Path, ba
     (other / "checkpoints/epoch=3").mkdir(parents=True)
     (other / "thesis.txt").write_text("mine")
     with pytest.raises(
-        UsageError, match="is not empty, and contains no unfinished run; use another --output, or --overwrite"
+        UsageError, match="is not empty, and contains no unfinished run; use another `output`, or `overwrite=True`"
     ):
         train(output=other, settings=settings(backbones), resume=True)
     nlptasks.Model.load(trained).save(tmp_path / "model")  # without the log of its training
@@ -456,7 +462,7 @@ def test_a_launcher_that_is_terminated_leaves_a_checkpoint(backbones: Path, conl
             if line.startswith("epoch 1:"):
                 process.terminate()
     assert process.returncode != 0
-    assert any("continue with --resume" in line for line in notes), "".join(notes)
+    assert any("continue with `resume=True`" in line for line in notes), "".join(notes)
     found = newest(tmp_path / "m")
     assert found
     assert found.record["state"]["epoch"] >= 1

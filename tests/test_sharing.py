@@ -205,7 +205,7 @@ def test_layers_with_shared_weights_cannot_be_owned(tmp_path: Path) -> None:
     transformers.AlbertModel(config).save_pretrained(tmp_path)
     save_tokenizer(wordpiece(), tmp_path)
     backbone = load_backbone(str(tmp_path))
-    with pytest.raises(UsageError, match=r"albert, which has no list of layers; use --tune head"):
+    with pytest.raises(UsageError, match=r"albert, which has no list of layers; use `tune=\"head\"`"):
         backbone.branch(1)
     assert backbone.layers == 0
     [[window]] = backbone.tokenizer().windows([ModelInput(("Ada saw London.",))])

@@ -620,6 +620,17 @@ def test_a_copy_needs_nothing_from_where_it_was_made(exported: Path, tmp_path: P
     assert written(component(nlp.make_doc(TEXT))) == expected
 
 
+def test_a_model_with_a_damaged_export_is_saved_without_it(exported: Path, tmp_path: Path) -> None:
+    own = moved(exported, tmp_path)
+    (own / "onnx/fp32/encode.onnx").unlink()
+    nlp = blank(own)
+    expected = written(nlp(TEXT))
+    content = nlp.to_bytes()
+    nlp.to_disk(tmp_path / "kept")
+    assert written(spacy.load(tmp_path / "kept")(TEXT)) == expected
+    assert written(load_model_from_config(nlp.config).from_bytes(content)(TEXT)) == expected
+
+
 def test_a_pipeline_from_a_config_opens_the_model_when_it_is_needed(trained: Path, tmp_path: Path) -> None:
     own = moved(trained, tmp_path)
     config = blank(own).config

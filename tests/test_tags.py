@@ -14,7 +14,6 @@ from nlptasks.text.tags import (
     TagDecoder,
     TagError,
     detect_scheme,
-    first_illegal,
     labels_of,
     spans_of,
     tag_set,
@@ -79,7 +78,8 @@ def test_tags_of_no_scheme_are_refused_with_their_position(sentences: list[str],
 def test_the_message_names_the_illegal_tag() -> None:
     with pytest.raises(TagError, match="'I-PER' after 'O', which is illegal in iob2"):
         spans_of(["O", "I-PER"], "iob2")
-    assert first_illegal(["B-A"], "bioes") == 0  # a span may not stay open
+    with pytest.raises(TagError, match=r"'B-A'.*illegal in bioes"):  # a span may not stay open
+        spans_of(["B-A"], "bioes")
 
 
 def some_spans(draw: st.DrawFn, *, touching: bool) -> tuple[list, int]:
@@ -109,7 +109,11 @@ def test_the_decoder_finds_the_best_of_all_legal_sequences(scheme: str, seed: in
     scores = np.random.default_rng(seed).normal(size=(words, len(tags))).astype(np.float32)
 
     def legal(path: tuple[int, ...]) -> bool:
-        return first_illegal([tags[index] for index in path], scheme) is None
+        try:
+            spans_of([tags[index] for index in path], scheme)
+        except TagError:
+            return False
+        return True
 
     paths = [path for path in itertools.product(range(len(tags)), repeat=words) if legal(path)]
     best = max(paths, key=lambda path: sum(scores[word, index] for word, index in enumerate(path)))

@@ -303,7 +303,7 @@ def test_out_of_memory_in_the_optimizer_is_an_error_with_a_fix(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(optimization.Optimization, "_update", no_memory)
-    with pytest.raises(TrainingError, match=r"after step 0: out of memory .*use fewer --batch-tokens"):
+    with pytest.raises(TrainingError, match=r"after step 0: out of memory .*use a smaller `batch_tokens`"):
         nlptasks.train(f"ner={conll_data}", output=tmp_path / "m", settings=fast(backbones))
 
 

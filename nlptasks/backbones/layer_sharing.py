@@ -161,10 +161,10 @@ def new_branch(base_model: nn.Module, depth: int) -> Branch:
     if path is None:
         kind = getattr(getattr(base_model, "config", None), "model_type", "this architecture")
         problem = f"does not work with {kind}, which has no list of layers"
-        raise UsageError(f"--tune top:{depth}", problem, "use --tune head, or another backbone")
+        raise UsageError(f"tune top:{depth}", problem, 'use `tune="head"`, or another backbone', argument="tune")
     if not 1 <= depth <= count:
         problem = f"asks for {depth} layers, the backbone has {count}"
-        raise UsageError(f"--tune top:{depth}", problem, f"use top:1 to top:{count}")
+        raise UsageError(f"tune top:{depth}", problem, f"use top:1 to top:{count}", argument="tune")
     # All layers share one config object, so that a change of the attention implementation reaches them: do not copy it.
     copied = {
         id(config): config for module in base_model.modules() if (config := getattr(module, "config", None)) is not None

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from nlptasks.config import Target
 from nlptasks.data.readers import TEXTS, read_file
 from nlptasks.errors import DataError, UsageError
-from nlptasks.heads.base import AnyHead, read_gold, without_gold
+from nlptasks.heads.base import AnyHead, examples_of, read_gold
 from nlptasks.inference.engine import CHUNK_ITEMS
 from nlptasks.inference.scoring import Evaluation, evaluation_of, rows_of
 from nlptasks.models.folder import ModelFolder
@@ -68,7 +68,8 @@ class Workload:
             found = chain.from_iterable(own)
         distinct: dict[Any, Row] = {}
         for row in found:
-            inputs = {name: tuple(heads[name].inputs(one)) for name, one in examples_of(heads, row).items()}
+            examples, _ = examples_of(heads, row)
+            inputs = {name: tuple(heads[name].inputs(one)) for name, one in examples.items()}
             if inputs:
                 distinct.setdefault(tuple(inputs.items()), row)
         return list(distinct.values())
@@ -115,11 +116,13 @@ class BackendCandidate:
         backend: name of the backend.
         precision: the precision.
         model: the model's folder, or a copy with an export in this precision.
+        is_baseline: True for the one that the others are compared with.
     """
 
     backend: str
     precision: str
     model: str
+    is_baseline: bool = False
 
     @property
     def name(self) -> str:
@@ -169,14 +172,14 @@ class _PipelineRunner:
         found = []
         for name, head in self._pipe.heads.items() if not self._workload.source else ():
             part, rows = rows_of(self._workload.target(name), head, self._workload.split)
+            rows = rows[: self._workload.most]
             try:
                 read_gold(head, rows)
             except DataError:
                 if name in self._workload.targets:
                     raise
                 continue  # the sample data may have other labels than the model
-            rows = rows[: self._workload.most]
-            predictions = self._pipe.predict(rows, gold=True, partial=True, first_chunk=CHUNK_ITEMS)
+            predictions = self._pipe.predict(rows, heads=[name], gold=True, first_chunk=CHUNK_ITEMS)
             pairs = ((one.examples[name], one.results[name]) for one in predictions)
             found.append(evaluation_of(name, part, head, pairs))
         return found
@@ -190,7 +193,7 @@ class _TransformersRunner:
 
         heads = ModelFolder.open(workload.model).heads(list(workload.heads))
         self._texts = [
-            {name: _text(heads[name], example) for name, example in examples_of(heads, row).items()}
+            {name: _text(heads[name], example) for name, example in examples_of(heads, row)[0].items()}
             for row in workload.rows(heads)
         ]
         device = None if workload.device == "auto" else workload.device
@@ -218,17 +221,6 @@ class _TransformersRunner:
         return min(_BATCH_SIZES, key=lambda size: seconds(lambda: self._pipes[name](texts, batch_size=size)))
 
 
-def examples_of(heads: Mapping[str, AnyHead], row: Row) -> dict[str, Any]:
-    """Return the example of a row for each head that can read it; it may belong to another head's data."""
-    examples = {}
-    for name, head in heads.items():
-        try:
-            examples[name] = head.read(without_gold(row, head.schema))
-        except DataError:
-            continue
-    return examples
-
-
 def _text(head: AnyHead, example: Any) -> str:
     """Return the single text that a head reads for an example.
 
@@ -245,10 +237,10 @@ def size_of(workload: Workload) -> Size:
     """Return the size of a workload."""
     stored = ModelFolder.open(workload.model)
     heads = stored.heads(list(workload.heads))
-    distinct = [
-        dict.fromkeys(chain.from_iterable(heads[name].inputs(one) for name, one in examples_of(heads, row).items()))
-        for row in workload.rows(heads)
-    ]
+    distinct = []
+    for row in workload.rows(heads):
+        examples, _ = examples_of(heads, row)
+        distinct.append(dict.fromkeys(chain.from_iterable(heads[name].inputs(one) for name, one in examples.items())))
     windows = stored.tokenizer().windows(list(chain.from_iterable(distinct)))
     return Size(len(distinct), sum(len(window) for own in windows for window in own))
 

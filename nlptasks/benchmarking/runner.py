@@ -10,7 +10,7 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nlptasks.benchmarking import worker
@@ -25,7 +25,7 @@ from nlptasks.benchmarking.candidates import (
     size_of,
 )
 from nlptasks.benchmarking.worker_process import Worker, start_worker
-from nlptasks.config import Target
+from nlptasks.config import Target, parse_target
 from nlptasks.errors import BackendError, NlptasksError, UsageError, first_line, listing
 from nlptasks.exporting.drift import moves, points
 from nlptasks.exporting.exporter import export
@@ -37,9 +37,7 @@ from nlptasks.models.manifest import EXPORTS
 from nlptasks.networks.base import network_class
 from nlptasks.registry import backends
 from nlptasks.runtimes.providers import usable_device
-
-BASELINE = "torch:fp32"
-"""Name of the candidate that the others are compared with."""
+from nlptasks.types import Result
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Benchmark(Result):
     """The result of a benchmark.
 
     Attributes:
@@ -91,7 +89,7 @@ class Benchmark:
 
 def benchmark(
     model: str | Path,
-    targets: Iterable[Target] = (),
+    targets: Iterable[str | Target] = (),
     *,
     heads: Sequence[str] | None = None,
     source: str | Path | None = None,
@@ -107,7 +105,8 @@ def benchmark(
 
     Args:
         model: the model's folder.
-        targets: heads and labelled data; the sample data are used for heads without data.
+        targets: heads and labelled data, as on the command line (``ner=DATA``) or as objects; the sample data are used for
+            heads without data.
         heads: names of the heads to run; by default those with data, or all if there are no data.
         source: a file of texts to use instead; there are no metrics then.
         split: the part of the data, as for `evaluate`.
@@ -122,7 +121,8 @@ def benchmark(
         BackendError: the baseline cannot be run on this machine.
     """
     stored = ModelFolder.open(model)
-    names, given = _data(stored, heads, list(targets))
+    named = [parse_target(one) if isinstance(one, str) else one for one in targets]
+    names, given = _data(stored, heads, named)
     texts = Path(source) if source else None
     workload = Workload(str(stored.path), device, names, given, texts, split, most)
     size = size_of(workload)
@@ -132,10 +132,12 @@ def benchmark(
         candidates, failed = _candidates(stored, workload, Path(place))
         with _workers(candidates, workload, Path(place), failed) as workers:
             found, scales = _measure(workers, size, rounds, failed)
-    if BASELINE not in found:
-        reason = failed.get(BASELINE, "the backend is not available")
-        raise BackendError(str(model), f"cannot be run on {BASELINE} ({reason})", "run 'nlptasks doctor'")
     ours = [one for one in candidates if isinstance(one, BackendCandidate)]
+    base = next((one for one in ours if one.is_baseline), None)
+    if base is None:
+        raise BackendError(str(model), "cannot be measured: PyTorch is not available", "run 'nlptasks doctor'")
+    if base.name not in found:
+        raise BackendError(str(model), f"cannot be run on {base.name} ({failed[base.name]})", "run 'nlptasks doctor'")
     precisions = {one.name: one.precision for one in ours}
     return Benchmark(
         texts=size.texts,
@@ -144,7 +146,7 @@ def benchmark(
         failed=failed,
         temporary={one.name: _export_command(stored, one) for one in ours if one.model != workload.model},
         unverified=tuple(name for name in names if name not in scales),
-        best=_best(found, precisions, scales, verified=scales.keys() >= {*names}),
+        best=_best(found, base.name, precisions, scales, verified=scales.keys() >= {*names}),
     )
 
 
@@ -174,22 +176,25 @@ def _data(
 
 def _candidates(stored: ModelFolder, workload: Workload, place: Path) -> tuple[list[Candidate], dict[str, str]]:
     """Return the candidates, the baseline first, and why there are no others."""
-    found: list[Candidate] = []
+    found: list[BackendCandidate] = []
     failed: dict[str, str] = {}
     device = usable_device(workload.device)
     for registration in backends().values():
         with _recorded(failed, registration.name):
             backend = registration.make()
-            for precision in backend.precisions:
-                with _recorded(failed, BackendCandidate(backend.name, precision, workload.model).name):
-                    folder = stored.path
+            for number, precision in enumerate(backend.precisions):
+                is_baseline = registration.is_own and not backend.needs_export and number == 0
+                one = BackendCandidate(backend.name, precision, workload.model, is_baseline=is_baseline)
+                with _recorded(failed, one.name):
                     if backend.needs_export:
                         folder = _exported(stored, precision, workload.heads, place, device=device)
-                    found.append(BackendCandidate(backend.name, precision, str(folder)))
-    found.sort(key=lambda one: one.name != BASELINE)
+                        one = replace(one, model=str(folder))
+                    found.append(one)
+    found.sort(key=lambda one: not one.is_baseline)
+    others: list[Candidate] = []
     with _recorded(failed, TRANSFORMERS):
-        found.append(TransformersCandidate(_checkpoints(stored, workload.heads, place)))
-    return found, failed
+        others.append(TransformersCandidate(_checkpoints(stored, workload.heads, place)))
+    return [*found, *others], failed
 
 
 def _exported(stored: ModelFolder, precision: str, heads: Sequence[str], place: Path, *, device: str) -> Path:
@@ -297,21 +302,27 @@ def _recorded(failed: dict[str, str], name: str) -> Iterator[None]:
 
 
 def _best(
-    found: Mapping[str, Measured], precisions: Mapping[str, str], scales: Mapping[str, float], *, verified: bool
+    found: Mapping[str, Measured],
+    baseline: str,
+    precisions: Mapping[str, str],
+    scales: Mapping[str, float],
+    *,
+    verified: bool,
 ) -> str:
     """Return the fastest backend whose metrics are those of the baseline.
 
     Args:
         found: measurements by candidate.
+        baseline: name of the candidate that the others are compared with.
         precisions: precisions of the candidates that are backends.
         scales: scale of the main metric by head.
         verified: True if every head has gold answers; otherwise only the precision of the baseline counts as equal.
     """
-    base, exact = found[BASELINE], precisions[BASELINE]
+    base, exact = found[baseline], precisions[baseline]
     kept = [
         one
         for name, one in found.items()
-        if name == BASELINE
+        if name == baseline
         or (name in precisions and (verified or precisions[name] == exact) and _keeps(one, base, scales))
     ]
     return max(kept, key=lambda one: one.texts_per_second).name

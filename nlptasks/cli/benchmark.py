@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,7 +56,7 @@ def command(
         rounds=rounds,
         most=most,
     )
-    click.echo(json.dumps(asdict(found), ensure_ascii=False) if as_json else "\n".join(_table(found)))
+    click.echo(json.dumps(found.to_dict(), ensure_ascii=False) if as_json else "\n".join(_table(found)))
 
 
 def _table(found: Benchmark) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import os
+import re
 import sys
 import unicodedata
 import zlib
@@ -16,11 +18,14 @@ import click
 
 from nlptasks.cli.configfile import added
 from nlptasks.config import DEVICES, Target, default_of, parse_target, settings_of, value_type
-from nlptasks.errors import BackendError, DataErrors, NlptasksError, UsageError, did_you_mean, quote
+from nlptasks.errors import DataError, DataErrors, NlptasksError, PluginError, UsageError, did_you_mean, quote
 from nlptasks.exporting.precisions import PRECISIONS
 from nlptasks.training.interrupts import terminable
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_ARGUMENT = re.compile(r"`(\w+)(?:=([^`]+))?`")
+"""A Python argument in a message, with its value or without one."""
 
 _COLORS = ("green", "cyan", "yellow", "magenta", "blue", "red")
 
@@ -89,8 +94,7 @@ class Command(click.Command):
         except NlptasksError as error:
             if ctx.meta["debug"]:
                 raise
-            for line in _in_flags(error, self).lines():
-                click.echo(f"error: {printable(line)}", err=True)
+            _report(_as_options(error, self), is_foreign=isinstance(error, PluginError) and error.__cause__ is not None)
             if isinstance(error, DataErrors) and error.stopped:
                 click.echo(f"stopped after {len(error.errors)} errors", err=True)
             ctx.exit(error.exit_code)
@@ -110,17 +114,52 @@ class Command(click.Command):
             plugin = None if ctx.meta["debug"] else blamed(error)
             if plugin is None:
                 raise
-            click.echo(f"error: {printable(str(plugin))}", err=True)
+            _report(plugin, is_foreign=True)
             ctx.exit(plugin.exit_code)
 
 
-def _in_flags(error: NlptasksError, command: click.Command) -> NlptasksError:
-    """Return an error that names a Python argument with the command's option instead: ``lr`` becomes ``--lr``."""
-    name, space, rest = error.where.partition(" ")
-    flags = {item.name: max(item.opts, key=len) for item in command.params if isinstance(item, click.Option)}
-    if name not in flags or not isinstance(error, UsageError | BackendError):
-        return error
-    return type(error)(f"{flags[name]}{space}{rest}", error.problem, error.fix)
+def _report(error: NlptasksError, *, is_foreign: bool) -> None:
+    """Print an error to stderr, a line per problem. That of foreign code has a traceback worth seeing."""
+    for line in error.lines():
+        click.echo(f"error: {printable(line)}{'; --debug shows the traceback' if is_foreign else ''}", err=True)
+
+
+def _as_options(error: NlptasksError, command: click.Command) -> NlptasksError:
+    """Return an error that names options of the command instead of Python arguments."""
+    if isinstance(error, DataErrors):
+        return DataErrors([DataError(one.where, one.problem, as_options(one.fix, command)) for one in error.errors])
+    where = error.where
+    if error.argument in (known := _options(command)):
+        where = _flag(known[error.argument]) + where.removeprefix(error.argument)
+    return type(error)(where, error.problem, as_options(error.fix, command))
+
+
+def as_options(text: str, command: click.Command) -> str:
+    """Return a message with the command's options for the Python arguments in backticks.
+
+    For example, `overwrite=True` becomes --overwrite, and `columns={"text": "NAME"}` becomes --columns text=NAME.
+    """
+    known = _options(command)
+    return _ARGUMENT.sub(lambda found: _option(known[found[1]], found[2]) if found[1] in known else found[0], text)
+
+
+def _options(command: click.Command) -> dict[str, click.Option]:
+    return {item.name: item for item in command.params if isinstance(item, click.Option) and item.name}
+
+
+def _flag(option: click.Option) -> str:
+    return max(option.opts, key=len)
+
+
+def _option(option: click.Option, literal: str | None) -> str:
+    """Return an option with its value, which is given as Python writes it."""
+    flag, value = _flag(option), ast.literal_eval(literal) if literal else True
+    if value is True:
+        return flag
+    if not isinstance(value, dict):
+        return f"{flag} {value}"
+    pairs = [f"{name}={part}" for name, part in value.items()]
+    return " ".join(f"{flag} HEAD.{pair}" for pair in pairs) if option.multiple else f"{flag} {','.join(pairs)}"
 
 
 def prepare_process() -> None:

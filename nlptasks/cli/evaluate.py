@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 import click
 
@@ -45,7 +44,7 @@ def command(
     for target in wanted:
         found = evaluate(model, target, split=split, backend=backend, device=device)
         if as_json:
-            record = {name: value for name, value in asdict(found).items() if value != ""}
+            record = {name: value for name, value in found.to_dict().items() if value != ""}
             click.echo(json.dumps(record, ensure_ascii=False))
         else:
             click.echo(f"{found.head} on {found.split}:")

@@ -24,16 +24,13 @@ def new(name: str, output: Path | None) -> None:
 
     Then change the head to what you need; its comments say how.
     """
-    from nlptasks.scaffolding.plugin import Plugin
+    from nlptasks.scaffolding.plugin import new_plugin
 
-    plugin = Plugin(name)
-    plugin.check()
-    folder = output or Path(plugin.package)
-    files = plugin.write(folder)
-    shown = printable(str(folder))
+    made = new_plugin(name, output)
+    shown = printable(str(made.folder))
     click.echo(f"package: {shown}")
-    for file in files:
-        click.echo(f"  {file}{'   the head: begin here' if file == plugin.head_file else ''}")
+    for file in made.files:
+        click.echo(f"  {file}{'   the head: begin here' if file == made.head_file else ''}")
     click.echo(f'next:  pip install -e "{shown}[test]"')
     click.echo(f"       nlptasks train {name}")
     click.echo(f'       pytest "{shown}"' if " " in shown else f"       pytest {shown}")

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from types import TracebackType
 
+import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -17,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from nlptasks.cli.common import printable
+from nlptasks.cli.common import as_options, printable
 
 
 class ProgressBar:
@@ -53,7 +54,8 @@ class ProgressBar:
 
     def note(self, message: str) -> None:
         """Print a line above the bar."""
-        self._bar.console.print(printable(message), markup=False, soft_wrap=True)
+        text = as_options(message, click.get_current_context().command)
+        self._bar.console.print(printable(text), markup=False, soft_wrap=True)
 
     def step(self, done: int, total: int, head: str, loss: float) -> None:
         """Move the bar."""

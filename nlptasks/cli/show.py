@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import click
 
 from nlptasks.cli.common import Command, metric_lines, printable
+from nlptasks.errors import listing
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rich.tree import Tree
 
-    from nlptasks.backbones.info import BackboneInfo
-    from nlptasks.heads.base import AnyHead
-    from nlptasks.models.folder import ModelFolder
+    from nlptasks.reporting.summary import HeadSummary, ModelSummary
 
 
 _WIDTH = 1000
@@ -30,105 +26,67 @@ def command(model: str) -> None:
     """Show the parts of MODEL: shared and owned layers, heads, labels and metrics."""
     from rich.console import Console
 
-    from nlptasks.exporting.precisions import PRECISIONS
-    from nlptasks.exporting.sources import export_problem
-    from nlptasks.models.folder import ModelFolder
+    from nlptasks.reporting.summary import show
 
-    stored = ModelFolder.open(model)
-    heads = stored.heads([name for name in stored.records if not stored.problem_of(name)])
-    backbone = stored.backbone_info()
-    layers = _layers(backbone)
-    click.echo(f"{printable(str(stored.path))}: made with nlptasks {stored.manifest['nlptasks']}")
+    found = show(model)
+    click.echo(f"{printable(found.folder)}: made with nlptasks {found.nlptasks}")
     width = None if sys.stdout.isatty() else _WIDTH
-    Console(file=sys.stdout, highlight=False, width=width).print(_tree(stored, heads, layers))
-    click.echo(
-        f"backbone {printable(backbone.source)} ({_megabytes(stored.path / 'backbone')}), "
-        f"windows of {backbone.max_tokens} tokens"
-    )
-    _show_cost(stored, layers)
-    for precision in PRECISIONS:
-        click.echo(
-            f"onnx {precision}: {export_problem(stored, precision, list(stored.records)) or _checks(stored, precision)}"
-        )
+    Console(file=sys.stdout, highlight=False, width=width).print(_tree(found))
+    size = _megabytes(found.bytes)
+    click.echo(f"backbone {printable(found.backbone)} ({size}), windows of {found.max_tokens} tokens")
+    _show_cost(found)
+    for precision, state in found.exports.items():
+        click.echo(f"onnx {precision}: {printable(state)}")
 
 
-def _tree(stored: ModelFolder, heads: Mapping[str, AnyHead], count: int) -> Tree:
+def _tree(found: ModelSummary) -> Tree:
     """Return the model as a tree, from the embeddings through shared and owned layers to the heads."""
     from rich.text import Text
     from rich.tree import Tree
 
-    from nlptasks.models.editing import read_logs
-
-    records, logs = stored.records, read_logs(stored)
     root = shared = Tree(Text("tokens - embeddings"))
-    below = 0
-    for depth in sorted({record.branch for record in records.values()}, reverse=True):
+    count, below = found.layers, 0
+    for depth in sorted({head.own_layers for head in found.heads.values()}, reverse=True):
         if count - depth > below:
             shared = shared.add(Text(f"{_numbers(below + 1, count - depth)} shared"))
             below = count - depth
-        for name in [name for name, record in records.items() if record.branch == depth]:
-            place = shared.add(Text(f"{_numbers(count - depth + 1, count)} of {name}")) if depth else shared
-            if name in heads:
-                main = str(logs.get(name, {}).get("main_metric", ""))
-                shown = _described(stored, name, heads[name].presenter.labels, main)
-            else:
-                shown = f"{name}: not available: {stored.problem_of(name)}"
-            place.add(Text(printable(shown)))
+        for name, head in found.heads.items():
+            if head.own_layers == depth:
+                place = shared.add(Text(f"{_numbers(count - depth + 1, count)} of {name}")) if depth else shared
+                place.add(Text(printable(f"{name}{_described(head)}")))
     return root
-
-
-def _checks(stored: ModelFolder, precision: str) -> str:
-    """Return the checks of a fresh export."""
-    from nlptasks.exporting.sources import auto_skip_reason
-
-    report = stored.exports[precision]
-    checks = ", ".join(
-        f"{head} {check['metric']} {check['exported']:.4f} ({check['points']:+.2f} points on {check['rows']} rows)"
-        for head, check in report["checks"].items()
-    )
-    checked = printable(checks) or "checked on no data"
-    return ", ".join(filter(None, ["fresh", checked, auto_skip_reason(stored, precision, list(stored.records))]))
 
 
 def _numbers(first: int, last: int) -> str:
     return f"layer {first}" if first == last else f"layers {first}-{last}"
 
 
-def _described(stored: ModelFolder, name: str, labels: tuple[str, ...], main: str) -> str:
+def _described(head: HeadSummary) -> str:
     """Return a head in one line: task, size, main metric, labels."""
-    from nlptasks.errors import listing
-
-    record = stored.records[name]
-    size = _megabytes(stored.path / "heads" / f"{name}.safetensors")
+    if head.problem:
+        return f": not available: {head.problem}"
+    main = head.main_metric
     measured = "".join(
         f", {part} {metric_lines({main: metrics[main]}, main)[0].strip()}"
-        for part, metrics in record.metrics.items()
+        for part, metrics in head.metrics.items()
         if main in metrics
     )
-    shown = f": {printable(listing(labels))}" if labels else ""
-    return f"{name} (task {record.task}, {size}{measured}){shown}"
+    labels = f": {listing(head.labels)}" if head.labels else ""
+    return f" (task {head.task}, {_megabytes(head.bytes)}{measured}){labels}"
 
 
-def _show_cost(stored: ModelFolder, count: int) -> None:
+def _show_cost(found: ModelSummary) -> None:
     """Print the cost of running all heads, relative to one head and to as many models."""
-    records = stored.records
-    if len(records) < 2 or not count:
+    count, heads = found.layers, len(found.heads)
+    if heads < 2 or not count:
         return
-    owned = [record.branch for record in records.values()]
+    owned = [head.own_layers for head in found.heads.values()]
     run = count - min(owned) + sum(owned)
     click.echo(
-        f"one pass for all {len(records)} heads runs {run} layers: {run / count:.2f} times those of one head, "
-        f"{run / (len(records) * count):.2f} times those of {len(records)} separate models"
+        f"one pass for all {heads} heads runs {run} layers: {run / count:.2f} times those of one head, "
+        f"{run / (heads * count):.2f} times those of {heads} separate models"
     )
 
 
-def _layers(backbone: BackboneInfo) -> int:
-    """Return the number of layers of a backbone, or 0 if its config has none."""
-    from nlptasks.backbones.architecture import hf_config
-
-    return int(getattr(hf_config(backbone), "num_hidden_layers", 0))
-
-
-def _megabytes(path: Path) -> str:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return f"{sum(file.stat().st_size for file in files if file.is_file()) / 1e6:.1f} MB"
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"

@@ -125,7 +125,7 @@ def load_part(
     if not place.is_dir():
         if wanted:
             problem = f"is one file and has no part {wanted!r}"
-            raise DataError(str(place), problem, "omit --split, or use a folder")
+            raise DataError(str(place), problem, "omit `split`, or use a folder")
         return "all", load_data(place, readers, columns).parts["train"]
     found = _part_files(place)
     part = next((part for part, names in PARTS.items() if wanted in names), wanted)
@@ -133,7 +133,7 @@ def load_part(
         if name in found:
             return name, load_data(found[name], readers, columns).parts["train"]
     problem = f"has no part {wanted or 'test or dev'}, only {listing(found)}"
-    raise DataError(str(place), problem, "use one of them as --split")
+    raise DataError(str(place), problem, "use one of them as `split`")
 
 
 def _part_files(folder: Path) -> dict[str, Path]:

@@ -53,7 +53,7 @@ def texts_field(row: Row, name: str) -> tuple[str, ...]:
 
 def _value(row: Row, name: str) -> Any:
     if name not in row.fields:
-        fix = f"name the column: --columns {name}=NAME"
+        fix = f'name the column: `columns={{"{name}": "NAME"}}`'
         raise DataError(row.where, f"has no {name!r}, only {listing(row.fields)}", fix)
     return row.fields[name]
 

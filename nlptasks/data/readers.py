@@ -321,7 +321,8 @@ def check_columns(columns: Mapping[str, str], known: Iterable[str]) -> None:
     names = list(known)
     for field in columns:
         if field not in names:
-            raise UsageError(f"--columns {field}=...", f"{field!r} is not a field here", did_you_mean(field, names))
+            problem, fix = f"names {field!r}, which is not a field here", did_you_mean(field, names)
+            raise UsageError("columns", problem, fix, argument="columns")
 
 
 def renamed(row: Row, columns: Mapping[str, str]) -> Row:

@@ -81,4 +81,4 @@ def refuse_drift(where: str, checks: Mapping[str, Check], *, older: bool) -> Non
     if moved:
         kept = "the older export is kept" if older else "it was not written"
         problem = f"changes {listing(moved)}, by more than {MAX_POINTS} points: {kept}"
-        raise BackendError(where, problem, "use another precision, or accept it with --accept-drift")
+        raise BackendError(where, problem, "use another precision, or accept it with `accept_drift=True`")

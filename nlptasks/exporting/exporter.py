@@ -35,6 +35,7 @@ from nlptasks.runtimes.base import ENCODE, GraphSpec, Runtime, head_in
 from nlptasks.runtimes.onnx import OnnxRuntime
 from nlptasks.runtimes.pytorch import TorchRuntime, open_torch
 from nlptasks.storage.atomic import locked, restored, sealed, sha256, sweep, written_beside
+from nlptasks.types import Result
 from nlptasks.version import __version__
 
 _log = logging.getLogger("nlptasks")
@@ -50,7 +51,7 @@ class NotExportableError(BackendError):
 
 
 @dataclass(frozen=True)
-class ExportReport:
+class ExportReport(Result):
     """How an export was made, and how it compares with PyTorch.
 
     Attributes:
@@ -116,7 +117,8 @@ def export(
         BackendError: no engine can export it so that it agrees with PyTorch, or a metric changes too much.
     """
     if precision not in PRECISIONS:
-        raise UsageError(f"precision {precision!r}", "is unknown", f"use one of {listing(PRECISIONS)}")
+        fix = f"use one of {listing(PRECISIONS)}"
+        raise UsageError(f"precision {precision!r}", "is unknown", fix, argument="precision")
     stored, model = ModelFolder.read(folder, lambda stored: (stored, load_model(stored)))
     gold = _gold(stored, model, checks, split)
     target = stored.path / EXPORTS / precision

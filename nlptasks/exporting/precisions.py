@@ -65,7 +65,9 @@ def _is_cache(name: str) -> bool:
 
     Of ``HEAD.output`` only the output's name counts.
     """
-    return name.rpartition(".")[2].startswith(("past_", "present_", "cross_"))
+    from nlptasks.generation.cache import CROSS, PAST, PRESENT  # imports numpy, which listing precisions does not need
+
+    return name.rpartition(".")[2].startswith((CROSS, PAST, PRESENT))
 
 
 def _to_int8(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Models that backends open: a model folder, or a model in memory. Nothing is loaded before a backend asks for it."""
+"""Models that backends open: a model folder, or a checkpoint. Nothing is loaded before a backend asks for it."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ class StoredSource:
         """Return the state of each export, those that are made for the device ``cpu`` or ``cuda`` first."""
         found = [one for one in PRECISIONS.values() if one.name in self.stored.exports]
         found.sort(key=lambda one: (not one.suits(device), one.device is None))
-        return [ExportState(one.name, self._auto_skip_reason(one, device)) for one in found]
+        return [ExportState(one.name, self._skip_message(one, device)) for one in found]
 
-    def _auto_skip_reason(self, precision: Precision, device: str) -> str | None:
+    def _skip_message(self, precision: Precision, device: str) -> str | None:
         problem = export_problem(self.stored, precision.name, self.heads)
         if problem:
             return problem
@@ -97,21 +97,35 @@ class StoredSource:
 
 
 @dataclass(frozen=True, eq=False)
-class LoadedSource:
-    """A model in memory that was imported from a checkpoint.
+class CheckpointSource:
+    """A Hugging Face checkpoint, which is imported into memory when it is needed.
 
     Attributes:
-        model: the model.
-        where: name of the checkpoint.
+        where: name or folder of the checkpoint.
+        task: the task that it was fine-tuned for, which is also the head's name.
+        options: the head's options.
     """
 
-    model: Model
     where: str
+    task: str
+    options: Mapping[str, Any]
+
+    @cached_property
+    def model(self) -> Model:
+        """The model.
+
+        Raises:
+            UsageError: there is no such task or option.
+            ModelError: it is no checkpoint for the task.
+        """
+        from nlptasks.models.huggingface import read_checkpoint  # imports PyTorch
+
+        return read_checkpoint(self.where, task=self.task, name=self.task, options=self.options)
 
     @property
     def heads(self) -> Sequence[str]:
-        """Names of its heads."""
-        return list(self.model.heads)
+        """Name of its head."""
+        return [self.task]
 
     def graphs(self) -> Mapping[str, Any]:
         """Return the PyTorch module of each graph."""
@@ -131,8 +145,7 @@ class LoadedSource:
         Raises:
             UsageError: always.
         """
-        [task, *_] = self.heads
-        fix = f"import it first: nlptasks import {self.where} --task {task} -o DIR, and: nlptasks export DIR"
+        fix = f"import it first: nlptasks import {self.where} --task {self.task} -o DIR, and: nlptasks export DIR"
         raise UsageError(self.where, "is a Hugging Face checkpoint, and this backend needs an exported model", fix)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,11 +34,7 @@ class CausalGenerator:
         self, vocabulary: tokenizers.Tokenizer, end: tuple[int, ...], options: SearchOptions, *, longest: int
     ) -> None:
         self._vocabulary, self._special = vocabulary, SpecialTokens(prompt=(), end=end)
-        self._options = replace(
-            options,
-            min_new_tokens=min(options.min_new_tokens, longest),
-            max_new_tokens=min(options.max_new_tokens, longest),
-        )
+        self._options = options.within(longest)
 
     def run(self, batch: EncodedBatch, streamer: Callable[[str], None] | None) -> list[Outputs]:
         """Return the outputs of each window, or its hypotheses, see `as_outputs`.

@@ -1,4 +1,4 @@
-"""What a search finds, and the text that it becomes. Imports neither torch nor transformers."""
+"""Hypotheses of a search, and generated texts. Imports neither torch nor transformers."""
 
 from __future__ import annotations
 

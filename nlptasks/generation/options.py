@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nlptasks.config import ABOVE_0, AT_LEAST_0, AT_LEAST_1, SEEDS, SHARE_ABOVE_0, Range, check_values, option
 from nlptasks.errors import UsageError
@@ -68,6 +68,11 @@ class SearchOptions:
         if self.num_return_sequences > self.num_beams and not self.do_sample:
             problem = f"is {self.num_return_sequences} with {self.num_beams} beams"
             raise UsageError("num_return_sequences", problem, "use as many beams, or do_sample=true")
+
+    def within(self, longest: int) -> SearchOptions:
+        """Return the options for answers of at most `longest` tokens."""
+        fewest, most = min(self.min_new_tokens, longest), min(self.max_new_tokens, longest)
+        return replace(self, min_new_tokens=fewest, max_new_tokens=most)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,13 +41,8 @@ class Seq2SeqGenerator:
         longest: int | None,
         in_windows: bool,
     ) -> None:
-        if longest is not None:
-            options = replace(
-                options,
-                min_new_tokens=min(options.min_new_tokens, longest),
-                max_new_tokens=min(options.max_new_tokens, longest),
-            )
-        self._vocabulary, self._special, self._options, self._in_windows = vocabulary, special, options, in_windows
+        self._vocabulary, self._special, self._in_windows = vocabulary, special, in_windows
+        self._options = options if longest is None else options.within(longest)
 
     def run(self, batch: EncodedBatch, streamer: Callable[[str], None] | None) -> list[Outputs]:
         """Return the hypotheses for each window, see `as_outputs`.

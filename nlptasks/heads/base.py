@@ -272,11 +272,31 @@ def read_gold(head: Head[Any, ExampleT, Any], rows: Iterable[Row]) -> list[Examp
     def read(row: Row) -> ExampleT:
         example = head.read(row)
         if head.gold(example) is None:
-            fix = "label it, or name the column: --columns FIELD=COLUMN"
+            fix = 'label it, or name the column: `columns={"FIELD": "COLUMN"}`'
             raise DataError(row.where, f"has no gold answer among {listing(row.fields)}", fix)
         return example
 
     return each(read, rows)
+
+
+def examples_of(
+    heads: Mapping[str, AnyHead], row: Row, *, gold: bool = False
+) -> tuple[dict[str, Any], dict[str, DataError]]:
+    """Return the example of a row for each head that can read it, and the errors of the others, by name.
+
+    Args:
+        heads: the heads by name.
+        row: the row.
+        gold: True to read gold answers; they are ignored otherwise.
+    """
+    examples: dict[str, Any] = {}
+    problems: dict[str, DataError] = {}
+    for name, head in heads.items():
+        try:
+            examples[name] = head.read(row if gold else without_gold(row, head.schema))
+        except DataError as problem:
+            problems[name] = problem
+    return examples, problems
 
 
 def without_gold(row: Row, schema: Schema) -> Row:

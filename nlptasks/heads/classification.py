@@ -196,7 +196,7 @@ class ClassificationHead(Head[ConfigT, ClassificationExample, Label | Labels], G
         counts = Counter(label for one in found for label in one.labels)
         if not counts:
             where = rows[0].where.rpartition(":")[0]
-            raise DataError(where, "no row has a label", "label some, or check --columns")
+            raise DataError(where, "no row has a label", "label some, or check `columns`")
         kind = next(one.kind for one in found if one.labels)
         labels = tuple(sorted(counts, key=int if kind is int else None))
         weights: tuple[float, ...] = ()

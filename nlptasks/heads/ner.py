@@ -205,7 +205,7 @@ class NerHead(Head[NerConfig, NerExample, list[Entity]]):
         labels = sorted({label for one in gold for label in one.labels(scheme)})
         if not labels:
             where = rows[0].where.rpartition(":")[0]
-            raise DataError(where, "no row contains an entity", "annotate some, or check --columns")
+            raise DataError(where, "no row contains an entity", "annotate some, or check `columns`")
         if scheme == "io":
             _check_io(labels, rows[0].where)
         _warn_of_edges_in_words(rows, gold)
@@ -381,7 +381,9 @@ def _detected(tagged: Sequence[tuple[Row, list[str]]]) -> str:
         return "iob1" if scheme == "io" and any(tag.startswith("I-") for _, tags in tagged for tag in tags) else scheme
     except TagError as error:
         where = tagged[error.sentence][0].line(error.word)
-        raise DataError(where, error.problem, "correct the tag, or declare --set HEAD.scheme=SCHEME") from None
+        raise DataError(
+            where, error.problem, 'correct the tag, or declare the scheme: `options={"scheme": "SCHEME"}`'
+        ) from None
 
 
 def _has_words(row: Row) -> bool:
@@ -391,6 +393,6 @@ def _has_words(row: Row) -> bool:
         DataError: the row has neither.
     """
     if "tokens" not in row.fields and "text" not in row.fields:
-        fix = "name the column, for example --columns text=NAME"
+        fix = 'name the column, for example `columns={"text": "NAME"}`'
         raise DataError(row.where, f"has neither 'tokens' nor 'text', only {listing(row.fields)}", fix)
     return "tokens" in row.fields and ("tags" in row.fields or "text" not in row.fields)

@@ -228,7 +228,7 @@ class QaHead(Head[QaConfig, QaExample, QaResult]):
         gold = each(lambda row: answers_field(row, text_field(row, "context")), rows)
         if not any(gold):
             where = rows[0].where.rpartition(":")[0]
-            raise DataError(where, "no row has an answer", "add answers, or check --columns")
+            raise DataError(where, "no row has an answer", "add answers, or check `columns`")
         return replace(options, unanswerable=not all(spans is None or spans for spans in gold))
 
     def read(self, row: Row) -> QaExample:

@@ -142,7 +142,7 @@ def _positions_on(scale: str, labels: Sequence[str], where: str) -> dict[str, fl
         found = next(_known(labels), None)
         if found is not None:
             return found
-        fix = "set their order: --set HEAD.scale=LABEL,LABEL,... from the most negative to the most positive"
+        fix = 'set their order, from the most negative to the most positive: `options={"scale": "LABEL,LABEL,..."}`'
         raise DataError(where, f"the order of the labels {listing(sorted(labels))} is not known", fix)
     named = scale.split(",")
     if sorted(named) != sorted(labels):

@@ -41,10 +41,10 @@ CHUNK_ITEMS = 1024
 
 @dataclass
 class MemoryBudget:
-    """What is known of a device's memory.
+    """The largest batch that fits the device's memory.
 
     Attributes:
-        tokens: tokens in a batch that fit, as far as is known.
+        tokens: its tokens; unlimited until a batch has not fitted.
     """
 
     tokens: int = sys.maxsize
@@ -179,7 +179,7 @@ class Engine:
             longest = max(len(own[names[0]]) for own in batch)
             problem = error.problem if isinstance(error, OutOfMemoryError) else first_line(error)
             if len(batch) == 1:
-                fix = "use shorter texts, or another --device"
+                fix = "use shorter texts, or another `device`"
                 raise OutOfMemoryError(f"a text of {longest} tokens", problem, fix) from error
             self.memory.tokens = len(batch) * longest // 2
             _log.warning("%s: batches have at most %d tokens from now on", problem, self.memory.tokens)

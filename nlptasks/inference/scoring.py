@@ -13,11 +13,11 @@ from nlptasks.data.readers import check_columns
 from nlptasks.heads.base import AnyHead, read_gold, sample_folder
 from nlptasks.inference.engine import CHUNK_ITEMS, Engine
 from nlptasks.metrics.base import Metrics, merge
-from nlptasks.types import Row
+from nlptasks.types import Result, Row
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Result):
     """The metrics of a head on labelled data.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""What metrics are made of: counts that can be merged, and the numbers that come of them."""
+"""Mergeable counts, and the metrics computed from them."""
 
 from __future__ import annotations
 

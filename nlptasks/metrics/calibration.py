@@ -34,7 +34,7 @@ def checked(logits: Floats) -> Floats:
     """
     if not np.isfinite(logits).all():
         raise BackendError(
-            "the model", "returned logits that are not finite", "train again with a lower --lr, or in fp32"
+            "the model", "returned logits that are not finite", "train again with a lower `lr`, or in fp32"
         )
     return logits
 

@@ -154,9 +154,10 @@ def _names(model: Reference) -> list[str]:
         raise UsageError(f"the model {model.model}", "is a checkpoint, of which no copy can be kept", fix)
     stored = ModelFolder.open(checked(model).model)
     exports = [
-        f"{EXPORTS}/{precision}/{name}"
+        name
         for precision, report in stored.exports.items()
-        for name in (REPORT, *report["files"])
+        for name in (f"{EXPORTS}/{precision}/{file}" for file in (REPORT, *report["files"]))
+        if (stored.path / name).is_file()  # an export may be damaged: the model itself is good
     ]
     card = [CARD] if (stored.path / CARD).is_file() else []
     return list(dict.fromkeys([MANIFEST, *stored.manifest["files"], *exports, *card]))

@@ -114,10 +114,10 @@ def merge_models(folders: Sequence[str | Path], output: str | Path, *, overwrite
     if len({Path(folder).resolve() for folder in folders}) < len(folders):
         raise UsageError("merge", "names a model twice", "name each model once")
     if is_begun(Path(output)):
-        raise UsageError(str(output), "contains checkpoints of an unfinished run", "use another --output")
+        raise UsageError(str(output), "contains checkpoints of an unfinished run", "use another `output`")
     place = Path(output).resolve()
     if any(place in (own := Path(folder).resolve(), *own.parents) or own in place.parents for folder in folders):
-        raise UsageError(str(output), "contains a model to merge, or is inside one", "use another --output")
+        raise UsageError(str(output), "contains a model to merge, or is inside one", "use another `output`")
     models = [ModelFolder.open(folder) for folder in folders]
     kept: dict[str, _Kept] = {}
     for stored in models:
@@ -169,7 +169,7 @@ def _check_same_backbone(one: ModelFolder, other: ModelFolder) -> None:
         raise ModelError(
             str(other.path),
             f"has another backbone than {one.path}: {listing(differs)} differ",
-            "merge models that were trained with --tune head or top:K on the same backbone, or train there: "
+            "merge models whose heads were trained with tune head or top:K on the same backbone, or train there: "
             f"nlptasks train TASK=DATA --add-to {one.path}",
         )
 

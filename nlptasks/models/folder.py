@@ -25,7 +25,16 @@ from nlptasks.backbones.info import (
     read_tokenizer,
 )
 from nlptasks.config import file_fields
-from nlptasks.errors import ModelError, NlptasksError, PluginError, UsageError, did_you_mean, quote, refusing
+from nlptasks.errors import (
+    BackendError,
+    ModelError,
+    NlptasksError,
+    PluginError,
+    UsageError,
+    did_you_mean,
+    quote,
+    refusing,
+)
 from nlptasks.heads.base import Head
 from nlptasks.models.manifest import (
     EXPORTS,
@@ -92,10 +101,13 @@ class ModelFolder:
             before, tries = _identity(path), tries - 1
             try:
                 with cls._checked(path) as stored:
-                    return use(stored)
-            except (ModelError, OSError):
+                    result = use(stored)
+            except (ModelError, BackendError, OSError):
                 if not tries or _identity(path) == before:
                     raise
+            else:  # an export that was missing for a moment is no error, but there may be a better result now
+                if not tries or _identity(path) == before:
+                    return result
 
     @classmethod
     @contextlib.contextmanager

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import fields, replace
 from numbers import Real
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nlptasks.config import recorded
-from nlptasks.errors import UsageError, listing, quote
+from nlptasks.errors import DataError, UsageError, listing, quote
 from nlptasks.heads.base import AnyHead, without_gold
 from nlptasks.inference.batching import Instance, collate_instances
 from nlptasks.inference.engine import Engine, result_of
@@ -160,6 +161,14 @@ def check_merging(head: AnyHead, counts: Sequence[Counts]) -> None:
         _expect(same, f"returned {name}={value} for all counts, and {found.get(name)} for those of two halves")
 
 
+def check_confidences(scored: Any) -> None:
+    """Check what `confidences` returned: scores in 0..1, each with True or False."""
+    for score, is_right in scored:
+        is_score = isinstance(score, Real) and 0 <= float(score) <= 1
+        wanted = "expected a score in 0..1, and True if it is right"
+        _expect(is_score and isinstance(is_right, bool | np.bool_), f"returned {quote((score, is_right))}, {wanted}")
+
+
 class HeadChecks:
     """Runs a head on examples and checks everything that it returns.
 
@@ -201,7 +210,7 @@ class HeadChecks:
             _expect(_sums(self._model.backbone) == weights, "changes the backbone, which other heads share")
 
     def check_results(self, examples: Sequence[Any], rows: Sequence[Row]) -> list[Any]:
-        """Check the results of rows with and without gold answers, of a text without tokens, and their metrics.
+        """Check the results of rows with and without gold answers, of a text without tokens, and what is made of them.
 
         Args:
             examples: examples with gold answers.
@@ -210,10 +219,11 @@ class HeadChecks:
         Returns:
             The results of the examples.
         """
-        results = self._results(examples)
+        outputs = self._outputs(examples)
+        results = self._decoded(outputs)
         with self._naming("read (of a row without its gold answer)"):
             asked = [self._head.read(without_gold(row, self._head.schema)) for row in rows]
-        for result in self._results(asked):
+        for result in self._decoded(self._outputs(asked)):
             with self._naming("decode"):
                 check_plain(result)
         with self._naming("decode, of a text without tokens,"):
@@ -226,10 +236,50 @@ class HeadChecks:
             check_metrics(self._head.metrics(merge(counts)))
             if len(counts) > 1:
                 check_merging(self._head, counts)
+        self._check_calibration(outputs, results)
+        self._check_presenter(examples, results)
         return results
 
-    def _results(self, examples: Sequence[Any]) -> list[Any]:
-        outputs = self._outputs(examples)
+    def _check_calibration(self, outputs: Sequence[HeadOutputs[Any]], results: Sequence[Any]) -> None:
+        head = self._head
+        with self._naming("calibration"):
+            calibration = head.calibration
+        if calibration is None:
+            return
+        with self._naming("calibration"):
+            has_field = any(item.name == "temperature" for item in fields(head.config))
+            _expect(has_field, f"needs a field temperature in {type(head.config).__name__}")
+        with self._naming("calibration.likelihood"):
+            cost = calibration.likelihood(outputs).nll(1.0)
+            _expect(
+                isinstance(cost, Real) and not math.isnan(cost), f"returned {quote(cost)}, expected a number of nats"
+            )
+        with self._naming("calibration.thresholds"):
+            replace(head.config, **calibration.thresholds(outputs))
+        with self._naming("calibration.confidences"):
+            for one, result in zip(outputs, results, strict=True):
+                check_confidences(calibration.confidences(one.example, result))
+
+    def _check_presenter(self, examples: Sequence[Any], results: Sequence[Any]) -> None:
+        with self._naming("presenter"):
+            presenter = self._head.presenter
+        with self._naming("presenter.gold_labels"):
+            given = {label for example in examples for label in presenter.gold_labels(example)}
+            unknown = sorted(given - {*presenter.labels}) if presenter.labels else []
+            _expect(not unknown, f"returned {listing(unknown)}, which `labels` lacks")
+        with self._naming("presenter.example_row"):
+            row = presenter.example_row()
+            try:
+                self._head.read(Row(row, "the row", gold=False))
+            except DataError as error:
+                raise WrongOutputError(
+                    f"returned {quote(row)}, which the head cannot read ({error.problem})"
+                ) from error
+        with self._naming("presenter.render"):
+            for example, result in zip(examples, results, strict=True):
+                "".join(text + label for text, label in presenter.render(example, result))
+
+    def _decoded(self, outputs: Sequence[HeadOutputs[Any]]) -> list[Any]:
         with self._naming("decode"):
             return [result_of(self._head, one) for one in outputs]
 

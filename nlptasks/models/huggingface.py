@@ -168,7 +168,7 @@ def _original(folder: Path, network: Network, config: Any, where: str) -> Any:
         model, report = read_weights(auto, folder, config)
     if report["missing_keys"] or report["mismatched_keys"]:
         lacks = listing(sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])))
-        fix = f"use one that was fine-tuned for this task, or train on it: --backbone {where}"
+        fix = f"use one that was fine-tuned for this task, or train on it with `backbone={where!r}`"
         raise ModelError(where, f"is no checkpoint of {network.hf_auto}: it lacks {lacks}", fix)
     return model
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,8 +24,6 @@ LOG = "training.json"
 """How each head was made, by its name."""
 FORMAT = 1
 """Version of the format of model folders."""
-REPORT_NAME = re.compile(f"{EXPORTS}/([^/]+)/{re.escape(REPORT)}")
-"""Path of an export's report in a model; its group is the precision."""
 
 _MANIFEST_SHAPE = {
     "format": int,

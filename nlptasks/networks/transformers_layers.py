@@ -124,7 +124,7 @@ def _headless(auto: Any, config: Any, width: int, shapes: Mapping[str, str]) -> 
 
 
 def _gives(model: nn.Module, width: int, classes: int, shapes: Mapping[str, str]) -> bool:
-    """Whether a model on the device ``meta`` comes from states alone to these outputs."""
+    """Return True if the outputs of a model on the device ``meta`` depend on hidden states only, and have these shapes."""
     sizes = {"B": 2, "S": 3, "C": classes}
     states, mask = torch.zeros(2, 3, width), torch.ones(2, 3, dtype=torch.int64)  # [B,S,H], [B,S]
     try:

@@ -200,8 +200,8 @@ class _BoundGraph:
         except Exception as error:  # the runtime's exceptions have no common class
             where, problem = f"the graph {self._name}", f"fails on the {self._device} ({_message(error)})"
             if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
-                raise OutOfMemoryError(where, problem, "use shorter texts, or another --device") from error
-            raise BackendError(where, problem, "use smaller batches, or --backend torch") from error
+                raise OutOfMemoryError(where, problem, "use shorter texts, or another `device`") from error
+            raise BackendError(where, problem, 'use smaller batches, or `backend="torch"`') from error
 
     def _run_bound(self, arrays: Mapping[str, Any]) -> dict[str, OrtValue]:
         values = {name: self._placed(value) for name, value in arrays.items()}
@@ -286,7 +286,7 @@ def _without_cuda() -> BackendError:
     problem = (
         f"ONNX Runtime {onnxruntime.__version__} does not run on CUDA ({cuda_problem() or 'it falls back to the CPU'})"
     )
-    return BackendError("--device cuda", problem, f"{CUDA_FIX}; or use --device cpu")
+    return BackendError("device cuda", problem, f'{CUDA_FIX}; or use `device="cpu"`', argument="device")
 
 
 def _pruned(path: Path, heads: Collection[str]) -> bytes:

@@ -43,7 +43,7 @@ def open_torch(
     where, dtype = torch_device(device), _TYPES[precision]
     if dtype != torch.float32 and not (has_bf16(where) and (where.type != "cpu" or _can_pack())):
         problem = f"{precision} is not supported by this {'CPU' if where.type == 'cpu' else 'GPU'}"
-        raise BackendError(f"backend torch:{precision}", problem, "use --backend torch")
+        raise BackendError(f"backend torch:{precision}", problem, 'use `backend="torch"`', argument="backend")
     if where.type == "cpu":
         for name, graph in graphs.items():
             pack_linears(graph, few_rows=bool(head_in(name)), dtype=dtype)
@@ -68,9 +68,10 @@ def torch_device(wanted: str) -> torch.device:
         if torch.version.cuda is None:
             reason = f"torch {torch.__version__} is built without CUDA"
         raise BackendError(
-            "--device cuda",
+            "device cuda",
             f"PyTorch finds no GPU ({reason or 'no driver or no GPU'})",
-            "use --device cpu, or run 'nlptasks doctor'",
+            """use `device="cpu"`, or run 'nlptasks doctor'""",
+            argument="device",
         )
     return torch.device("cpu")
 
@@ -213,5 +214,5 @@ def _memory(where: str) -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and not any(said in str(error) for said in _NO_MEMORY):
             raise
-        fix = "use shorter texts, or another --device"
+        fix = "use shorter texts, or another `device`"
         raise OutOfMemoryError(where, first_line(error)[:300], fix) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -20,6 +21,37 @@ _SUFFIX = ".tmpl"
 
 _PLACE = "NAME"
 """Replaced by the task in file names."""
+
+
+@dataclass(frozen=True)
+class NewPlugin:
+    """A package that was written.
+
+    Attributes:
+        folder: its folder.
+        files: paths of its files in the folder.
+        head_file: the one of them with the head.
+    """
+
+    folder: Path
+    files: Sequence[str]
+    head_file: str
+
+
+def new_plugin(task: str, output: str | Path | None = None) -> NewPlugin:
+    """Write a package for a new task, with a head that works, sample data and tests.
+
+    Args:
+        task: name of the task.
+        output: the package's folder; None for ``nlptasks-TASK`` here.
+
+    Raises:
+        UsageError: the name is not valid or is registered already, or the folder is not empty or cannot be written.
+    """
+    plugin = Plugin(task)
+    plugin.check()
+    folder = Path(output or plugin.package)
+    return NewPlugin(folder, plugin.write(folder), plugin.head_file)
 
 
 @dataclass(frozen=True)
@@ -84,7 +116,7 @@ class Plugin:
         """
         check_output(folder, overwrite=True)  # an empty folder is replaced
         if folder.is_dir() and any(folder.iterdir()):
-            raise UsageError(str(folder), "is not empty", "use another -o")
+            raise UsageError(str(folder), "is not empty", "use another folder")
         written = self._files()
         with written_beside(folder, UsageError) as place:
             for name, text in written.items():

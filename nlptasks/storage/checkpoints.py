@@ -146,7 +146,7 @@ def newest(output: Path) -> Checkpoint | None:
     if found:
         names = listing(path.name for path in found)
         raise TrainingError(
-            str(output / RUNNING), f"has no intact checkpoint ({names})", "train again with --overwrite"
+            str(output / RUNNING), f"has no intact checkpoint ({names})", "train again with `overwrite=True`"
         )
     return None
 

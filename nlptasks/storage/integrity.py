@@ -164,15 +164,15 @@ def check_output(folder: Path, *, overwrite: bool, resumable: bool = False) -> N
     except FileNotFoundError:
         inside = []
     except NotADirectoryError as error:
-        raise UsageError(str(folder), "is a file", "use another --output") from error
+        raise UsageError(str(folder), "is a file", "use another `output`") from error
     except OSError as error:
-        raise UsageError(str(folder), f"cannot be read ({error})", "use another --output") from error
+        raise UsageError(str(folder), f"cannot be read ({error})", "use another `output`") from error
     if inside and not overwrite:
-        ways = "--overwrite to replace it, or --resume" if resumable else "or --overwrite to replace it"
-        raise UsageError(str(folder), "is not empty", f"use another --output, {ways}")
+        more = ", or `resume=True` to continue" if resumable else ""
+        raise UsageError(str(folder), "is not empty", f"use another `output`, or `overwrite=True` to replace it{more}")
     # Path.is_mount() looks twice, and fails on a folder that another process replaces between the two.
     if target == Path.cwd() or os.path.ismount(target):
         raise UsageError(str(folder), "cannot be replaced as a whole", "use a folder inside it")
     parent = next(place for place in target.parents if place.exists())
     if not os.access(parent, os.W_OK):
-        raise UsageError(str(folder), f"cannot be written: {parent} is not writable", "use another --output")
+        raise UsageError(str(folder), f"cannot be written: {parent} is not writable", "use another `output`")

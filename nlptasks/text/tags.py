@@ -181,12 +181,8 @@ def detect_scheme(sentences: Sequence[Sequence[str]]) -> str:
     return possible[0]
 
 
-def first_illegal(tags: Sequence[str], scheme: str) -> int | None:
-    """Return the index of the first illegal tag (the last tag if the sentence may not end there), None if all are legal."""
-    return _first_break(parse_tags(tags, scheme), scheme)
-
-
 def _first_break(tags: Iterable[Tag], scheme: str) -> int | None:
+    """Return the index of the first illegal tag (the last tag if the sentence may not end there), None if all are legal."""
     follows = SCHEMES[scheme].follows
     before: Tag | None = None
     index = 0

@@ -8,9 +8,13 @@ from dataclasses import replace
 
 import torch
 
-from nlptasks.config import TrainSettings
+from nlptasks.config import AUTO, TrainSettings
 from nlptasks.errors import UsageError
 from nlptasks.runtimes.pytorch import has_bf16
+
+_GPU_ONLY = ("fp16",)
+_WITHOUT_BF16 = {"cpu": "fp32", "cuda": "fp16"}
+"""The fastest precision of a device whose hardware has no bf16."""
 
 
 def default_lr(parameters: int) -> float:
@@ -60,9 +64,10 @@ def chosen_precision(wanted: str, device: torch.device) -> str:
     Raises:
         UsageError: it is fp16 and there is no GPU.
     """
-    if wanted == "fp16" and device.type == "cpu":
-        raise UsageError("precision", "is fp16, which needs a GPU", "use bf16, fp32 or auto")
-    if wanted != "auto":
-        return wanted
-    without = {"cuda": "fp16"}.get(device.type, "fp32")
-    return "bf16" if has_bf16(device) else without
+    if device.type == "cpu" and wanted in _GPU_ONLY:
+        raise UsageError("precision", f"is {wanted}, which needs a GPU", "use bf16, fp32 or auto", argument="precision")
+    return _fastest(device) if wanted == AUTO else wanted
+
+
+def _fastest(device: torch.device) -> str:
+    return "bf16" if has_bf16(device) else _WITHOUT_BF16[device.type]

@@ -85,7 +85,7 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], output: Path) 
         raise TrainingError(
             str(output),
             f"was trained with other settings or data: {listing(differences)}",
-            "resume it with the same ones, or train anew with --overwrite",
+            "resume it with the same ones, or train anew with `overwrite=True`",
         )
 
 

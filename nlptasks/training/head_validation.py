@@ -45,9 +45,7 @@ def attributed(task: str, method: str) -> Iterator[None]:
         one = find(task)
         line = one.line_in(error) if one else ""
         problem = f"{method} failed{line and f' at {line}'} ({first_line(error)})"
-        raise PluginError(
-            place_of(task), problem, "repair or uninstall the package; --debug shows the traceback"
-        ) from error
+        raise PluginError(place_of(task), problem, "repair or uninstall the package") from error
 
 
 def configured(

@@ -36,6 +36,9 @@ Batch = Sequence[int]
 Load = Callable[[str, Batch], Mapping[str, Tensor]]
 """Returns the tensors of a head's batch, on the device."""
 
+_MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+"""accelerate's names of the precisions."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -81,7 +84,7 @@ def make_accelerator(precision: str, device: torch.device, *, heads: int) -> Acc
         _log.warning("the launcher started only one process; on the CPU use torchrun --nproc-per-node N -m nlptasks")
     return Accelerator(
         cpu=device.type == "cpu",
-        mixed_precision="no" if precision == "fp32" else precision,
+        mixed_precision=_MIXED[precision],
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=heads > 1)],
     )
 
@@ -113,7 +116,7 @@ class Optimization:
         self._names = {weight: name for name, weight in module.named_parameters() if weight.requires_grad}
         if not self._names:
             problem = f"is {settings.tune}, and the heads have no weights: there is nothing to train"
-            raise UsageError("tune", problem, "use all, or top:K")
+            raise UsageError("tune", problem, "use all, or top:K", argument="tune")
         self._adamw = torch.optim.AdamW(_groups(module.model, settings, rates), fused=True)
         self._module, self._optimizer = accelerator.prepare(module, self._adamw)
 
@@ -178,7 +181,7 @@ class Optimization:
             except torch.OutOfMemoryError as error:
                 where = f"step {self.done + 1}"
                 if self._accelerator.num_processes > 1:  # the others wait for this one's gradients
-                    raise TrainingError(where, f"out of memory ({error})", "use fewer --batch-tokens") from error
+                    raise TrainingError(where, f"out of memory ({error})", "use a smaller `batch_tokens`") from error
                 if self.pieces >= max(map(len, batches)):
                     problem = "a single example does not fit in memory"
                     raise TrainingError(where, problem, "use shorter texts") from error

@@ -90,10 +90,10 @@ class NewModel:
         is_model = (folder / MANIFEST).is_file()
         finished = is_model and (folder / LOG).is_file()
         if not finished and not begun and folder.is_dir() and any(folder.iterdir()):
-            fix = "use another --output, or --overwrite"
+            fix = "use another `output`, or `overwrite=True`"
             raise UsageError(str(folder), "is not empty, and contains no unfinished run", fix)
         if is_model and begun and newest(folder) is None:
-            fix = f"use --overwrite to replace it, or add heads to it: --add-to {folder}"
+            fix = f"use `overwrite=True` to replace it, or add heads to it: `add_to={str(folder)!r}`"
             raise UsageError(str(folder), "already contains a finished model; there is nothing to resume", fix)
 
     def settings(self, given: TrainSettings) -> TrainSettings:
@@ -116,7 +116,7 @@ class NewModel:
         is_ours = MANIFEST in inside or self._overwrite
         if inside and not is_ours:
             problem = f"has {listing(sorted(inside))}, which was not there when training started"
-            raise ModelError(str(folder), problem, "move it elsewhere, and continue with --resume")
+            raise ModelError(str(folder), problem, "move it elsewhere, and continue with `resume=True`")
         card = model_card(model.backbone.info, model.heads, model.records, logs)
         model.save(folder, overwrite=True, extra={LOG: logs_as_text(logs), CARD: card})
 
@@ -137,26 +137,27 @@ class ExistingModel:
         there = [name for name in names if name in self._stored.records]
         finished = resume and len(there) == len(names) and not is_begun(self.folder)
         if there and not finished and not self._overwrite:
-            way = "--resume --overwrite" if resume and is_begun(self.folder) else "--overwrite"
-            fix = f"choose another name, as NAME:TASK=DATA, or replace it: {way}"
+            way = ("`resume=True` and " if resume and is_begun(self.folder) else "") + "`overwrite=True`"
+            fix = f"choose another name, as NAME:TASK=DATA, or replace it with {way}"
             raise UsageError(f"head {there[0]!r}", f"already exists in {self.folder}", fix)
         if is_begun(self.folder) and not resume and not self._overwrite:
             raise UsageError(
                 str(self.folder),
                 "contains checkpoints of an unfinished run",
-                "continue it with --resume, or discard it with --overwrite",
+                "continue it with `resume=True`, or discard it with `overwrite=True`",
             )
         check_output(self.folder, overwrite=True)
 
     def settings(self, given: TrainSettings) -> TrainSettings:
         if given.backbone is not None:
             problem = f"is {given.backbone!r}, and an added head uses the backbone of {self.folder}"
-            raise UsageError("backbone", problem, "leave it out")
+            raise UsageError("backbone", problem, "leave it out", argument="backbone")
         if given.tune == "all":
             raise UsageError(
                 "tune",
                 "is all, which would change the answers of the other heads",
                 "use top:K (the head owns the K top layers) or head",
+                argument="tune",
             )
         return replace(given, backbone=self._stored.manifest["backbone"]["source"])
 
@@ -174,7 +175,7 @@ class ExistingModel:
         now = ModelFolder.open(self.folder)  # other heads may have been added meanwhile
         if _backbone_files(now) != _backbone_files(self._stored):
             problem = "has another backbone than when training started"
-            raise ModelError(str(self.folder), problem, "restore the model, and continue with --resume")
+            raise ModelError(str(self.folder), problem, "restore the model, and continue with `resume=True`")
         taken = [name for name in model.heads if name in now.records and name not in self._stored.records]
         if taken and not self._overwrite:
             problem = f"has a new head {taken[0]!r} since training started"

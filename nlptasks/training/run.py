@@ -39,7 +39,7 @@ from nlptasks.training.optimizer import make_accelerator
 from nlptasks.training.output import ExistingModel, NewModel, RunOutput
 from nlptasks.training.run_state import TrainingRun, TrainTask
 from nlptasks.training.trainer import Trainer
-from nlptasks.types import Row
+from nlptasks.types import Result, Row
 from nlptasks.version import __version__
 
 
@@ -61,7 +61,7 @@ class HeadResult:
 
 
 @dataclass(frozen=True)
-class TrainResult:
+class TrainResult(Result):
     """The result of a training run.
 
     Attributes:
@@ -75,6 +75,10 @@ class TrainResult:
     heads: Mapping[str, HeadResult]
     seconds: float
     is_main_process: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as a dictionary of plain data."""
+        return {**super().to_dict(), "folder": str(self.folder)}
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,8 @@ def _check_names(names: Sequence[str], settings: TrainSettings) -> None:
         raise UsageError("train", problem, "give each a name, as one:TASK=DATA two:TASK=DATA")
     for name in parse_weights(settings.head_weights):
         if name not in names:
-            raise UsageError("head_weights", f"names the unknown head {name!r}", did_you_mean(name, names))
+            fix = did_you_mean(name, names)
+            raise UsageError("head_weights", f"names the unknown head {name!r}", fix, argument="head_weights")
 
 
 def _run_output(
@@ -167,7 +172,8 @@ def _run_output(
     if add_to is None:
         return NewModel(Path(output or Path(RUNS) / "+".join(names)), overwrite=overwrite)
     if output is not None:
-        raise UsageError("output", f"is {str(output)!r}, and add_to changes {add_to} in place", "use only one of them")
+        problem = f"is {str(output)!r}, and add_to changes {add_to} in place"
+        raise UsageError("output", problem, "use only one of them", argument="output")
     return ExistingModel(Path(add_to), overwrite=overwrite)
 
 
@@ -303,7 +309,7 @@ def _trained(output: RunOutput, run: TrainingRun, *, resume: bool) -> Mapping[st
         try:
             outcomes = trainer.run()
         except torch.OutOfMemoryError as error:
-            where, fix = f"after step {trainer.state.step}", "use fewer --batch-tokens, or a smaller backbone"
+            where, fix = f"after step {trainer.state.step}", "use a smaller `batch_tokens`, or a smaller backbone"
             raise TrainingError(where, f"out of memory ({first_line(error)})", fix) from error
     logs = {task.name: {**_log_of(run, task, trainer), **asdict(outcomes[task.name])} for task in run.tasks}
     if main:

@@ -36,7 +36,7 @@ from nlptasks.training.run_state import HeadOutcome, TrainingRun, TrainState, Tr
 from nlptasks.types import HeadOutputs
 
 _EVALUATION_TOKENS = 4096
-_LOWER = "train again with a lower --lr, or --precision fp32"
+_LOWER = 'train again with a lower `lr`, or `precision="fp32"`'
 
 
 class Trainer:
@@ -235,7 +235,7 @@ class Trainer:
         if self._checkpoints:
             self._save(self._checkpoints)
         self.training_run.accelerator.wait_for_everyone()  # a launcher ends all processes when the first one ends
-        self.training_run.callback.note(f"stopped after step {self._optimization.done}; continue with --resume")
+        self.training_run.callback.note(f"stopped after step {self._optimization.done}; continue with `resume=True`")
         self._stop.obey()
 
     def _save(self, checkpoints: Checkpoints) -> None:

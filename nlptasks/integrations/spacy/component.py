@@ -21,8 +21,8 @@ from spacy.tokens import Doc, Span
 from spacy.training import Example
 from spacy.util import minibatch
 
-from nlptasks.errors import DataError, ModelError, UsageError, first_line, listing, quote
-from nlptasks.heads.base import AnyHead
+from nlptasks.errors import ModelError, UsageError, first_line, listing, quote
+from nlptasks.heads.base import AnyHead, examples_of
 from nlptasks.inference.engine import CHUNK_ITEMS
 from nlptasks.integrations.spacy.extensions import add_extension, add_extensions, heads_with_results, write_results
 from nlptasks.integrations.spacy.settings import ENTS, STORES, Settings
@@ -251,13 +251,12 @@ class Component(Pipe):
             raise UsageError(
                 f"the question {quote(question)}", problem, "open a model with a head that answers questions"
             )
-        [found] = self.pipeline.predict([_question_row(doc, question)], partial=True)
+        [found] = self.pipeline.predict([_question_row(doc, question)], heads=[wanted])
         return found.results[wanted]
 
     def question_heads(self, doc: Doc, question: str) -> list[str]:
         """Return the names of the heads that read a question about a document."""
-        problems = _problems(self.heads, _question_row(doc, question))
-        return [name for name in self.heads if name not in problems]
+        return list(examples_of(self.heads, _question_row(doc, question))[0])
 
     @property
     def _store(self) -> str:
@@ -378,20 +377,9 @@ def _question_row(doc: Doc, question: str) -> Row:
     return Row({"question": question, "context": doc.text}, "doc._.answer")
 
 
-def _problems(heads: Mapping[str, AnyHead], row: Row) -> dict[str, DataError]:
-    """Return the errors of the heads that cannot read a row."""
-    problems = {}
-    for name, head in heads.items():
-        try:
-            head.read(row)
-        except DataError as problem:
-            problems[name] = problem
-    return problems
-
-
 def _warn_of_unread_documents(heads: Mapping[str, AnyHead]) -> None:
     """Warn of heads that read neither documents nor questions about them."""
-    asked = _problems(heads, Row({"question": "Who?", "context": "A text."}, "a question"))
-    for name, problem in _problems(heads, Row({"text": "A text."}, "a document")).items():
+    _, asked = examples_of(heads, Row({"question": "Who?", "context": "A text."}, "a question"))
+    for name, problem in examples_of(heads, Row({"text": "A text."}, "a document"))[1].items():
         if name in asked:
             _log.warning("%s cannot read documents (%s); it is left out", name, problem.problem)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from nlptasks import GeneratedText, UsageError, listing
+from nlptasks import GeneratedText, Row, UsageError, listing
 from nlptasks.pipeline import Pipeline
 from nlptasks_generation.head import GenerationHead
 
@@ -52,8 +52,8 @@ class Chat:
             DataError: the tokenizer has no chat template, or it refuses the messages; then nothing is remembered.
         """
         asked = self._asked(text)
-        found = self._pipe({"messages": asked})
-        best = found[self._name] if isinstance(found, dict) else found
+        [found] = self._pipe.predict([Row({"messages": asked}, "the chat")], heads=[self._name])
+        best = found.results[self._name]
         answer: GeneratedText = best[0] if isinstance(best, list) else best
         self._remember(asked, answer.text)
         return answer.text

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from nlptasks import (
+    DECODER,
     SPECIAL,
     TABLES,
     BackboneInfo,
@@ -32,6 +33,7 @@ from nlptasks import (
     Outputs,
     Parts,
     Presenter,
+    Result,
     Row,
     Schema,
     SpacyWriter,
@@ -49,7 +51,7 @@ _LOG_PROBABILITY, _TOKENS = "log_probability", "tokens"
 
 
 @dataclass(frozen=True)
-class Likelihood:
+class Likelihood(Result):
     """How likely a text is.
 
     Attributes:
@@ -61,7 +63,7 @@ class Likelihood:
     tokens: int
 
 
-Result = GeneratedText | list[GeneratedText] | Likelihood
+Generated = GeneratedText | list[GeneratedText] | Likelihood
 """The best continuation of a prompt, the best ones if several were asked for, or the likelihood of a gold text."""
 
 
@@ -98,21 +100,21 @@ class GenerationFormat(CausalFormat[GenerationConfig]):
         return _with_template_end(super().to_config(backbone, options), backbone)
 
 
-class ContinuationWriter(SpacyWriter[Result]):
+class ContinuationWriter(SpacyWriter[Generated]):
     """``doc._.continuation`` gets the best text that continues the document, unless an earlier head has set it."""
 
     assigns = ("doc._.continuation",)
 
-    def write(self, doc: Any, result: Result, name: str) -> None:
+    def write(self, doc: Any, result: Generated, name: str) -> None:
         best = result[0] if isinstance(result, list) else result
         if doc._.continuation is None and isinstance(best, GeneratedText):
             doc._.continuation = best.text
 
 
-class GenerationPresenter(Presenter[Passage, Result]):
+class GenerationPresenter(Presenter[Passage, Generated]):
     """Shows a prompt with its continuations."""
 
-    def render(self, example: Passage, result: Result) -> list[tuple[str, str]]:
+    def render(self, example: Passage, result: Generated) -> list[tuple[str, str]]:
         if isinstance(result, Likelihood):
             return [(f"{example.text}  ({result.log_probability:.2f} nats for {result.tokens} tokens)", "")]
         texts = result if isinstance(result, list) else [result]
@@ -128,7 +130,7 @@ def _read_texts(path: Path, on_error: OnError) -> Iterator[Row]:
     yield from (row for row in read_text(path, on_error) if not is_blank(row.fields["text"]))
 
 
-class GenerationHead(CausalHead[GenerationConfig, Passage, Result]):
+class GenerationHead(CausalHead[GenerationConfig, Passage, Generated]):
     """Continues a text, or answers in a chat."""
 
     Config = GenerationConfig
@@ -138,7 +140,7 @@ class GenerationHead(CausalHead[GenerationConfig, Passage, Result]):
         gold=("completion",),
         results=(GeneratedText, Likelihood),
         formats={**TABLES, ".txt": _read_texts},
-        backbones=("decoder",),
+        backbones=(DECODER,),
     )
     hugging_face: ClassVar = GenerationFormat(GenerationConfig)
     spacy: ClassVar = ContinuationWriter()
@@ -169,7 +171,9 @@ class GenerationHead(CausalHead[GenerationConfig, Passage, Result]):
         if is_blank(passage.text):
             raise DataError(row.where, "has an empty text", "remove the row")
         if not passage.learned:
-            raise DataError(row.where, "has no answer to learn", "add one, or --set HEAD.learn=all")
+            raise DataError(
+                row.where, "has no answer to learn", 'add one, or learn everything: `options={"learn": "all"}`'
+            )
         return passage
 
     def _learned_passage(self, row: Row) -> Passage:
@@ -215,7 +219,7 @@ class GenerationHead(CausalHead[GenerationConfig, Passage, Result]):
         learned[-1] &= not example.markup
         return learned
 
-    def decode(self, example: Passage, windows: Sequence[Window], outputs: Sequence[Outputs]) -> Result:
+    def decode(self, example: Passage, windows: Sequence[Window], outputs: Sequence[Outputs]) -> Generated:
         if example.learned is None:
             return self._continuations(windows, outputs)
         counted = [self._learned(example, window) for window in windows]
@@ -241,7 +245,7 @@ class GenerationHead(CausalHead[GenerationConfig, Passage, Result]):
         ]
         return texts if several else texts[0]
 
-    def count(self, example: Passage, result: Result) -> Counts:
+    def count(self, example: Passage, result: Generated) -> Counts:
         assert isinstance(result, Likelihood)  # of a gold text
         return Counts({_LOG_PROBABILITY: result.log_probability, _TOKENS: float(result.tokens)})
 

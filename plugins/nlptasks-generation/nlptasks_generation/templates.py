@@ -70,7 +70,7 @@ class Template:
                     **self.named,
                 )
         except (_RunawayError, MemoryError, OverflowError) as error:
-            problem = f"has messages of which the chat template makes a text without end ({error})"
+            problem = f"has messages on which the chat template does not terminate ({error})"
             raise DataError(where, problem, "use a backbone with another chat template") from error
         except TemplateError as error:
             problem = f"has messages that the chat template refuses ({error})"

@@ -143,7 +143,7 @@ RUNAWAYS = [
 @pytest.mark.parametrize("template", RUNAWAYS)
 def test_a_template_that_does_not_come_to_an_end_is_refused(template: str) -> None:
     message = {"role": "user", "content": "hi"}
-    with pytest.raises(DataError, match="a:1: has messages of which the chat template makes a text without end"):
+    with pytest.raises(DataError, match="a:1: has messages on which the chat template does not terminate"):
         Template(template, {}, {}).rendered([message], where="a:1")
     assert Template("{% for m in messages %}{{ m.content }}{% endfor %}", {}, {}).rendered([message] * 9, where="a:1")
 

@@ -29,6 +29,7 @@ from nlptasks import (
     Outputs,
     Presenter,
     Range,
+    Result,
     Row,
     Schema,
     SpacyWriter,
@@ -60,7 +61,7 @@ _SHOWN = 4
 
 
 @dataclass(frozen=True)
-class Embedding:
+class Embedding(Result):
     """The position of a text among others: texts that mean the same are near each other.
 
     Attributes:
@@ -71,7 +72,7 @@ class Embedding:
 
 
 @dataclass(frozen=True)
-class Similarity:
+class Similarity(Result):
     """How similar two texts are.
 
     Attributes:
@@ -196,7 +197,7 @@ class SimilarityHead(Head[SimilarityConfig, SimilarityExample, Embedding | Simil
             problem = f"has no score, but {rows[has.index(True)].where} has one"
             raise DataError(rows[has.index(False)].where, problem, "give all rows a score, or none")
         if options.loss == "cosine" and not scores:
-            fix = "name the column: --columns score=NAME, or use another loss"
+            fix = 'name the column: `columns={"score": "NAME"}`, or use another loss'
             raise DataError(rows[0].where, "has no score, which the loss cosine learns from", fix)
         if options.loss == "contrastive" and scores:
             fix = "use the loss cosine, or rows of pairs that belong together, without a score"
@@ -204,7 +205,7 @@ class SimilarityHead(Head[SimilarityConfig, SimilarityExample, Embedding | Simil
         if options.loss == "auto" and not scores:
             _log.warning(
                 "the rows have no score, so the head learns which second text belongs to which first text; if they have one, "
-                "name its column: --columns score=NAME, else confirm this: --set HEAD.loss=contrastive"
+                'name its column: `columns={"score": "NAME"}`, else confirm this: `options={"loss": "contrastive"}`'
             )
         lowest, highest = range_of(scores, options.scores, rows) if scores else (0.0, 1.0)
         return replace(options, ranking=not scores, lowest=lowest, highest=highest)

@@ -108,7 +108,7 @@ def range_of(scores: Sequence[float], option: str, rows: Sequence[Row]) -> tuple
     if lowest == highest:
         where = rows[0].where.rpartition(":")[0]
         problem = f"all rows have the score {lowest:g}"
-        raise DataError(where, problem, "add other scores, or set their range: --set HEAD.scores=LOW,HIGH")
+        raise DataError(where, problem, 'add other scores, or set their range: `options={"scores": "LOW,HIGH"}`')
     return lowest, highest
 
 
@@ -120,4 +120,4 @@ def check_within(score: float, lowest: float, highest: float, where: str) -> Non
     """
     if not lowest <= score <= highest:
         problem = f"score is {score:g}, expected {lowest:g} to {highest:g}"
-        raise DataError(where, problem, "correct the row, or the option: --set HEAD.scores=LOW,HIGH")
+        raise DataError(where, problem, 'correct the row, or the range: `options={"scores": "LOW,HIGH"}`')

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
-from nlptasks import Floats, Ints, Row, UsageError, did_you_mean, listing, quote
+from nlptasks import Floats, Ints, Result, Row, UsageError, did_you_mean, listing, quote
 from nlptasks_similarity.head import SimilarityHead
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _QUERIES = 64
 
 
 @dataclass(frozen=True)
-class Hit:
+class Hit(Result):
     """A text that was found.
 
     Attributes:

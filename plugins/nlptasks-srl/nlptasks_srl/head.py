@@ -34,6 +34,7 @@ from nlptasks import (
     Outputs,
     Presenter,
     Range,
+    Result,
     Row,
     Schema,
     SoftmaxLikelihood,
@@ -74,7 +75,7 @@ _COLUMN_SUFFIXES = ("", ".conll", ".props", ".txt", ".tsv", ".gold_conll", ".v4_
 
 
 @dataclass(frozen=True)
-class Argument:
+class Argument(Result):
     """A part of a text that has a role in relation to a predicate: ``text[start:end]``.
 
     Attributes:
@@ -93,7 +94,7 @@ class Argument:
 
 
 @dataclass(frozen=True)
-class Frame:
+class Frame(Result):
     """A predicate and its arguments.
 
     Attributes:
@@ -253,7 +254,7 @@ class SrlHead(Head[SrlConfig, SrlExample, list[Frame]]):
         roles = sorted({role for one in gold for _, _, role in one.roles})
         if not roles:
             where = rows[0].where.rpartition(":")[0]
-            raise DataError(where, "no row has a predicate", "write B-V at the predicate, or check --columns")
+            raise DataError(where, "no row has a predicate", "write B-V at the predicate, or check `columns`")
         if all(one.roles for one in gold):
             _log.warning(
                 "no training row has a word that is no predicate (all tags O), so every word of a text that was a predicate in "

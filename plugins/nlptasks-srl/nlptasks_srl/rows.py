@@ -99,7 +99,7 @@ def has_words(row: Row) -> bool:
         DataError: the row has neither.
     """
     if "tokens" not in row.fields and "text" not in row.fields:
-        fix = "name the column, for example --columns text=NAME"
+        fix = 'name the column, for example `columns={"text": "NAME"}`'
         raise DataError(row.where, f"has neither 'tokens' nor 'text', only {listing(row.fields)}", fix)
     is_named = any(row.fields.get(name) is not None for name in ("predicate", "predicates"))
     return "tokens" in row.fields and (is_named or "text" not in row.fields)

@@ -1,6 +1,6 @@
 """Speed of all backends and of transformers on labelled data: ratios from several runs of ``nlptasks benchmark``.
 
-    python tests/benchmarks/ways.py --model runs/ner --data ner=CONLL_FOLDER
+    python tests/benchmarks/backends.py --model runs/ner --data ner=CONLL_FOLDER
 
 The ratios of each run are kept beside their median.
 """
@@ -8,7 +8,6 @@ The ratios of each run are kept beside their median.
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,20 +38,24 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=4000)
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--name", default="ways", help="name of the result")
+    parser.add_argument("--name", default="backends", help="name of the result")
     options = parser.parse_args()
     targets = [parse_target(text) for text in options.data]
 
     # The workers import this module again: imports at its top would count in their memory.
     from nlptasks.benchmarking.candidates import TRANSFORMERS
-    from nlptasks.benchmarking.runner import BASELINE, benchmark
+    from nlptasks.benchmarking.runner import benchmark
 
     runs = [
         benchmark(options.model, targets, split=options.split, device=options.device, rounds=3, most=options.most)
         for _ in range(options.times)
     ]
-    first = asdict(runs[0])
-    bases = [base for base in (BASELINE, TRANSFORMERS) if any(one.name == base for one in runs[0].candidates)]
+    first = runs[0].to_dict()
+    bases = [
+        base
+        for base in (runs[0].candidates[0].name, TRANSFORMERS)
+        if any(one.name == base for one in runs[0].candidates)
+    ]
     keep(
         options.name,
         {
@@ -66,7 +69,7 @@ def main() -> None:
                 for one in first["candidates"]
             ],
         },
-        command="python tests/benchmarks/ways.py --model MODEL --data "
+        command="python tests/benchmarks/backends.py --model MODEL --data "
         + " ".join(f"{target.name}={Path(target.data).name}" for target in targets if target.data),
     )
 
