@@ -139,7 +139,6 @@ from .text.words import close_unspaced as close_unspaced
 from .text.words import is_blank as is_blank
 from .text.words import join_words as join_words
 from .text.words import readable as readable
-from .text.words import split_at as split_at
 from .text.words import words as words
 from .text.words import words_in as words_in
 from .training.callbacks import NoOpCallback as NoOpCallback

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nlptasks.text.words import close_unspaced, first_tokens, join_words, readable, split_at, widened, words
+from nlptasks.text.words import close_unspaced, first_tokens, join_words, readable, widened, words
 
 GOLDEN = [
     ("Ada Lovelace lived in London.", "Ada|Lovelace|lived|in|London|."),
@@ -86,10 +86,6 @@ def test_first_tokens_with_missing_shared_and_overlapping_tokens() -> None:
     assert first_tokens(spans, offsets).tolist() == [0, 2, 2, -1, 4]
     assert first_tokens(spans, np.zeros((0, 2), dtype=np.int64)).tolist() == [-1] * 5
     assert first_tokens(spans[:0], offsets).tolist() == []
-
-
-def test_spans_are_split_at_cuts_inside_them() -> None:
-    assert split_at([(0, 5), (6, 9)], [0, 2, 5, 6, 8, 20]) == [(0, 2), (2, 5), (6, 8), (8, 9)]
 
 
 @pytest.mark.parametrize("unit", ["a", "a ", "a. ", "北", "(.", "a.b.", "'s", "—x"])

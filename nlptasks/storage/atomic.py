@@ -6,7 +6,6 @@ import errno
 import glob
 import hashlib
 import json
-import mmap
 import os
 import shutil
 import stat
@@ -21,6 +20,9 @@ from filelock import FileLock, Timeout
 from nlptasks.errors import NlptasksError, quote
 
 _LOCK_SECONDS = 60.0
+_PIECE = 2**22
+"""Bytes of a file that are hashed at once."""
+
 _TRIES = 100
 """Attempts to put a folder into its place while other writers do the same."""
 
@@ -32,15 +34,12 @@ def sha256(path: Path) -> str:
 
 
 def sha256_beside(path: Path) -> str:
-    """Return the same in a background thread: the file is mapped, so that the thread does not wait between two pieces.
-
-    As with safetensors, which maps files too, the process dies if the file is truncated meanwhile.
-    """
-    with open(path, "rb") as file:
-        if not os.fstat(file.fileno()).st_size:  # nothing can be mapped
-            return hashlib.sha256().hexdigest()
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return hashlib.sha256(content).hexdigest()
+    """Return the same in a background thread: the pieces are large, so that the thread seldom waits for the others."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_PIECE))
+    with open(path, "rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            digest.update(buffer[:size])
+    return digest.hexdigest()
 
 
 def sealed(record: Mapping[str, Any]) -> bytes:

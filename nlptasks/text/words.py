@@ -148,22 +148,6 @@ def is_blank(text: str) -> bool:
     return not any(char.isprintable() and not char.isspace() for char in text)
 
 
-def split_at(spans: Sequence[Span], cuts: Iterable[int]) -> list[Span]:
-    """Split each span at the cuts inside it."""
-    ordered = sorted(set(cuts))
-    pieces: list[Span] = []
-    at = 0
-    for start, end in spans:
-        while at < len(ordered) and ordered[at] <= start:
-            at += 1
-        while at < len(ordered) and ordered[at] < end:
-            pieces.append((start, ordered[at]))
-            start = ordered[at]
-            at += 1
-        pieces.append((start, end))
-    return pieces
-
-
 def is_mostly_unspaced(text: str) -> bool:
     """Return True if most letters of a text belong to scripts written without spaces."""
     return 2 * len(_UNSPACED_CHARACTER.findall(text)) > sum(map(str.isalpha, text))
