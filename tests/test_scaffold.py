@@ -256,7 +256,7 @@ def test_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     before = (place / "README.md").read_text()
     (place / "README.md").write_text(before + "mine")
     done = new("spam", "-o", place)
-    assert (done.exit_code, "is not empty; use another -o\n" in done.stderr) == (2, True), done.stderr
+    assert (done.exit_code, "is not empty; use another folder\n" in done.stderr) == (2, True), done.stderr
     assert (place / "README.md").read_text() == before + "mine"
     done = new("spam", "-o", place / "README.md")
     assert (done.exit_code, "is a file" in done.stderr) == (2, True), done.stderr

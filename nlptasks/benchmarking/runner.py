@@ -133,11 +133,7 @@ def benchmark(
         with _workers(candidates, workload, Path(place), failed) as workers:
             found, scales = _measure(workers, size, rounds, failed)
     ours = [one for one in candidates if isinstance(one, BackendCandidate)]
-    base = next((one for one in ours if one.is_baseline), None)
-    if base is None:
-        raise BackendError(str(model), "cannot be measured: PyTorch is not available", "run 'nlptasks doctor'")
-    if base.name not in found:
-        raise BackendError(str(model), f"cannot be run on {base.name} ({failed[base.name]})", "run 'nlptasks doctor'")
+    base = _baseline(ours, found, failed, str(model))
     precisions = {one.name: one.precision for one in ours}
     return Benchmark(
         texts=size.texts,
@@ -148,6 +144,22 @@ def benchmark(
         unverified=tuple(name for name in names if name not in scales),
         best=_best(found, base.name, precisions, scales, verified=scales.keys() >= {*names}),
     )
+
+
+def _baseline(
+    candidates: Iterable[BackendCandidate], found: Mapping[str, Measured], failed: Mapping[str, str], model: str
+) -> BackendCandidate:
+    """Return the candidate that the others are compared with.
+
+    Raises:
+        BackendError: it is not available, or could not be measured.
+    """
+    base = next((one for one in candidates if one.is_baseline), None)
+    if base is None:
+        raise BackendError(model, "cannot be measured: PyTorch is not available", "run 'nlptasks doctor'")
+    if base.name not in found:
+        raise BackendError(model, f"cannot be run on {base.name} ({failed[base.name]})", "run 'nlptasks doctor'")
+    return base
 
 
 def _export_command(stored: ModelFolder, candidate: BackendCandidate) -> str:
