@@ -355,8 +355,8 @@ THUMB = "\U0001f44d Ada"
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"tokens": ["a"]}, "has no 'tags', only tokens; name the column: --columns tags=NAME"),
-        ({"text": "a"}, "has no 'spans', only text; name the column: --columns spans=NAME"),
+        ({"tokens": ["a"]}, 'has no \'tags\', only tokens; name the column: `columns={"tags": "NAME"}`'),
+        ({"text": "a"}, 'has no \'spans\', only text; name the column: `columns={"spans": "NAME"}`'),
         ({"txt": "a", "tags": "O"}, "has neither 'tokens' nor 'text', only txt, tags"),
         (
             {"tokens": ["a", "b"], "tags": ["O", 1]},

@@ -104,7 +104,7 @@ def test_labels_keep_their_spelling(info: BackboneInfo, values: list[Any], label
         (["a", {"b": 1}], "data.jsonl:2: has the label {'b': 1}"),
         ([["a", None]], "data.jsonl:1: has the label None"),
         ([["a", 1]], "data.jsonl:1: has labels of several kinds"),
-        ([[], []], "data.jsonl: no row has a label; label some, or check --columns"),
+        ([[], []], "data.jsonl: no row has a label; label some, or check `columns`"),
     ],
 )
 def test_mixed_and_invalid_labels_are_refused(info: BackboneInfo, values: list[Any], message: str) -> None:
@@ -133,7 +133,7 @@ def test_an_empty_text_with_a_label_is_refused(info: BackboneInfo, text: str) ->
 def test_missing_and_additional_fields_are_named(info: BackboneInfo) -> None:
     one, pairs = made(info, labels=("a", "b")), made(info, labels=("a", "b"), pairs=True)
     for head, fields, message in (
-        (one, {"txt": "x"}, "has no 'text', only txt; name the column: --columns text=NAME"),
+        (one, {"txt": "x"}, 'has no \'text\', only txt; name the column: `columns={"text": "NAME"}`'),
         (one, {"text": 5}, "text is 5, expected a string"),
         (one, {"text": "x", "text_pair": "y"}, "has a 'text_pair', unlike the training data"),
         (pairs, {"text": "x"}, "has no 'text_pair', unlike the training data"),

@@ -205,7 +205,7 @@ def test_an_encoder_decoder_is_no_checkpoint_of_embeddings(tmp_path: Path) -> No
     [
         (
             rows_of({"first": "a"}),
-            r"pairs\.jsonl:1: has no 'second', only first; name the column: --columns second=NAME",
+            r'pairs\.jsonl:1: has no \'second\', only first; name the column: `columns={"second": "NAME"}`',
         ),
         (rows_of({"first": "a", "second": 5}), r"second is 5, expected a string"),
         (scored("high"), r"pairs\.jsonl:1: score is 'high', expected a number"),
