@@ -139,7 +139,7 @@ def test_columns_are_renamed_or_missing_ones_named(tmp_path: Path) -> None:
 
 def test_columns_are_renamed_to_known_fields_only() -> None:
     check_columns({"text": "a"}, ["text", "tags"])
-    with pytest.raises(UsageError, match="'tag' is not a field here; did you mean 'tags'"):
+    with pytest.raises(UsageError, match="names 'tag', which is not a field here; did you mean 'tags'"):
         check_columns({"tag": "a"}, ["text", "tags"])
 
 

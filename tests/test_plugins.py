@@ -520,9 +520,9 @@ AT_VALIDATION = {
     "a row to show": (
         with_members(
             "    @property\n    def presenter(self):\n        return Show()\n\n\n"
-            "from nlptasks import Presenter\n\n\nclass Show(Presenter):\n    def example_row(self):\n        return {}\n"
+            "from nlptasks import Presenter\n\n\nclass Show(Presenter):\n    def example_row(self):\n        return 3\n"
         ),
-        "presenter.example_row returned {}, which the head cannot read (has no text)",
+        "presenter.example_row returned 3, expected the fields of a row",
     ),
     "gold": (changed('return example.get("length")', 'return [example.get("length")]'), "gold failed (TypeError: unhashable"),
     "a target with a reserved name": (

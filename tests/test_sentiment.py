@@ -60,7 +60,7 @@ def test_common_scales_are_known(info: BackboneInfo, labels: list[Any], position
     "labels", [[0, 1, 2], [1, 2], [2, 3, 4], [0, 4], ["LABEL_0", "LABEL_1"], ["good", "meh"], ["positive", "Positive"]]
 )
 def test_ambiguous_scales_are_refused(info: BackboneInfo, labels: list[Any]) -> None:
-    with pytest.raises(DataError, match=r"data.jsonl:1: the order of the labels .* is not known; .*HEAD.scale="):
+    with pytest.raises(DataError, match=r"data.jsonl:1: the order of the labels .* is not known; .*`options="):
         configured(info, *labels)
 
 
