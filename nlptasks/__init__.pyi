@@ -64,8 +64,8 @@ from .heads.causal import CausalHead as CausalHead
 from .heads.checkpoint_labels import checkpoint_labels as checkpoint_labels
 from .heads.class_weights import NO_WEIGHTS as NO_WEIGHTS
 from .heads.class_weights import SMOOTHING_DOC as SMOOTHING_DOC
-from .heads.class_weights import WEIGHTS_DOC as WEIGHTS_DOC
 from .heads.class_weights import class_weights as class_weights
+from .heads.class_weights import weights_option as weights_option
 from .heads.classification import Label as Label
 from .heads.classification import Labels as Labels
 from .heads.ner import Entity as Entity

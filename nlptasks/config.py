@@ -22,6 +22,8 @@ EMBEDDED = "minilm"
 RUNS = "runs"
 """The default folder for models."""
 
+_PLURALS: Mapping[Any, str] = {str: "strings", int: "whole numbers", float: "numbers"}
+
 
 @dataclass(frozen=True)
 class Range:
@@ -54,10 +56,12 @@ def option(default: Any, doc: str, *, choices: tuple[str, ...] = (), within: Ran
         default: its default.
         doc: its meaning, with the unit.
         choices: the allowed strings; empty for any.
-        within: the allowed numbers.
+        within: the allowed numbers, also those of a tuple or mapping.
         at_run: True if it may change when a trained model runs.
     """
     metadata = {"doc": doc, "choices": choices, "within": within, "given": True, "at_run": at_run}
+    if isinstance(default, dict):
+        return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -106,13 +110,13 @@ def changed(config: Any, given: Mapping[str, Any]) -> Any:
     Raises:
         UsageError: an option is unknown, only for training, or has a wrong value.
     """
-    parsed = parse_options(type(config), given)
+    values = check_options(type(config), given)
     may_change = [item.name for item in settings_of(type(config)) if item.metadata["at_run"]]
-    for name in parsed:
+    for name in values:
         if name not in may_change:
             fix = f"those that can be changed: {listing(may_change)}"
             raise UsageError(name, "is an option of training", fix)
-    return replace(config, **parsed)
+    return replace(config, **values)
 
 
 def settings_of(cls: type) -> list[Field[Any]]:
@@ -120,19 +124,22 @@ def settings_of(cls: type) -> list[Field[Any]]:
     return [item for item in fields(cls) if item.metadata.get("given")]
 
 
-def limits_of(item: Field[Any]) -> str:
-    """Return the allowed values of an option in words; empty for any."""
-    within = item.metadata["within"]
-    return ", ".join(item.metadata["choices"]) or ("" if within == ANY else str(within))
+def setting_of(cls: type, name: str) -> Field[Any]:
+    """Return the field of an option.
+
+    Raises:
+        UsageError: there is no such option.
+    """
+    known = {item.name: item for item in settings_of(cls)}
+    if name not in known:
+        raise UsageError(name, "is no option of this head", did_you_mean(name, known))
+    return known[name]
 
 
-def value_type(cls: type, item: Field[Any]) -> type[Any]:
-    """Return the type of a value that is given: ``float`` for ``float | None``."""
+def types_of(cls: type, item: Field[Any]) -> tuple[Any, ...]:
+    """Return the declared types of a field: ``(float, NoneType)`` for ``float | None``."""
     hint = _hints(cls)[item.name]
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        hint = next(part for part in typing.get_args(hint) if part is not type(None))
-    kind: type[Any] = typing.get_origin(hint) or hint
-    return kind
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 @functools.cache
@@ -140,21 +147,21 @@ def _hints(cls: type) -> Mapping[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def parse_options(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options as values of the types that `cls` declares; text is parsed.
+def check_options(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the user's options as arguments of a dataclass; a list becomes a tuple, and any mapping a dict.
 
     Raises:
-        UsageError: an unknown option, or a value of the wrong type.
+        UsageError: an option is unknown, or has a wrong value.
     """
-    known = {item.name: item for item in settings_of(cls)}
-    parsed = {}
     for name, value in given.items():
-        if name not in known:
-            raise UsageError(name, "is no option of this head", did_you_mean(name, known))
-        kind = value_type(cls, known[name])
-        parsed[name] = _parse(value, kind, name)
-        _check(parsed[name], kind, known[name], name)
-    return parsed
+        _check(value, cls, setting_of(cls, name))
+    return {name: _plain(value) for name, value in given.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def check_values(config: Any) -> None:
@@ -168,46 +175,58 @@ def check_values(config: Any) -> None:
     """
     for item in fields(config):
         value = getattr(config, item.name)
-        if item.metadata and (value is not None or not _may_be_none(type(config), item)):
-            _check(value, value_type(type(config), item), item, item.name)
+        if item.metadata and (value is not None or item.default is not None):
+            _check(value, type(config), item)
 
 
-def _may_be_none(cls: type, item: Field[Any]) -> bool:
-    return item.default is None or type(None) in typing.get_args(_hints(cls)[item.name])
+def _check(value: Any, cls: type, item: Field[Any]) -> None:
+    name, choices, within = item.name, item.metadata["choices"], item.metadata["within"]
+    kinds = types_of(cls, item)
+    if not any(_fits(value, kind) for kind in kinds) or (choices and isinstance(value, str) and value not in choices):
+        words = [word for kind in kinds for word in (choices if kind is str and choices else _words(kind))]
+        fix = f"use {'one of ' if len(words) > 1 else ''}{listing(words)}"
+        raise UsageError(name, f"is {quote(value)}", fix, argument=name)
+    for problem, number in _numbers(value):
+        if number not in within:
+            raise UsageError(name, problem, f"give {within}", argument=name)
 
 
-def _check(value: Any, kind: type, item: Field[Any], where: str) -> None:
-    _check_type(value, kind, where)
-    choices, within = item.metadata["choices"], item.metadata["within"]
-    if choices and value not in choices:
-        raise UsageError(where, f"is {quote(value)}", f"use one of {listing(choices)}", argument=where)
-    if kind in (int, float) and value not in within:
-        raise UsageError(where, f"is {value}", f"give {within}", argument=where)
+def _fits(value: Any, hint: Any) -> bool:
+    """Return True if a value has a type. A list fits a tuple, and a whole number fits a float."""
+    kind, parts = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind is Mapping:
+        return isinstance(value, Mapping) and all(
+            _fits(key, parts[0]) and _fits(one, parts[1]) for key, one in value.items()
+        )
+    if kind is tuple and parts:
+        if not isinstance(value, list | tuple):
+            return False
+        expected = parts[:1] * len(value) if Ellipsis in parts else parts
+        return len(value) == len(expected) and all(map(_fits, value, expected))
+    return isinstance(value, int | float if kind is float else kind) and (kind is bool or not isinstance(value, bool))
 
 
-def _check_type(value: Any, kind: type, where: str) -> None:
-    kinds: Any = {float: (int, float), tuple: (list, tuple)}.get(kind, kind)
-    if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
-        problem = f"is {quote(value)}, not a value of type {kind.__name__}"
-        raise UsageError(where, problem, "correct the value", argument=where)
-
-
-def _parse(value: Any, kind: type, where: str) -> Any:
-    if not isinstance(value, str):
-        _check_type(value, kind, where)
-        return kind(value)
-    if kind is str:
-        return value
+def _words(hint: Any) -> tuple[str, ...]:
+    """Return a type in words."""
+    kind, parts = typing.get_origin(hint) or hint, typing.get_args(hint)
     if kind is bool:
-        if value.lower() not in ("true", "false"):
-            raise UsageError(where, f"is {quote(value)}", "use true or false")
-        return value.lower() == "true"
-    try:
-        return tuple(value.split(",")) if kind is tuple else kind(value)
-    except ValueError:
-        raise UsageError(
-            where, f"is {quote(value)}, not a value of type {kind.__name__}", "correct the value"
-        ) from None
+        return "True", "False"
+    if kind is tuple and parts:
+        count = "" if Ellipsis in parts else f"{len(parts)} "
+        return (f"a tuple of {count}{_PLURALS.get(parts[0], 'values')}",)
+    if kind is Mapping:
+        return (f"a dict of {_PLURALS.get(parts[1], 'values')} by name",)
+    return ({str: "a string", int: "a whole number", float: "a number"}.get(kind, kind.__name__),)
+
+
+def _numbers(value: Any) -> Iterator[tuple[str, float]]:
+    """Yield the numbers in a value, each with a problem in words."""
+    if isinstance(value, int | float):
+        yield f"is {value}", value
+    elif isinstance(value, Mapping):
+        yield from ((f"has {number} for {quote(name)}", number) for name, number in value.items())
+    elif isinstance(value, list | tuple):
+        yield from ((f"has {part}", part) for part in value if isinstance(part, int | float))
 
 
 @dataclass(frozen=True)
@@ -299,8 +318,8 @@ class TrainSettings:
     patience: int = option(3, "early stopping: epochs without a better main metric on dev", within=AT_LEAST_1)
     precision: str = option("auto", "arithmetic: auto uses bf16 if the hardware supports it", choices=PRECISIONS)
     device: str = option("auto", "where to train: auto uses a GPU if there is one", choices=DEVICES)
-    head_weights: str = option(
-        "", "relative sampling weight of each head in joint training: HEAD:WEIGHT,... (1 for the others)"
+    head_weights: Mapping[str, float] = option(
+        {}, "relative sampling weight of each head in joint training (1 for the others)", within=WEIGHTS
     )
     seed: int = option(0, "seed of data split, batch order, dropout and new weights", within=SEEDS)
     checkpoint_seconds: float = option(
@@ -312,7 +331,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         check_values(self)
         owned_layers(self.tune)
-        parse_weights(self.head_weights)
+        object.__setattr__(self, "head_weights", dict(self.head_weights))  # any mapping can then be copied and pickled
 
 
 def owned_layers(tune: str | None) -> int | None:
@@ -331,26 +350,8 @@ def owned_layers(tune: str | None) -> int | None:
     return int(number)
 
 
-def parse_weights(text: str) -> dict[str, float]:
-    """Return ``ner:2,qa:0.5`` as weights by head.
-
-    Raises:
-        UsageError: the text has another form, or a weight is not a finite number above 0.
-    """
-    weights = {}
-    for part in filter(None, text.split(",")):
-        name, _, number = part.rpartition(":")
-        try:
-            weight = float(number)
-        except ValueError:
-            weight = math.nan
-        if not name or name in weights or weight not in WEIGHTS:
-            fix = "write HEAD:WEIGHT,..., each a finite number above 0"
-            raise UsageError("head_weights", f"has {quote(part)}", fix, argument="head_weights")
-        weights[name] = weight
-    return weights
-
-
 def default_of(item: Field[Any]) -> Any:
     """Return the default of a field, None if it has none."""
+    if item.default_factory is not MISSING:
+        return item.default_factory()
     return None if item.default is MISSING else item.default

@@ -9,19 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nlptasks.backbones import hub
-from nlptasks.backbones.info import CONFIG
-from nlptasks.config import AUTO, DEVICES, RUNS, changed, naming
+from nlptasks.config import AUTO, DEVICES, changed, naming
 from nlptasks.errors import DataError, PluginError, UsageError, did_you_mean, first_line, listing
-from nlptasks.exporting.sources import CheckpointSource, StoredSource
+from nlptasks.exporting.sources import CheckpointSource, StoredSource, is_checkpoint
 from nlptasks.heads.base import AnyHead, examples_of, without_gold
 from nlptasks.inference.engine import CHUNK_ITEMS, Engine, Item
 from nlptasks.inference.streaming import streamed
 from nlptasks.models.folder import ModelFolder
-from nlptasks.models.manifest import MANIFEST
 from nlptasks.registry import BackendRegistration, backends, make_backend, tasks
 from nlptasks.runtimes.base import Backend, Choice, ModelSource, Runtime
-from nlptasks.storage.atomic import restored
 from nlptasks.types import OnError, Row, refuse
 
 __all__ = ["Pipeline", "Prediction", "pipeline", "predict"]
@@ -260,21 +256,10 @@ def predict(
 def _open(arguments: _Arguments) -> Pipeline:
     heads = arguments.heads
     names = [heads] if isinstance(heads, str) else None if heads is None else list(heads)
-    open_model = _open_checkpoint if _is_checkpoint(arguments.model) else _open_stored
+    open_model = _open_checkpoint if is_checkpoint(arguments.model) else _open_stored
     engine = replace(open_model(arguments, names), batch_tokens=arguments.batch_tokens)
     _log.info("%s runs on %s", listing(engine.heads), engine.runtime.name)
     return Pipeline(engine, arguments)
-
-
-def _is_checkpoint(model: str) -> bool:
-    """Return True for a Hugging Face checkpoint: a folder without our manifest, or a name of the hub.
-
-    A missing folder inside an existing one, or inside the default output folder, is a typo and no hub name.
-    """
-    folder = Path(model)
-    if folder.exists() or restored(folder):
-        return not (folder / MANIFEST).exists() and (folder / CONFIG).exists()
-    return hub.is_name(model) and not (len(folder.parts) > 1 and (folder.parent.exists() or folder.parts[0] == RUNS))
 
 
 def _open_checkpoint(arguments: _Arguments, names: list[str] | None) -> Engine:

@@ -17,7 +17,7 @@ import torch
 import nlptasks
 from nlptasks.backbones.info import BackboneInfo
 from nlptasks.backbones.pretrained import load_backbone
-from nlptasks.config import TrainSettings, parse_options
+from nlptasks.config import TrainSettings, check_options
 from nlptasks.data.readers import read_csv
 from nlptasks.errors import DataError, DataErrors, ModelError, UsageError
 from nlptasks.heads.base import read_gold
@@ -61,7 +61,7 @@ def made(info: BackboneInfo, **config: Any) -> Head:
 
 
 def configured(info: BackboneInfo, rows: Sequence[Row], **options: Any) -> ClassificationConfig:
-    config = ClassificationConfig(**parse_options(ClassificationConfig, options))
+    config = ClassificationConfig(**check_options(ClassificationConfig, options))
     return ClassificationHead.configure(rows, config, info)
 
 
@@ -180,9 +180,9 @@ def test_csv_needs_no_types(tmp_path: Path, info: BackboneInfo) -> None:
 
 @pytest.mark.parametrize(
     ("given", "weights"),
-    [({}, ()), ({"class_weights": "balanced"}, (0.75, 1.5)), ({"class_weights": "b:3"}, (1.0, 3.0))],
+    [({}, ()), ({"class_weights": "balanced"}, (0.75, 1.5)), ({"class_weights": {"b": 3}}, (1.0, 3.0))],
 )
-def test_class_weights(info: BackboneInfo, given: dict[str, str], weights: tuple[float, ...]) -> None:
+def test_class_weights(info: BackboneInfo, given: dict[str, Any], weights: tuple[float, ...]) -> None:
     rows = rows_of(*({"text": "x", "label": label} for label in "aab"))
     assert configured(info, rows, **given).weights == weights
 
@@ -198,7 +198,7 @@ def test_wrong_values_of_options_are_refused(given: dict[str, Any]) -> None:
 def test_messages_name_the_option(info: BackboneInfo) -> None:
     rows = rows_of({"text": "x", "label": "a"}, {"text": "y", "label": "b"})
     with pytest.raises(UsageError, match=r"^class_weights: has the unknown label 'c'"):
-        configured(info, rows, class_weights="c:2")
+        configured(info, rows, class_weights={"c": 2})
     known = "class_weights, label_smoothing, separator"
     with pytest.raises(UsageError, match=rf"^sepp: is no option of this head; known are: {known}"):
         configured(info, rows, sepp="x")

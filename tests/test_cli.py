@@ -159,6 +159,13 @@ def test_tasks_and_doctor() -> None:
     assert "nlptasks.heads.ner:NerHead" in run("tasks").stdout
     assert "fields: tokens, tags, text, spans\n" in run("tasks", "ner").stdout
     assert "--set ner.scheme=auto" in run("tasks", "ner").stdout
+    assert "(none, balanced, NAME:NUMBER,...)\n" in run("tasks", "ner").stdout
+    for line in ("qa.no_answer=auto ", "(true, false, auto)\n"):
+        assert line in run("tasks", "qa").stdout
+    for line in ("sentiment.scale=auto ", "(auto, TEXT,TEXT,...)\n"):
+        assert line in run("tasks", "sentiment").stdout
+    for line in ("summarization.early_stopping=false ", "(true, false, never)\n"):
+        assert line in run("tasks", "summarization").stdout
     done = run("doctor")
     assert done.exit_code == 0
     works = ("backend onnx: works", "backend torch: works", "task ner: works")
@@ -186,6 +193,10 @@ def mistakes(trained: Path, conll_data: Path, backbones: Path, place: Path) -> l
         ([*train, "--set", "ner.skeme=io"], 2, "ner.skeme: is no option of this head; did you mean 'scheme'?"),
         ([*train, "--set", "scheme=io"], 2, "is not HEAD.OPTION=VALUE"),
         ([*train, "--set", "pos.scheme=io"], 2, "the head here is 'ner'"),
+        ([*train, "--set", "ner.label_smoothing=x"], 2, "ner.label_smoothing: is 'x'; use a number of at least 0, below 1"),
+        ([*train, "--set", "ner.class_weights=PER"], 2, "ner.class_weights: is 'PER'; use one of none, balanced, NAME:NUMBER"),
+        ([*train, "--set", "ner.class_weights=PER:0"], 2, "ner.class_weights: has 0.0 for 'PER'; give a number above 0"),
+        ([*train, "--set", "ner.class_weights=PRE:2"], 2, "ner.class_weights: has the unknown label 'PRE'; did you mean 'PER'?"),
         ([*train, "--columns", "tags"], 2, "expected FIELD=COLUMN"),
         ([*train, "--columns", "tags=9"], 3, "has no column '9' for 'tags'"),
         ([*train, "--epochs", "0"], 2, "--epochs: is 0; give a number of at least 1"),
@@ -208,6 +219,11 @@ def mistakes(trained: Path, conll_data: Path, backbones: Path, place: Path) -> l
         (["evaluate", trained, f"ner={conll_data}", "--split", "test"], 3, "has no part test, only train, dev"),
         (["evaluate", trained, f"qa={conll_data}"], 2, "has no head 'qa'"),
         (["evaluate", trained, f"ner={conll_data}", "--set", "ner.scheme=iob1"], 2, "is an option of training"),
+        (["evaluate", trained, f"ner={conll_data}", "--set", "ner.skeme=io"], 2, "did you mean 'scheme'?"),
+        (["predict", trained, "x", "--set", "ner.skeme=io"], 2, "ner.skeme: is no option of this head; did you mean 'scheme'?"),
+        (["predict", trained, "x", "--set", "scheme=io"], 2, "write for example --set HEAD.OPTION=VALUE"),
+        (["predict", trained, "x", "--set", "qa.top_k=2"], 2, "has no head 'qa'"),
+        (["predict", place / "none", "x", "--set", "ner.scheme=io"], 4, "is no folder"),
         (["export", place / "used"], 4, "it is no model"),
         (["show", place / "none"], 4, "is no folder"),
         (["tasks", "sentimnt"], 2, "is not registered"),
@@ -233,7 +249,8 @@ def test_mistakes_get_one_line_and_their_exit_code(
     ("arguments", "message"),
     [
         (["--tune", "top:x"], "--tune: is 'top:x'; use all, head, or top:K"),
-        (["--head-weights", "ner"], "--head-weights: has 'ner'; write HEAD:WEIGHT"),
+        (["--head-weights", "ner"], "--head-weights: is 'ner'; use NAME:NUMBER,..."),
+        (["--head-weights", "ner:0"], "--head-weights: has 0.0 for 'ner'; give a number of at least 0.001"),
         (["--head-weights", "mood:1"], "--head-weights: names the unknown head 'mood'"),
         (["--head-lr", "0"], "--head-lr: is 0.0; give a number above 0"),
         (["--add-to", "other"], "--output: is "),
@@ -261,6 +278,8 @@ def test_python_errors_name_arguments(trained: Path, tmp_path: Path) -> None:
         ('use a smaller `batch_tokens`, or `device="cpu"`', "use a smaller --batch-tokens, or --device cpu"),
         ('name it: `columns={"text": "NAME", "a": "1"}`', "name it: --columns text=NAME,a=1"),
         ('`options={"scheme": "iob1"}`', "--set HEAD.scheme=iob1"),
+        ('`options={"scale": ("bad", "good")}`', "--set HEAD.scale=bad,good"),
+        ('`options={"no_answer": True}`', "--set HEAD.no_answer=true"),
         ("`add_to='a b'` and `unknown=True`", "--add-to a b and `unknown=True`"),
     ],
 )

@@ -9,6 +9,7 @@ import tiny
 from click.testing import CliRunner
 
 from nlptasks.cli.main import main
+from nlptasks.models.folder import ModelFolder
 
 
 def ran(*words: object) -> str:
@@ -54,6 +55,30 @@ def test_a_file_equals_the_options(backbones: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "table",
+    [
+        'class_weights = {bad = 2, good = 0.5}\nscale = ["bad", "ok", "good"]\nlabel_smoothing = 0.1\n',
+        'class_weights = "bad:2,good:0.5"\nscale = "bad,ok,good"\nlabel_smoothing = "0.1"\n',
+    ],
+)
+def test_values_of_a_file_are_typed(table: str, backbones: Path, tmp_path: Path) -> None:
+    rows = "".join(f'{{"text": "Ada {label}", "label": "{label}"}}\n' for label in ("bad", "ok", "good") * 4)
+    (tmp_path / "train.jsonl").write_text(rows)
+    weights = '"mood:2"' if '"bad:2' in table else "{mood = 2}"
+    (tmp_path / "run.toml").write_text(f"epochs = 1\nhead-weights = {weights}\n[heads.mood]\n{table}")
+    command = ["train", f"mood:sentiment={tmp_path / 'train.jsonl'}", "--backbone", backbones / "bert"]
+    ran(*command, "-o", tmp_path / "model", "--config", tmp_path / "run.toml")
+    words = ["--set", "mood.class_weights=bad:2,good:0.5", "--set", "mood.scale=bad,ok,good", "--set"]
+    words += ["mood.label_smoothing=0.1", "--head-weights", "mood:2", "--epochs", 1]
+    ran(*command, "-o", tmp_path / "same", *words)
+    assert log_of(tmp_path / "model") == log_of(tmp_path / "same")
+    config = ModelFolder.open(tmp_path / "model").heads()["mood"].config
+    assert (config.scale, config.class_weights) == (("bad", "ok", "good"), {"bad": 2, "good": 0.5})
+    assert (config.labels, config.weights) == (("bad", "ok", "good"), (2.0, 1.0, 0.5))
+    assert tiny.log_of(tmp_path / "model")["settings"]["head_weights"] == {"mood": 2}
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("epoch = 1\n", "epoch: is no option; did you mean 'epochs'?"),
@@ -63,6 +88,15 @@ def test_a_file_equals_the_options(backbones: Path, tmp_path: Path) -> None:
         ('epochs = "many"\n', "'many' is not a valid integer"),
         ("[heads]\nner = 1\n", "heads.ner: is 1; write [heads.ner]"),
         ('[heads.other]\nscheme = "io"\n', "the head here is 'ner'"),
+        ("[heads.ner]\nscheme = 5\n", "ner.scheme: is 5; use one of auto,"),
+        ("[heads.ner]\nlabel_smoothing = true\n", "ner.label_smoothing: is True; use a number"),
+        (
+            '[heads.ner]\nclass_weights = {PER = "2"}\n',
+            "ner.class_weights: is {'PER': '2'}; use one of none, balanced, a dict",
+        ),
+        ("[heads.ner]\nclass_weights = {PER = [2]}\n", "heads.ner.class_weights: is nested too deeply"),
+        ("head-weights = {ner = 0}\n", "--head-weights: has 0 for 'ner'; give a number of at least 0.001"),
+        ("head-weights" + ".a" * 9999 + " = 1\n", "is nested too deeply"),
         ('precision = "fp8"\n', "'fp8' is not one of"),
         (b"\xff", "cannot be read"),
         ("lr = " + "[" * 9999, "is nested too deeply"),

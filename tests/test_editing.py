@@ -96,7 +96,9 @@ def test_a_model_with_owned_layers_is_saved_and_loaded(both: Path, tmp_path: Pat
 
 def test_a_head_with_its_own_layers_is_written_as_a_checkpoint(both: Path, tmp_path: Path) -> None:
     run("to-hf", both, "mood", "-o", tmp_path / "hf")
-    found = pipeline("sentiment", model=tmp_path / "hf", options={"sentiment": {"scale": "negative,positive"}})(TEXTS)
+    found = pipeline("sentiment", model=tmp_path / "hf", options={"sentiment": {"scale": ("negative", "positive")}})(
+        TEXTS
+    )
     expected = pipeline("mood", model=both)(TEXTS)
     assert [one.label for one in found] == [one.label for one in expected]
     assert [one.score for one in found][:2] == pytest.approx([one.score for one in expected][:2], abs=1e-4)

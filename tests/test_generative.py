@@ -213,7 +213,7 @@ def test_a_step_has_at_most_as_many_scores_as_fit(translator: Path, monkeypatch:
 def test_evaluation_uses_the_options(translator: Path) -> None:
     data = str(translator.parent / "dev.jsonl")
     whole = nlptasks.evaluate(translator, f"translation={data}")
-    options = {"max_new_tokens": "2"}
+    options = {"max_new_tokens": 2}
     cut = nlptasks.evaluate(translator, nlptasks.Target("translation", "translation", data, options=options))
     assert cut.metrics["bleu"] < whole.metrics["bleu"] / 2
     assert whole.signature.startswith("BLEU nrefs:1|case:mixed")
@@ -410,10 +410,10 @@ def test_settings_for_generate_become_options(tmp_path: Path) -> None:
     specific = {"summarization": {"length_penalty": 2.0, "early_stopping": True}}
     (tmp_path / "theirs" / "generation_config.json").unlink()
     (tmp_path / "theirs" / "config.json").write_text(json.dumps({**config, **older, "task_specific_params": specific}))
-    import_checkpoint(tmp_path / "theirs", task="summarization", output=tmp_path / "ours", options={"num_beams": "2"})
+    import_checkpoint(tmp_path / "theirs", task="summarization", output=tmp_path / "ours", options={"num_beams": 2})
     found = Model.load(tmp_path / "ours").heads["summarization"].config
     assert (found.num_beams, found.max_new_tokens, found.min_new_tokens, found.no_repeat_ngram_size) == (2, 8, 2, 3)
-    assert (found.never, found.length_penalty, found.early_stopping, found.forced_last) == ((7,), 2.0, "true", 2)
+    assert (found.never, found.length_penalty, found.early_stopping, found.forced_last) == ((7,), 2.0, True, 2)
 
 
 def test_unsupported_settings_for_generate_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

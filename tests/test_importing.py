@@ -244,7 +244,7 @@ def test_a_checkpoint_for_another_task_is_refused(tmp_path: Path) -> None:
     make_checkpoint("classification", "bert", tmp_path / "third")
     with pytest.raises(ModelError, match="the order of the labels art, sport, war is not known"):
         read_checkpoint(tmp_path / "third", task="sentiment", name="sentiment")
-    read_checkpoint(tmp_path / "third", task="sentiment", name="mood", options={"scale": "war,sport,art"})
+    read_checkpoint(tmp_path / "third", task="sentiment", name="mood", options={"scale": ("war", "sport", "art")})
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_import_and_to_hf_by_command_line(tmp_path: Path) -> None:
     assert CliRunner().invoke(main, ["to-hf", str(tmp_path / "ours"), "tone", "-o", str(tmp_path / "x")]).exit_code == 2
     shutil.rmtree(tmp_path / "theirs")
     assert np.isfinite(
-        pipeline("sentiment", model=tmp_path / "again", options={"sentiment": {"scale": "LABEL_0,LABEL_1"}})(
+        pipeline("sentiment", model=tmp_path / "again", options={"sentiment": {"scale": ["LABEL_0", "LABEL_1"]}})(
             TEXT
         ).polarity
     )

@@ -154,7 +154,7 @@ def test_a_resumed_joint_run_has_the_same_result(
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoint, "_MAX_SHARE", float("inf"))
-    chosen = settings(backbones, tune=tune, checkpoint_seconds=0.0, head_weights="mood:2")
+    chosen = settings(backbones, tune=tune, checkpoint_seconds=0.0, head_weights={"mood": 2})
     nlptasks.train(data, output=tmp_path / "whole", settings=chosen)
     stops = [2, 7, 9]
     while stops:
@@ -210,10 +210,12 @@ def test_wrong_targets_weights_and_data_are_refused(data: list[str], backbones: 
     with pytest.raises(UsageError, match="has no TASK"):
         train()
     with pytest.raises(UsageError, match="head_weights: names the unknown head 'x'"):
-        train(*data, head_weights="x:2")
-    for weights in ("ner", "ner:0", "ner:nan", "ner:inf", ":2", "ner:1e9", "ner:1,ner:2"):
-        with pytest.raises(UsageError, match=r"head_weights: has .* write HEAD:WEIGHT"):
-            train(*data, head_weights=weights)
+        train(*data, head_weights={"x": 2})
+    for weight in (0, float("nan"), float("inf"), 1e9):
+        with pytest.raises(
+            UsageError, match=r"^head_weights: has .* for 'ner'; give a number of at least 0.001, at most 1000"
+        ):
+            train(*data, head_weights={"ner": weight})
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(DataError, match=r"empty\.jsonl: has no examples"):
         train(data[0], f"sentiment={tmp_path / 'empty.jsonl'}")

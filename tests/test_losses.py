@@ -13,7 +13,7 @@ from torch import nn
 
 from nlptasks.backbones.info import BackboneInfo
 from nlptasks.backbones.pretrained import load_backbone
-from nlptasks.config import parse_options
+from nlptasks.config import check_options
 from nlptasks.errors import UsageError
 from nlptasks.heads.class_weights import class_weights
 from nlptasks.heads.ner import NerConfig, NerHead
@@ -35,7 +35,7 @@ def info(backbones: Path) -> BackboneInfo:
 
 
 def configured(info: BackboneInfo, given: dict[str, Any]) -> NerConfig:
-    return NerHead.configure(ROWS, NerConfig(**parse_options(NerConfig, given)), info)
+    return NerHead.configure(ROWS, NerConfig(**check_options(NerConfig, given)), info)
 
 
 @pytest.mark.parametrize("weights", [(), (1.0, 1.0, 1.0), (0.2, 3.0, 1.5)])
@@ -87,62 +87,62 @@ def test_a_batch_without_labels_has_the_sum_and_count_zero() -> None:
             "balanced",
             {"O": 12 / (3 * 6), "PER": 12 / (3 * 4), "LOC": 12 / (3 * 2), "a:b": 1},
         ),  # the last one never occurs
-        ("PER:2.5", {"O": 1, "PER": 2.5, "LOC": 1, "a:b": 1}),
-        ("O:0.1,a:b:3", {"O": 0.1, "PER": 1, "LOC": 1, "a:b": 3}),
+        ({"PER": 2.5}, {"O": 1, "PER": 2.5, "LOC": 1, "a:b": 1}),
+        ({"O": 0.1, "a:b": 3}, {"O": 0.1, "PER": 1, "LOC": 1, "a:b": 3}),
     ],
 )
-def test_weights_of_classes(option: str, expected: dict[str, float]) -> None:
+def test_weights_of_classes(option: Any, expected: dict[str, float]) -> None:
     assert class_weights(option, {"O": 6, "PER": 4, "LOC": 2, "a:b": 0}, where="x") == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("PRE:2", "x: has the unknown label 'PRE'; did you mean 'PER'?"),
-        ("XYZ:2", "has the unknown label 'XYZ'; known are: O, PER"),
-        ("PER:2,PER:3", "has the label 'PER' twice; keep one of them"),
-        ("PER", "has 'PER'; use none, balanced or LABEL:WEIGHT,LABEL:WEIGHT"),
-        ("balance", "has 'balance'; use none, balanced"),
-        ("", "has ''; use none, balanced"),
-        ("PER:2,", "has ''; use none"),
-        ("PER:0", "has the weight '0' for 'PER'; give a finite number above 0"),
-        ("PER:-1", "has the weight '-1'"),
-        ("PER:nan", "has the weight 'nan'"),
-        ("PER:inf", "has the weight 'inf'"),
-        ("PER:two", "has the weight 'two'"),
-        ({"PER": 2}, "is {'PER': 2}; use none, balanced"),
+        ({"PRE": 2}, "has the unknown label 'PRE'; did you mean 'PER'?"),
+        ({"XYZ": 2}, "has the unknown label 'XYZ'; known are: LOC, O, PER"),
+        ("balance", "is 'balance'; use one of none, balanced, a dict of numbers by name"),
+        ("PER:2", "is 'PER:2'; use one of none, balanced, a dict of numbers by name"),
+        ("", "is ''; use one of none, balanced"),
+        ({"PER": 0}, "has 0 for 'PER'; give a number above 0"),
+        ({"PER": -1}, "has -1 for 'PER'"),
+        ({"PER": float("nan")}, "has nan for 'PER'"),
+        ({"PER": float("inf")}, "has inf for 'PER'"),
+        ({"PER": "two"}, "is {'PER': 'two'}; use one of none"),
+        ({"PER": True}, "is {'PER': True}; use one of none"),
+        ({1: 2.0}, "is {1: 2.0}; use one of none"),
+        (["PER"], "is ['PER']; use one of none"),
     ],
 )
-def test_wrong_weights_are_refused(option: Any, message: str) -> None:
+def test_wrong_weights_are_refused(info: BackboneInfo, option: Any, message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        class_weights(option, {"O": 6, "PER": 4}, where="x")
-    assert message in str(caught.value)
+        configured(info, {"class_weights": option})
+    assert str(caught.value).startswith(f"class_weights: {message}")
 
 
-@pytest.mark.parametrize("value", ["1", "-0.1", "nan", 1.0])
+@pytest.mark.parametrize("value", [1, -0.1, float("nan"), 1.0])
 def test_label_smoothing_outside_its_range_is_refused(info: BackboneInfo, value: Any) -> None:
     with pytest.raises(UsageError, match=r"^label_smoothing: is .*; give a number of at least 0, below 1"):
         configured(info, {"label_smoothing": value})
 
 
 def test_the_weight_of_a_tag_is_that_of_its_label_among_all_words(info: BackboneInfo) -> None:
-    config = configured(info, {"class_weights": "balanced", "label_smoothing": "0.1"})
+    config = configured(info, {"class_weights": "balanced", "label_smoothing": 0.1})
     assert config.tags == ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
     assert config.weights == pytest.approx((8 / 12, 8 / 3, 8 / 3, 8 / 9, 8 / 9))  # 8 words: 4 O, 1 LOC, 3 PER
     assert config.label_smoothing == 0.1
-    assert configured(info, {"class_weights": "O:0.5"}).weights == (0.5, 1, 1, 1, 1)
+    assert configured(info, {"class_weights": {"O": 0.5}}).weights == (0.5, 1, 1, 1, 1)
     with pytest.raises(UsageError, match=r"^class_weights: has the unknown label 'B-PER'; did you mean 'PER'"):
-        configured(info, {"class_weights": "B-PER:2"})
+        configured(info, {"class_weights": {"B-PER": 2}})
 
 
 def test_the_config_survives_json(info: BackboneInfo) -> None:
-    config = configured(info, {"class_weights": "balanced", "label_smoothing": 0.1})
+    config = configured(info, {"class_weights": {"PER": 2}, "label_smoothing": 0.1})
     read = json.loads(json.dumps(asdict(config)))
     again = NerConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in read.items()})
     assert again == config
 
 
-def trained_weights(info: BackboneInfo, given: dict[str, str]) -> torch.Tensor:
+def trained_weights(info: BackboneInfo, given: dict[str, Any]) -> torch.Tensor:
     """Return the weights of the network after three steps on the same hidden states."""
     torch.manual_seed(0)
     head = NerHead(configured(info, given), info)
@@ -160,6 +160,6 @@ def trained_weights(info: BackboneInfo, given: dict[str, str]) -> torch.Tensor:
 
 def test_the_options_change_the_trained_weights(info: BackboneInfo) -> None:
     plain = trained_weights(info, {})
-    assert torch.equal(plain, trained_weights(info, {"class_weights": "none", "label_smoothing": "0"}))
-    for given in ({"class_weights": "balanced"}, {"class_weights": "LOC:3"}, {"label_smoothing": "0.1"}):
+    assert torch.equal(plain, trained_weights(info, {"class_weights": "none", "label_smoothing": 0}))
+    for given in ({"class_weights": "balanced"}, {"class_weights": {"LOC": 3}}, {"label_smoothing": 0.1}):
         assert not torch.allclose(plain, trained_weights(info, given), atol=1e-4)

@@ -347,8 +347,8 @@ def test_scores_are_probabilities_over_all_answers(info: BackboneInfo) -> None:
 
 def test_no_answer_is_a_result_if_it_is_allowed(info: BackboneInfo) -> None:
     either = QaHead(QaConfig(unanswerable=True), info)
-    never = QaHead(QaConfig(unanswerable=True, no_answer="false"), info)
-    always = QaHead(QaConfig(no_answer="true"), info)
+    never = QaHead(QaConfig(unanswerable=True, no_answer=False), info)
+    always = QaHead(QaConfig(no_answer=True), info)
     weak = ([3.0, 1.0, 0.0], [3.0, 1.0, 0.0])
     for head in (either, always):
         found = result(head, outputs_of(head, *weak))

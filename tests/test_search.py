@@ -132,8 +132,7 @@ def test_tokens_equal_generate(writer: Writer, name: str, forced: bool) -> None:
     theirs = writer.generate(
         do_sample=False, forced_bos_token_id=special.forced_first, forced_eos_token_id=special.forced_last, **given
     )
-    early = {"early_stopping": str(given["early_stopping"]).lower()} if "early_stopping" in given else {}
-    options = SearchOptions(**{**given, **early})
+    options = SearchOptions(**given)
     found = [one for hypotheses in writer.ours(options, special) for one in hypotheses]
     for number, (one, row) in enumerate(zip(found, theirs.sequences[:, 1:].tolist(), strict=True)):
         end = next((place for place, token in enumerate(row) if token in ENDS), len(row))
@@ -316,7 +315,7 @@ def test_integers_are_allowed_for_floats() -> None:
         ({"num_beams": 0}, "num_beams: is 0"),
         ({"num_beams": "4"}, "num_beams: is '4'"),
         ({"do_sample": 1}, "do_sample: is 1"),
-        ({"early_stopping": "maybe"}, "early_stopping: is 'maybe'"),
+        ({"early_stopping": "maybe"}, "early_stopping: is 'maybe'; use one of True, False, never"),
         ({"top_p": 1.5}, "top_p: is 1.5"),
         ({"seed": -1}, "seed: is -1"),
         ({"length_penalty": float("nan")}, "length_penalty: is nan"),
@@ -356,8 +355,8 @@ class LongerIsBetter:
         pass
 
 
-@pytest.mark.parametrize(("early_stopping", "words"), [("never", (3,) * 6), ("false", (2, 4))])
-def test_beams_that_never_stop_early_find_a_longer_answer(early_stopping: str, words: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("early_stopping", "words"), [("never", (3,) * 6), (False, (2, 4))])
+def test_beams_that_never_stop_early_find_a_longer_answer(early_stopping: bool | str, words: tuple[int, ...]) -> None:
     special = SpecialTokens(prompt=(0,), end=(1,))
     options = SearchOptions(max_new_tokens=10, num_beams=2, early_stopping=early_stopping)
     [[best]] = search(LongerIsBetter(), sources=[np.array([5])], special=special, options=options)

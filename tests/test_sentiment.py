@@ -65,15 +65,15 @@ def test_ambiguous_scales_are_refused(info: BackboneInfo, labels: list[Any]) -> 
 
 
 def test_the_scale_is_an_option(info: BackboneInfo) -> None:
-    config = configured(info, "ok", "good", "bad", scale="bad,ok,good")
+    config = configured(info, "ok", "good", "bad", scale=("bad", "ok", "good"))
     assert (config.labels, config.polarities) == (("bad", "ok", "good"), (-1.0, 0.0, 1.0))
     with pytest.raises(UsageError, match=r"^scale: has the labels bad, good, those found are bad, good, ok"):
-        configured(info, "ok", "good", "bad", scale="bad,good")
+        configured(info, "ok", "good", "bad", scale=("bad", "good"))
 
 
 def test_class_weights_follow_the_order_of_the_scale(info: BackboneInfo) -> None:
-    weights = "bad:2,good:3"
-    config = configured(info, "ok", "good", "bad", scale="ok,good,bad", class_weights=weights)
+    weights = {"bad": 2.0, "good": 3.0}
+    config = configured(info, "ok", "good", "bad", scale=("ok", "good", "bad"), class_weights=weights)
     assert (config.labels, config.weights) == (("ok", "good", "bad"), (1.0, 3.0, 2.0))
     assert configured(info, "positive", "negative").weights == ()
 
@@ -88,7 +88,7 @@ def test_a_checkpoint_keeps_the_order_of_its_classes(info: BackboneInfo) -> None
     config = SentimentHead.hugging_face.to_config(checkpoint, {})
     assert (config.labels, config.polarities) == (("positive", "negative", "neutral"), (1.0, -1.0, 0.0))
     assert SentimentHead.hugging_face.to_checkpoint(config, info)[1] == []
-    config = SentimentHead.hugging_face.to_config(checkpoint, {"scale": "neutral,negative,positive"})
+    config = SentimentHead.hugging_face.to_config(checkpoint, {"scale": ("neutral", "negative", "positive")})
     assert config.polarities == (1.0, 0.0, -1.0)
     _, lost = SentimentHead.hugging_face.to_checkpoint(config, info)
     assert lost == ["the order of its labels: set its scale to import it again"]

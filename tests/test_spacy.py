@@ -240,7 +240,7 @@ def test_spacys_own_scores(both: Path) -> None:
 
 
 def test_options_of_heads_are_used(six: Path) -> None:
-    nlp = blank(six, heads=["qa"], options={"qa": {"top_k": 2}})
+    nlp = blank(six, heads=["qa"], options={"qa": {"top_k": 2, "no_answer": False}})
     doc = nlp("Rome is old and big.")
     assert len(doc._.answer("What is old?")) == 2
     with pytest.raises(UsageError, match="qa"):

@@ -10,14 +10,15 @@ import sys
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from nlptasks.cli.configfile import added
-from nlptasks.config import DEVICES, Target, default_of, parse_target, settings_of, value_type
+from nlptasks.cli.options import parse_option, to_text
+from nlptasks.config import DEVICES, Target, default_of, parse_target, settings_of, types_of
 from nlptasks.errors import DataError, DataErrors, NlptasksError, PluginError, UsageError, did_you_mean, quote
 from nlptasks.exporting.precisions import PRECISIONS
 from nlptasks.training.interrupts import terminable
@@ -158,7 +159,7 @@ def _option(option: click.Option, literal: str | None) -> str:
         return flag
     if not isinstance(value, dict):
         return f"{flag} {value}"
-    pairs = [f"{name}={part}" for name, part in value.items()]
+    pairs = [f"{name}={to_text(part)}" for name, part in value.items()]
     return " ".join(f"{flag} HEAD.{pair}" for pair in pairs) if option.multiple else f"{flag} {','.join(pairs)}"
 
 
@@ -181,9 +182,9 @@ def settings_options(cls: type) -> Callable[[_Function], _Function]:
     def decorate(function: _Function) -> _Function:
         for item in reversed(settings_of(cls)):
             choices: Sequence[str] = item.metadata["choices"]
-            default = default_of(item)
-            help_text = item.metadata["doc"] + (f"  [default: {default}]" if default is not None else "")
-            kind = click.Choice(choices) if choices else value_type(cls, item)
+            default, declared = default_of(item), types_of(cls, item)[0]
+            help_text = item.metadata["doc"] + (f"  [default: {default}]" if default not in (None, {}) else "")
+            kind = click.Choice(choices) if choices else declared if isinstance(declared, type) else click.UNPROCESSED
             function = click.option(
                 f"--{item.name.replace('_', '-')}", item.name, type=kind, default=None, help=help_text
             )(function)
@@ -194,8 +195,8 @@ def settings_options(cls: type) -> Callable[[_Function], _Function]:
 
 def given_settings(cls: type, options: Mapping[str, Any]) -> Any:
     """Return an instance of the dataclass with the options that were given."""
-    names = {item.name for item in fields(cls)}
-    return cls(**{name: value for name, value in options.items() if name in names and value is not None})
+    names = [item.name for item in settings_of(cls) if options.get(item.name) is not None]
+    return cls(**{name: parse_option(cls, name, options[name]) for name in names})
 
 
 def parse_pairs(text: str, *, where: str) -> dict[str, str]:
@@ -213,20 +214,18 @@ def parse_pairs(text: str, *, where: str) -> dict[str, str]:
     return pairs
 
 
-def make_targets(texts: Iterable[str], *, columns: str, options: Iterable[str] = ()) -> list[Target]:
-    """Return the targets of a command line, with their columns and options.
+def make_targets(texts: Iterable[str], *, columns: str) -> list[Target]:
+    """Return the targets of a command line, with their columns.
 
     Args:
         texts: ``[NAME:]TASK[=DATA]`` of each target.
         columns: ``FIELD=COLUMN,...`` for every target, ``HEAD.FIELD=COLUMN`` for one.
-        options: ``HEAD.OPTION=VALUE``.
 
     Raises:
         UsageError: an argument has another form, or names another head.
     """
     targets = [parse_target(text) for text in texts]
     names = [target.name for target in targets]
-    given = options_of(options, names)
     renames: dict[str, dict[str, str]] = {name: {} for name in names}
     pairs = parse_pairs(columns, where="--columns")
     for wanted, found in sorted(
@@ -237,28 +236,7 @@ def make_targets(texts: Iterable[str], *, columns: str, options: Iterable[str] =
             raise UsageError(f"--columns {wanted}", f"names the head {head!r}", did_you_mean(head, names))
         for name in [head] if dot else names:
             renames[name][field if dot else wanted] = found
-    return [replace(target, columns=renames[target.name], options=given[target.name]) for target in targets]
-
-
-def options_of(options: Iterable[str], heads: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return ``HEAD.OPTION=VALUE`` as values by head and option, for each of these heads.
-
-    Raises:
-        UsageError: an option has another form, or names another head.
-    """
-    given: dict[str, dict[str, str]] = {head: {} for head in heads}
-    for option in options:
-        name, equals, value = option.partition("=")
-        head, dot, key = name.partition(".")
-        if not (head and dot and key and equals):
-            raise UsageError(
-                f"--set {option}", "is not HEAD.OPTION=VALUE", f"write for example --set {heads[0]}.OPTION=VALUE"
-            )
-        if head not in given:
-            known = " or ".join(map(repr, heads))
-            raise UsageError(f"--set {option}", f"names the head {head!r}", f"the head here is {known}")
-        given[head][key] = value
-    return given
+    return [replace(target, columns=renames[target.name]) for target in targets]
 
 
 def printable(text: str) -> str:

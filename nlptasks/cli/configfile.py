@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from nlptasks.cli.options import Given
 from nlptasks.errors import UsageError, did_you_mean, quote
 
 _TABLES = "nlptasks.config"
@@ -58,9 +59,11 @@ def _defaults(path: Path, command: click.Command) -> dict[str, Any]:
         if key == "heads":
             defaults["set"] = (*defaults.get("set", ()), *_head_options(value, path))
         elif name == "set":
-            defaults["set"] = (*defaults.get("set", ()), *(value if isinstance(value, list) else [value]))
+            texts = map(str, value if isinstance(value, list) else [value])
+            defaults["set"] = (*defaults.get("set", ()), *texts)
         elif name in options:
-            defaults[options[name].name or name] = _joined(value)
+            typed = options[name].type is click.UNPROCESSED
+            defaults[options[name].name or name] = _flat(value, f"{path}: {key}") if typed else _joined(value)
         else:
             raise UsageError(f"{path}: {key}", "is no option", did_you_mean(name, [*options, "heads"]))
     return defaults
@@ -70,8 +73,8 @@ def _long_name(option: click.Parameter) -> str:
     return max(option.opts, key=len).removeprefix("--")
 
 
-def _head_options(heads: Any, path: Path) -> Iterator[str]:
-    """Return ``HEAD.OPTION=VALUE`` for each entry of the tables ``[heads.HEAD]``."""
+def _head_options(heads: Any, path: Path) -> Iterator[Given]:
+    """Return ``HEAD.OPTION`` and its value for each entry of the tables ``[heads.HEAD]``."""
     tables = heads if isinstance(heads, dict) else {"HEAD": heads}
     for head, table in tables.items():
         if not isinstance(table, dict):
@@ -79,11 +82,19 @@ def _head_options(heads: Any, path: Path) -> Iterator[str]:
                 f"{path}: heads.{head}", f"is {quote(table)}", f"write [heads.{head}] and its options below"
             )
         for name, value in table.items():
-            yield f"{head}.{name}={_joined(value)}"
+            yield f"{head}.{name}", _flat(value, f"{path}: heads.{head}.{name}")
+
+
+def _flat(value: Any, where: str) -> Any:
+    """Return a value that is no table or list of others."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if any(isinstance(part, dict | list) for part in parts):
+        raise UsageError(where, "is nested too deeply", "write a value, a list of values, or a table of values")
+    return value
 
 
 def _joined(value: Any) -> Any:
-    """Return a value in the form of the command line."""
+    """Return a value as text for click, which knows the type."""
     if isinstance(value, Mapping):
         return ",".join(f"{wanted}={found}" for wanted, found in value.items())
     if isinstance(value, list):

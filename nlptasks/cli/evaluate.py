@@ -15,6 +15,7 @@ from nlptasks.cli.common import (
     metric_lines,
     set_option,
 )
+from nlptasks.cli.options import Given, with_options
 
 
 @click.command("evaluate", cls=Command)
@@ -33,15 +34,15 @@ def command(
     backend: str,
     device: str,
     columns: str,
-    options: tuple[str, ...],
+    options: tuple[Given, ...],
     as_json: bool,
 ) -> None:
     """Evaluate heads of MODEL on labelled data."""
-    wanted = make_targets(targets, columns=columns, options=options)
-
     from nlptasks.evaluation import evaluate
+    from nlptasks.exporting.sources import class_of
 
-    for target in wanted:
+    named = make_targets(targets, columns=columns)
+    for target in with_options(named, options, lambda target: class_of(model, target.name)):
         found = evaluate(model, target, split=split, backend=backend, device=device)
         if as_json:
             record = {name: value for name, value in found.to_dict().items() if value != ""}

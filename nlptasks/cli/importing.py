@@ -9,12 +9,12 @@ import click
 from nlptasks.cli.common import (
     Command,
     next_steps,
-    options_of,
     output_option,
     overwrite_option,
     printable,
     set_option,
 )
+from nlptasks.cli.options import Given, options_of
 
 
 @click.command("import", cls=Command)
@@ -24,14 +24,17 @@ from nlptasks.cli.common import (
 @click.option("--name", help="the head's name  [default: the task]")
 @set_option
 @overwrite_option
-def command(source: str, task: str, output: Path, name: str | None, options: tuple[str, ...], overwrite: bool) -> None:
+def command(
+    source: str, task: str, output: Path, name: str | None, options: tuple[Given, ...], overwrite: bool
+) -> None:
     """Convert a fine-tuned Hugging Face checkpoint (a folder or OWNER/NAME@REVISION) to a model with the same logits."""
     head = name or task
-    given = options_of(options, [head])[head]
 
     from nlptasks.errors import listing
     from nlptasks.models.huggingface import TOLERANCE, import_checkpoint
+    from nlptasks.registry import head_class
 
+    given = options_of(options, lambda _: head_class(task), heads=[head]).get(head)
     model = import_checkpoint(source, task=task, output=output, name=head, options=given, overwrite=overwrite)
     presenter = model.heads[head].presenter
     click.echo(f"{head}: logits are the original's within {TOLERANCE:.0e}")

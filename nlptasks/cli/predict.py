@@ -21,10 +21,10 @@ from nlptasks.cli.common import (
     columns_option,
     device_option,
     highlighted,
-    options_of,
     parse_pairs,
     set_option,
 )
+from nlptasks.cli.options import Given, options_of
 from nlptasks.errors import DataError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def command(
     backend: str,
     device: str,
     columns: str,
-    options: tuple[str, ...],
+    options: tuple[Given, ...],
     skip_bad_rows: bool,
     as_json: bool,
 ) -> None:
@@ -69,6 +69,7 @@ def command(
         raise click.UsageError("pass TEXT or --input, not both")
 
     from nlptasks.data.readers import check_columns
+    from nlptasks.exporting.sources import class_of
     from nlptasks.inference.engine import CHUNK_ITEMS
     from nlptasks.pipeline import pipeline
     from nlptasks.types import refuse
@@ -79,7 +80,7 @@ def command(
     on_error = skipped.add if skip_bad_rows else refuse
 
     names = heads.split(",") if heads else None
-    given = options_of(options, sorted({option.partition(".")[0] for option in options}))
+    given = options_of(options, lambda name: class_of(model, name))
     pipe = pipeline(names, model=model, backend=backend, device=device, options=given)
     renames = parse_pairs(columns, where="--columns")
     schemas = [head.schema for head in pipe.heads.values()]

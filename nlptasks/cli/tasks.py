@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from nlptasks.cli.common import Command, printable
-from nlptasks.config import default_of, limits_of, settings_of
+from nlptasks.cli.options import limits_of, to_text
+from nlptasks.config import default_of, settings_of
 from nlptasks.errors import NlptasksError, PluginError, UsageError, quote
 
 if TYPE_CHECKING:
@@ -76,5 +77,5 @@ def _show(task: str) -> None:
     click.echo(f"fields: {', '.join(cls.schema.fields)}")
     click.echo(f"files: {', '.join(suffix for suffix in cls.schema.formats if suffix)} (also .gz)")
     for item in settings_of(cls.Config):
-        limits = f" ({limits_of(item)})" if limits_of(item) else ""
-        click.echo(f"  --set {task}.{item.name}={default_of(item)}   {item.metadata['doc']}{limits}")
+        limits = f" ({found})" if (found := limits_of(cls.Config, item)) else ""
+        click.echo(f"  --set {task}.{item.name}={to_text(default_of(item))}   {item.metadata['doc']}{limits}")

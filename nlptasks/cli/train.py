@@ -23,6 +23,7 @@ from nlptasks.cli.common import (
     settings_options,
 )
 from nlptasks.cli.configfile import read_config
+from nlptasks.cli.options import Given, with_options
 from nlptasks.config import TrainSettings
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def command(
     output: Path | None,
     add_to: Path | None,
     columns: str,
-    options: tuple[str, ...],
+    options: tuple[Given, ...],
     resume: bool,
     overwrite: bool,
     **settings: Any,
@@ -78,12 +79,14 @@ def command(
 
     Without DATA the task's sample data are used. NAME:TASK=DATA names the head. Several heads are trained together.
     """
-    wanted = make_targets(targets, columns=columns, options=options)
     chosen = given_settings(TrainSettings, settings)
 
     from nlptasks.cli.progress import ProgressBar
+    from nlptasks.registry import head_class
     from nlptasks.training.run import train
 
+    named = make_targets(targets, columns=columns)
+    wanted = with_options(named, options, lambda target: head_class(target.task))
     with ProgressBar() as progress:
         result = train(
             wanted,

@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nlptasks.backbones import hub
+from nlptasks.backbones.info import CONFIG
+from nlptasks.config import RUNS
 from nlptasks.errors import ModelError, UsageError, listing
 from nlptasks.exporting.drift import moves
 from nlptasks.exporting.precisions import PRECISIONS, Precision
+from nlptasks.heads.base import AnyHead
 from nlptasks.models.folder import ModelFolder
-from nlptasks.models.manifest import EXPORTS, graph_file
+from nlptasks.models.manifest import EXPORTS, MANIFEST, graph_file
+from nlptasks.registry import head_class
 from nlptasks.runtimes.base import ExportedGraphs, ExportState, GraphSpec
+from nlptasks.storage.atomic import restored
 from nlptasks.storage.integrity import check_files
 
 if TYPE_CHECKING:
@@ -147,6 +154,31 @@ class CheckpointSource:
         """
         fix = f"import it first: nlptasks import {self.where} --task {self.task} -o DIR, and: nlptasks export DIR"
         raise UsageError(self.where, "is a Hugging Face checkpoint, and this backend needs an exported model", fix)
+
+
+def is_checkpoint(model: str) -> bool:
+    """Return True for a Hugging Face checkpoint: a folder without our manifest, or a name of the hub.
+
+    A missing folder inside an existing one, or inside the default output folder, is a typo and no hub name.
+    """
+    folder = Path(model)
+    if folder.exists() or restored(folder):
+        return not (folder / MANIFEST).exists() and (folder / CONFIG).exists()
+    return hub.is_name(model) and not (len(folder.parts) > 1 and (folder.parent.exists() or folder.parts[0] == RUNS))
+
+
+def class_of(model: str, head: str) -> type[AnyHead]:
+    """Return the class of a head that is named as for `pipeline`. Of a model folder, only the manifest is read.
+
+    Raises:
+        UsageError: there is no such head or task.
+        ModelError: the folder is no model, or the head's package is not installed.
+        PluginError: its package is broken.
+    """
+    if is_checkpoint(model):
+        return head_class(head)
+    stored = ModelFolder.unchecked(model)
+    return stored.head_class(stored.head_name(head))
 
 
 def _spec(record: Mapping[str, Any]) -> GraphSpec:

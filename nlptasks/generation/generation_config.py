@@ -48,8 +48,6 @@ def search_options(settings: Mapping[str, Any]) -> dict[str, Any]:
             decoder's start token.
     """
     found = {name: settings[name] for name in (*_OPTIONS, "prefix") if settings.get(name) is not None}
-    if "early_stopping" in found:
-        found["early_stopping"] = str(found["early_stopping"]).lower()
     for name, length, least in (("max_new_tokens", "max_length", 1), ("min_new_tokens", "min_length", 0)):
         if name not in found and isinstance(settings.get(length), int):
             found[name] = max(least, settings[length] - 1)
@@ -136,8 +134,6 @@ def generation_settings(special: SpecialTokens, options: SearchOptions, *, pad_i
     values = asdict(options)
     unused = (_BEAM_OPTIONS if options.num_beams == 1 else ()) + (() if options.do_sample else _SAMPLING_OPTIONS)
     settings = {name: values[name] for name in _OPTIONS if name not in unused}
-    if "early_stopping" in settings:
-        settings["early_stopping"] = {"true": True, "false": False}.get(options.early_stopping, "never")
     settings |= {"decoder_start_token_id": special.prompt[0], "eos_token_id": list(special.end), "pad_token_id": pad_id}
     settings |= {"forced_bos_token_id": special.forced_first, "forced_eos_token_id": special.forced_last}
     if special.never:

@@ -26,10 +26,10 @@ class SearchOptions:
         within=Range(least=-10, most=10),
         at_run=True,
     )
-    early_stopping: str = option(
-        "false",
+    early_stopping: bool | str = option(
+        False,
         "when beam search stops: true with num_beams answers, false when a better one is unlikely, never when none is possible",
-        choices=("true", "false", "never"),
+        choices=("never",),
         at_run=True,
     )
     no_repeat_ngram_size: int = option(
@@ -67,7 +67,7 @@ class SearchOptions:
             raise UsageError("do_sample", f"is set with {self.num_beams} beams", "use num_beams=1 to sample")
         if self.num_return_sequences > self.num_beams and not self.do_sample:
             problem = f"is {self.num_return_sequences} with {self.num_beams} beams"
-            raise UsageError("num_return_sequences", problem, "use as many beams, or do_sample=true")
+            raise UsageError("num_return_sequences", problem, "use as many beams, or set do_sample")
 
     def within(self, longest: int) -> SearchOptions:
         """Return the options for answers of at most `longest` tokens."""

@@ -229,7 +229,7 @@ class _BeamSearch:
         done, options = self._done[self._sources[group]], self._options
         if len(done) < options.num_beams:
             return True
-        if options.early_stopping == "true":
+        if options.early_stopping is True:
             return False
         longest = options.early_stopping == "never" and options.length_penalty > 0
         reach = options.max_new_tokens if longest else length

@@ -19,7 +19,7 @@ from nlptasks.data.fields import LabelField, have_field, label_field, same_kind,
 from nlptasks.errors import DataError, ModelError, UsageError, did_you_mean, each, quote
 from nlptasks.heads.base import Calibration, Head, HuggingFaceFormat, Presenter, Schema, SpacyWriter
 from nlptasks.heads.checkpoint_labels import checkpoint_labels
-from nlptasks.heads.class_weights import NO_WEIGHTS, SMOOTHING_DOC, WEIGHTS_DOC, class_weights
+from nlptasks.heads.class_weights import NO_WEIGHTS, SMOOTHING_DOC, class_weights, weights_option
 from nlptasks.heads.label_kinds import SEVERAL_LABELS, label_kind
 from nlptasks.metrics.base import Counts, Metrics
 from nlptasks.metrics.calibration import TEMPERATURE_DOC, Likelihood, checked
@@ -65,7 +65,7 @@ class Labels(Result):
 class ClassificationConfig:
     """Options of a head, and what its training data decided."""
 
-    class_weights: str = option(NO_WEIGHTS, WEIGHTS_DOC + "; with several labels for a text, of right labels")
+    class_weights: str | Mapping[str, float] = weights_option("; with several labels for a text, of right labels")
     label_smoothing: float = option(0.0, SMOOTHING_DOC, within=SHARE_BELOW_1)
     separator: str = option(",", "text between two labels in a cell of the column labels")
     labels: tuple[str, ...] = derived((), "the classes, in order")

@@ -22,7 +22,7 @@ from nlptasks.data.readers import TABLES, read_conll
 from nlptasks.errors import DataError, ModelError, did_you_mean, each, listing, quote
 from nlptasks.heads.base import Calibration, Head, HuggingFaceFormat, Presenter, Schema, SpacyWriter
 from nlptasks.heads.checkpoint_labels import checkpoint_labels
-from nlptasks.heads.class_weights import NO_WEIGHTS, SMOOTHING_DOC, WEIGHTS_DOC, class_weights
+from nlptasks.heads.class_weights import NO_WEIGHTS, SMOOTHING_DOC, class_weights, weights_option
 from nlptasks.metrics.base import Counts, Metrics
 from nlptasks.metrics.calibration import TEMPERATURE_DOC, SoftmaxLikelihood, checked, log_softmax
 from nlptasks.metrics.labelling import span_counts, span_scores
@@ -74,7 +74,7 @@ class NerConfig:
     """Options of a head, and what its training data decided."""
 
     scheme: str = option("auto", "tag scheme of the training data: auto detects it", choices=("auto", *SCHEMES))
-    class_weights: str = option(NO_WEIGHTS, WEIGHTS_DOC + "; O is the label of words outside entities")
+    class_weights: str | Mapping[str, float] = weights_option("; O is the label of words outside entities")
     label_smoothing: float = option(0.0, SMOOTHING_DOC, within=SHARE_BELOW_1)
     tags: tuple[str, ...] = derived((), "the classes, in order")
     tags_scheme: str = derived("iob2", "the scheme of the classes")

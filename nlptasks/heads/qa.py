@@ -71,10 +71,10 @@ QaResult = Answer | list[Answer]
 class QaConfig:
     """Options of a head, and what its training data decided."""
 
-    no_answer: str = option(
+    no_answer: bool | str = option(
         "auto",
         "allow the result that there is no answer: auto if training rows had no answer",
-        choices=("auto", "true", "false"),
+        choices=("auto",),
         at_run=True,
     )
     top_k: int = option(
@@ -91,7 +91,7 @@ class QaConfig:
     @property
     def may_be_none(self) -> bool:
         """True if no answer is a result."""
-        return self.unanswerable if self.no_answer == "auto" else self.no_answer == "true"
+        return self.unanswerable if self.no_answer == "auto" else self.no_answer is True
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class QaCalibration(Calibration[QaExample, QaResult]):
         if not self._config.may_be_none:
             return {}
         odds, gain = [], []
-        never_none = replace(self._config, no_answer="false", top_k=1)
+        never_none = replace(self._config, no_answer=False, top_k=1)
         for one in outputs:
             example, spans = one.example, _spans(one.example, one.windows, one.outputs, self._config)
             best = spans.logits.max(initial=-np.inf)

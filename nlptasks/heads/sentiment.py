@@ -1,7 +1,7 @@
 """Sentiment: a label on a scale from the most negative to the most positive, and the position of the text on that scale.
 
 Rows are those of a classification with one label. The order of common labels is known; any other scale is set by
-``--set HEAD.scale=LABEL,LABEL,...``.
+the option ``scale``.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Sentiment(Label):
 class SentimentConfig(ClassificationConfig):
     """Options of a head, and what its training data decided."""
 
-    scale: str = option(
-        "auto", "labels from the most negative to the most positive, LABEL,LABEL,...; auto knows common scales"
+    scale: str | tuple[str, ...] = option(
+        "auto", "labels from the most negative to the most positive; auto knows common scales", choices=("auto",)
     )
     polarities: tuple[float, ...] = derived((), "the position of each label on the scale, in -1..1")
 
@@ -131,7 +131,7 @@ def _with_polarities(config: SentimentConfig, where: str) -> SentimentConfig:
     return replace(config, polarities=tuple(positions[label] for label in config.labels))
 
 
-def _positions_on(scale: str, labels: Sequence[str], where: str) -> dict[str, float]:
+def _positions_on(scale: str | tuple[str, ...], labels: Sequence[str], where: str) -> dict[str, float]:
     """Return the position of each label on a scale.
 
     Raises:
@@ -142,13 +142,12 @@ def _positions_on(scale: str, labels: Sequence[str], where: str) -> dict[str, fl
         found = next(_known(labels), None)
         if found is not None:
             return found
-        fix = 'set their order, from the most negative to the most positive: `options={"scale": "LABEL,LABEL,..."}`'
+        fix = 'set their order, from the most negative to the most positive: `options={"scale": ("LABEL", "LABEL")}`'
         raise DataError(where, f"the order of the labels {listing(sorted(labels))} is not known", fix)
-    named = scale.split(",")
-    if sorted(named) != sorted(labels):
-        problem = f"has the labels {listing(named)}, those found are {listing(sorted(labels))}"
+    if sorted(scale) != sorted(labels):
+        problem = f"has the labels {listing(scale)}, those found are {listing(sorted(labels))}"
         raise UsageError("scale", problem, "name each of these once")
-    return _spread(named)
+    return _spread(scale)
 
 
 def _known(labels: Sequence[str]) -> Iterator[dict[str, float]]:

@@ -96,18 +96,23 @@ class ModelFolder:
         Raises:
             ModelError: it is no model, made by a newer library, or not as it was written.
         """
-        path, tries = Path(folder), _TRIES
-        while True:
-            before, tries = _identity(path), tries - 1
-            try:
-                with cls._checked(path) as stored:
-                    result = use(stored)
-            except (ModelError, BackendError, OSError):
-                if not tries or _identity(path) == before:
-                    raise
-            else:  # an export that was missing for a moment is no error, but there may be a better result now
-                if not tries or _identity(path) == before:
-                    return result
+        path = Path(folder)
+
+        def attempt() -> _Result:
+            with cls._checked(path) as stored:
+                return use(stored)
+
+        return _undisturbed(attempt, path)
+
+    @classmethod
+    def unchecked(cls, folder: str | Path) -> ModelFolder:
+        """Read the manifest and the reports of a model folder, and check no other file.
+
+        Raises:
+            ModelError: it is no model, or made by a newer library.
+        """
+        path = Path(folder)
+        return _undisturbed(lambda: cls._described(path), path)
 
     @classmethod
     @contextlib.contextmanager
@@ -117,6 +122,16 @@ class ModelFolder:
         Raises:
             ModelError: it is no model, made by a newer library, or not as it was written.
         """
+        stored = cls._described(path)
+        with ThreadPoolExecutor(1) as threads:
+            check = threads.submit(check_files, path, stored.manifest["files"])
+            try:
+                yield stored
+            finally:
+                check.result()  # names the damaged file, where the block's own error names only a consequence
+
+    @classmethod
+    def _described(cls, path: Path) -> ModelFolder:
         if restored(path):
             _log.warning("%s: restored to its state before a writer was killed", path)
         restored_inside(path / EXPORTS)
@@ -126,13 +141,7 @@ class ModelFolder:
             if (path / CONFIG).is_file():
                 problem, fix = "is a Hugging Face checkpoint", f"run: nlptasks import {path} --task TASK -o DIR"
             raise ModelError(str(path), f"{problem}, so it is no model", fix)
-        manifest = read_manifest(path / MANIFEST)
-        with ThreadPoolExecutor(1) as threads:
-            check = threads.submit(check_files, path, manifest["files"])
-            try:
-                yield cls(path, manifest, _reports(path))
-            finally:
-                check.result()  # names the damaged file, where the block's own error names only a consequence
+        return cls(path, read_manifest(path / MANIFEST), _reports(path))
 
     @property
     def records(self) -> dict[str, HeadRecord]:
@@ -224,6 +233,21 @@ class ModelFolder:
             except UsageError as error:
                 problem = f"is damaged ({error.where} of the head {name} {error.problem})"
                 raise ModelError(str(self.path / MANIFEST), problem, RESTORE) from error
+
+
+def _undisturbed(attempt: Callable[[], _Result], path: Path) -> _Result:
+    """Return the result of reading a model folder; it is read again if another process has replaced it meanwhile."""
+    tries = _TRIES
+    while True:
+        before, tries = _identity(path), tries - 1
+        try:
+            result = attempt()
+        except (ModelError, BackendError, OSError):
+            if not tries or _identity(path) == before:
+                raise
+        else:  # an export that was missing for a moment is no error, but there may be a better result now
+            if not tries or _identity(path) == before:
+                return result
 
 
 def _identity(path: Path) -> dict[Path, tuple[int, int]]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from nlptasks.backbones.architecture import hf_config, read_config
 from nlptasks.backbones.info import CONFIG, WEIGHTS
 from nlptasks.backbones.pretrained import from_foreign, locate, read_weights
-from nlptasks.config import check_head_name, naming, parse_options, recorded
+from nlptasks.config import check_head_name, check_options, naming, recorded
 from nlptasks.errors import DataError, ModelError, UsageError, listing, refusing
 from nlptasks.heads.base import AnyHead, check_backbone
 from nlptasks.inference.batching import random_batch
@@ -94,7 +94,7 @@ def read_checkpoint(source: str | Path, *, task: str, name: str, options: Mappin
     config = read_config(read_whole(folder / CONFIG), where=where)
     try:
         with naming(name):
-            given = parse_options(cls.Config, options or {})
+            given = check_options(cls.Config, options or {})
             head = cls(cls.hugging_face.to_config(backbone.info, given), backbone.info)
     except (DataError, ModelError) as error:
         raise ModelError(f"{where}: {error.where}", error.problem, error.fix) from error

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from nlptasks.backbones.info import BackboneInfo
-from nlptasks.config import naming, parse_options
+from nlptasks.config import check_options, naming
 from nlptasks.data.datasets import DataSet
 from nlptasks.errors import NlptasksError, PluginError, first_line
 from nlptasks.heads.base import AnyHead, read_gold
@@ -57,7 +57,7 @@ def configured(
         task: the head's task.
         cls: its class.
         data: its data.
-        options: the user's options, as text or as values.
+        options: the user's options.
         backbone: the backbone below.
         name: the head's name, for messages.
 
@@ -69,7 +69,7 @@ def configured(
     """
     with naming(name):
         with attributed(task, "Config"):
-            given = cls.Config(**parse_options(cls.Config, options))
+            given = cls.Config(**check_options(cls.Config, options))
         with attributed(task, "configure"):
             config = cls.configure(data.parts["train"], given, backbone)
             check_config(cls, config)

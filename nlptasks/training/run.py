@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from nlptasks.backbones.backbone import Backbone
-from nlptasks.config import RUNS, Target, TrainSettings, naming, owned_layers, parse_target, parse_weights, recorded
+from nlptasks.config import RUNS, Target, TrainSettings, naming, owned_layers, parse_target, recorded
 from nlptasks.data.datasets import CALIBRATION, DataSet, check_trainable, load_data, with_calibration, with_dev
 from nlptasks.data.readers import check_columns
 from nlptasks.errors import DataError, TrainingError, UsageError, did_you_mean, first_line, listing
@@ -160,7 +160,7 @@ def _check_names(names: Sequence[str], settings: TrainSettings) -> None:
     if not names or duplicates:
         problem = f"names the head {duplicates[0]!r} twice" if duplicates else "has no TASK"
         raise UsageError("train", problem, "give each a name, as one:TASK=DATA two:TASK=DATA")
-    for name in parse_weights(settings.head_weights):
+    for name in settings.head_weights:
         if name not in names:
             fix = did_you_mean(name, names)
             raise UsageError("head_weights", f"names the unknown head {name!r}", fix, argument="head_weights")
@@ -257,7 +257,7 @@ def _train_task(
     instances = instances_of(task, head, tokenizer, examples["train"], network.targets)
     if not instances:
         raise DataError(data.parts["train"][0].where, "and all later rows are empty", "give rows with text")
-    weight = parse_weights(settings.head_weights).get(name, 1.0)
+    weight = settings.head_weights.get(name, 1.0)
     return data, TrainTask(name, head, network, data.parts, examples, instances, rate=0.0, weight=weight)
 
 

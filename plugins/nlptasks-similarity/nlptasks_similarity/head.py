@@ -10,6 +10,7 @@ Letters beside those of the library: E width of an embedding, T texts of an exam
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, replace
 from typing import Any, ClassVar
@@ -40,6 +41,7 @@ from nlptasks import (
     derived,
     each,
     option,
+    quote,
     text_field,
 )
 from nlptasks_similarity.objectives import COSINE, RANKING, Objective, Pair
@@ -47,7 +49,6 @@ from nlptasks_similarity.rows import (
     UNIT_SCORES,
     SimilarityExample,
     check_within,
-    given_range,
     gold_pair_of,
     pair_of,
     range_of,
@@ -112,9 +113,10 @@ class SimilarityConfig:
         choices=("auto", "cosine", "contrastive"),
     )
     scale: float = option(20.0, "factor of the cosines in the contrastive loss", within=Range(above=0))
-    scores: str = option(
+    scores: str | tuple[float, float] = option(
         "auto",
-        "the lowest and the highest possible score, LOW,HIGH; auto: 0,1 or -1,1 if all scores lie within, else those found",
+        "the lowest and the highest possible score; auto: 0 and 1, or -1 and 1, if all scores lie within, else those found",
+        choices=("auto",),
     )
     ranking: bool = derived(False, "True if it learned which text belongs to which, without scores")
     lowest: float = derived(0.0, "the score for a cosine of 0, or of -1 if it is -1")
@@ -122,7 +124,10 @@ class SimilarityConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
-        given_range(self.scores)
+        if not isinstance(self.scores, str) and not 0 < self.scores[1] - self.scores[0] < math.inf:
+            raise UsageError(
+                "scores", f"is {quote(self.scores)}", "set the lowest and the highest score, in this order"
+            )
 
     def cosine(self, score: float) -> float:
         """Return the cosine for a score."""

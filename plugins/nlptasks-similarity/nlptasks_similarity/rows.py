@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nlptasks import DataError, Row, UsageError, each, is_blank, quote, text_field
+from nlptasks import DataError, Row, each, is_blank, quote, text_field
 
 UNIT_SCORES = ((0.0, 1.0), (-1.0, 1.0))
 """Ranges of scores that are cosines already."""
@@ -73,34 +73,15 @@ def _score(row: Row) -> float | None:
     return score
 
 
-def given_range(scores: str) -> tuple[float, float] | None:
-    """Return the range that the option ``scores`` sets, None for ``auto``.
-
-    Raises:
-        UsageError: it is no range.
-    """
-    if scores == "auto":
-        return None
-    try:
-        lowest, highest = (float(part) for part in scores.split(","))
-    except ValueError:
-        lowest = highest = math.nan
-    if not (lowest < highest and math.isfinite(highest - lowest)):
-        fix = "set the lowest and the highest score as LOW,HIGH, such as 1,5, or auto"
-        raise UsageError("scores", f"is {quote(scores)}", fix)
-    return lowest, highest
-
-
-def range_of(scores: Sequence[float], option: str, rows: Sequence[Row]) -> tuple[float, float]:
+def range_of(scores: Sequence[float], option: str | tuple[float, float], rows: Sequence[Row]) -> tuple[float, float]:
     """Return the lowest and the highest possible score.
 
     Raises:
         DataError: a score is outside the range that the option sets, or all scores are equal.
     """
-    given = given_range(option)
-    if given:
-        each(lambda pair: check_within(pair[0], *given, pair[1].where), zip(scores, rows, strict=True))
-        return given
+    if not isinstance(option, str):
+        each(lambda pair: check_within(pair[0], *option, pair[1].where), zip(scores, rows, strict=True))
+        return option
     lowest, highest = min(scores), max(scores)
     for low, high in UNIT_SCORES:
         if low <= lowest and highest <= high:
@@ -108,7 +89,7 @@ def range_of(scores: Sequence[float], option: str, rows: Sequence[Row]) -> tuple
     if lowest == highest:
         where = rows[0].where.rpartition(":")[0]
         problem = f"all rows have the score {lowest:g}"
-        raise DataError(where, problem, 'add other scores, or set their range: `options={"scores": "LOW,HIGH"}`')
+        raise DataError(where, problem, 'add other scores, or set their range, such as `options={"scores": (1, 5)}`')
     return lowest, highest
 
 
@@ -120,4 +101,4 @@ def check_within(score: float, lowest: float, highest: float, where: str) -> Non
     """
     if not lowest <= score <= highest:
         problem = f"score is {score:g}, expected {lowest:g} to {highest:g}"
-        raise DataError(where, problem, 'correct the row, or the range: `options={"scores": "LOW,HIGH"}`')
+        raise DataError(where, problem, 'correct the row, or the range, such as `options={"scores": (1, 5)}`')

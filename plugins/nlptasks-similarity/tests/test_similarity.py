@@ -235,17 +235,21 @@ def test_wrong_rows_are_refused(rows: list[Row], problem: str) -> None:
     [
         (rows_of({"first": "a", "second": "b"}), {"loss": "cosine"}, "has no score, which the loss cosine learns from"),
         (scored(1, 0), {"loss": "contrastive"}, "has a score, which the loss contrastive does not learn from"),
-        (scored(1, 6), {"scores": "1,5"}, r"pairs\.jsonl:2: score is 6, expected 1 to 5"),
+        (scored(1, 6), {"scores": (1, 5)}, r"pairs\.jsonl:2: score is 6, expected 1 to 5"),
     ],
 )
-def test_rows_that_do_not_fit_an_option_are_refused(rows: list[Row], options: dict[str, str], problem: str) -> None:
+def test_rows_that_do_not_fit_an_option_are_refused(rows: list[Row], options: dict[str, Any], problem: str) -> None:
     with pytest.raises(DataError, match=problem):
         head_of(rows, **options)
 
 
-@pytest.mark.parametrize("scores", ["5,1", "1", "a,b", "1,2,3", "0,inf", "nan,1", ""])
-def test_wrong_ranges_are_refused(scores: str) -> None:
-    with pytest.raises(UsageError, match=r"^scores: is .*; set the lowest and the highest score"):
+@pytest.mark.parametrize(
+    "scores", [(5, 1), (1,), ("a", "b"), (1, 2, 3), (0, float("inf")), (float("nan"), 1), (), "1,5"]
+)
+def test_wrong_ranges_are_refused(scores: Any) -> None:
+    with pytest.raises(
+        UsageError, match=r"^scores: .*; (set the lowest|use one of auto, a tuple of 2 numbers|give a number)"
+    ):
         SimilarityConfig(scores=scores)
 
 
@@ -255,11 +259,11 @@ def test_wrong_ranges_are_refused(scores: str) -> None:
         ((0.2, 0.9), "auto", (0.2, 0.9)),
         ((-0.5, 1), "auto", (-0.5, 1)),
         (("0", "2.5", "5"), "auto", (0, 0.5, 1)),
-        ((2, 3), "1,5", (0.25, 0.5)),
+        ((2, 3), (1, 5), (0.25, 0.5)),
         ((-3, 3), "auto", (0, 1)),
     ],
 )
-def test_scores_are_mapped_to_cosines(scores: tuple[Any, ...], option: str, cosines: tuple[float, ...]) -> None:
+def test_scores_are_mapped_to_cosines(scores: tuple[Any, ...], option: Any, cosines: tuple[float, ...]) -> None:
     config = head_of(scored(*scores), scores=option).config
     assert [config.cosine(float(score)) for score in scores] == pytest.approx(cosines)
 
@@ -274,7 +278,7 @@ def test_gold_rows_need_texts_and_a_score() -> None:
         read_gold(head, rows_of({"first": "a", "second": "b"}))
     with pytest.raises(DataError, match="has no gold answer among text"):
         read_gold(head, rows_of({"text": "a"}))
-    ranged = head_of(scored(1, 5), scores="1,5")
+    ranged = head_of(scored(1, 5), scores=(1, 5))
     with pytest.raises(DataError, match="score is 0, expected 1 to 5"):
         read_gold(ranged, scored(0))
 
@@ -308,7 +312,7 @@ def test_pairs_without_scores_warn_unless_an_option_asks_for_them(caplog: pytest
 
 def test_targets_say_where_texts_begin_and_what_they_are() -> None:
     window = Window(*[np.zeros(2, dtype=np.int64)] * 3, np.zeros((2, 2), dtype=np.int64))
-    scored_head = head_of(scored(1, 5), scores="1,5")
+    scored_head = head_of(scored(1, 5), scores=(1, 5))
     found = scored_head.targets(SimilarityExample(("a", "b"), 2.0), window)
     assert {name: (values.tolist(), values.dtype) for name, values in found.items()} == {
         "texts": ([2], np.int64),

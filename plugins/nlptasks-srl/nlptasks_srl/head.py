@@ -62,6 +62,7 @@ from nlptasks import (
     tag_set,
     tags_of,
     text_field,
+    weights_option,
     words,
 )
 from nlptasks_srl.columns import PREDICATE, read_columns
@@ -116,10 +117,8 @@ class Frame(Result):
 class SrlConfig:
     """Options of a head, and what its training data decided."""
 
-    class_weights: str = option(
-        NO_WEIGHTS,
-        "weights of the roles in the loss: none, balanced (rare roles weigh more), or ROLE:WEIGHT,... (1 for the others); O is "
-        "the role of words without a role",
+    class_weights: str | Mapping[str, float] = weights_option(
+        "; labels are roles, and O is that of words without a role"
     )
     threshold: float = option(
         0.5,

@@ -332,7 +332,7 @@ def test_training_rows_decide_roles_forms_and_weights() -> None:
     with pytest.raises(DataError, match=r"data\.jsonl: no row has a predicate; write B-V"):
         configured(rows[1:2])
     with pytest.raises(UsageError, match=r"^class_weights: has the unknown label 'A7'"):
-        configured(rows, class_weights="A7:2")
+        configured(rows, class_weights={"A7": 2})
 
 
 @pytest.mark.parametrize("markers", ["", "[", "[ ] ]", "[ \u200b"])
