@@ -14,11 +14,13 @@ import pytest
 import tiny
 import torch
 import transformers
+from click.testing import CliRunner
 from rouge_score import rouge_scorer
 from tokenizers import processors
 
 import nlptasks
 from nlptasks.backbones.pretrained import load_backbone
+from nlptasks.cli.main import main
 from nlptasks.config import TrainSettings
 from nlptasks.data.datasets import load_data
 from nlptasks.errors import DataError, ModelError, UsageError
@@ -414,6 +416,22 @@ def test_settings_for_generate_become_options(tmp_path: Path) -> None:
     found = Model.load(tmp_path / "ours").heads["summarization"].config
     assert (found.num_beams, found.max_new_tokens, found.min_new_tokens, found.no_repeat_ngram_size) == (2, 8, 2, 3)
     assert (found.never, found.length_penalty, found.early_stopping, found.forced_last) == ((7,), 2.0, True, 2)
+
+
+@pytest.mark.parametrize("early", [True, False, "never"])
+def test_a_stored_model_keeps_early_stopping(early: bool | str, tmp_path: Path) -> None:
+    make_checkpoint("bart", tmp_path / "theirs")
+    options = {"early_stopping": early, "num_beams": 2}
+    import_checkpoint(tmp_path / "theirs", task="summarization", output=tmp_path / "ours", options=options)
+    assert pipeline("summarization", model=tmp_path / "ours").heads["summarization"].config.early_stopping == early
+    text = str(early).lower()
+    done = CliRunner().invoke(
+        main, ["predict", str(tmp_path / "ours"), "ada", "--set", f"summarization.early_stopping={text}"]
+    )
+    assert done.exit_code == 0, done.stderr
+    to_hugging_face(tmp_path / "ours", "summarization", output=tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "generation_config.json").read_text())
+    assert again.get("early_stopping", False) == early
 
 
 def test_unsupported_settings_for_generate_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -326,6 +326,24 @@ def test_the_pipeline_explains_the_limits_of_checkpoints(tmp_path: Path) -> None
         pipeline("classification", model="owner/model")
 
 
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        ("ner", {"class_weights": {"PER": 2.0}}),
+        ("classification", {"class_weights": {"art": 2, "war": 0.5}}),
+        ("sentiment", {"scale": ("bad", "ok", "good"), "class_weights": {"bad": 2.0}}),
+        ("qa", {"no_answer": True}),
+    ],
+)
+def test_a_stored_model_keeps_typed_options(task: str, options: dict[str, Any], tmp_path: Path) -> None:
+    labels = {"id2label": {0: "ok", 1: "good", 2: "bad"}} if task == "sentiment" else {}
+    make_checkpoint(task, "bert", tmp_path / "theirs", **labels)
+    made = import_checkpoint(tmp_path / "theirs", task=task, output=tmp_path / "ours", options=options)
+    head = pipeline(task, model=tmp_path / "ours").heads[task]
+    assert head.config == made.heads[task].config
+    assert {name: getattr(head.config, name) for name in options} == options
+
+
 # The command line
 
 

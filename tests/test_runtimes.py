@@ -466,8 +466,10 @@ def test_backends_name_the_precisions_that_exist() -> None:
 
 IMPORTS = """
 import sys
+from nlptasks.exporting.sources import class_of
 from nlptasks.pipeline import pipeline
 
+assert class_of(sys.argv[1], "ner").__name__ == "NerHead"
 pipe = pipeline("ner", model=sys.argv[1], backend=sys.argv[2], device="cpu")
 assert pipe("Ada Smith saw London .")
 print(*(name for name in ("torch", "transformers", "onnx") if name in sys.modules))
