@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlptasks.backbones.info import ENCODER, BackboneInfo
-from nlptasks.inference.batching import collate, epoch_batches, length_batches, pad
-from nlptasks.types import Window
+from nlptasks.inference.batching import Instance, collate, collate_instances, epoch_batches, length_batches, pad
+from nlptasks.types import IGNORED, Window
 
 
 @given(
@@ -63,3 +63,16 @@ def test_lengths_are_multiples_up_to_the_longest_window(longest: int, multiple: 
     assert {name: array.shape for name, array in arrays.items()} == dict.fromkeys(("ids", "mask", "types"), (2, size))
     assert arrays["mask"].sum() == 2 * longest
     assert (arrays["ids"][:, longest:] == 9).all()
+
+
+def test_targets_are_padded_with_the_value_that_losses_ignore() -> None:
+    info = BackboneInfo("tiny", None, ENCODER, 32, 62, 62, vocabulary_size=300, token_types=2, pad_id=9)
+
+    def instance(index: int, length: int) -> Instance:
+        row = np.arange(length)
+        window = Window(row, row * 0, row * 0, np.zeros((length, 2), dtype=np.int64))
+        return Instance(index, [window], [{"labels": row}], 0)
+
+    arrays = collate_instances([instance(4, 2), instance(7, 3)], info)
+    assert arrays["labels"].tolist() == [[0, 1, IGNORED], [0, 1, 2]]
+    assert arrays["example"].tolist() == [0, 1]

@@ -638,3 +638,12 @@ def test_one_label_and_a_list_of_one_label_are_the_same(info: BackboneInfo) -> N
     assert one.read(row(text="x", labels=["a"])).gold == several.read(row(text="x", label="a")).gold == ("a",)
     with pytest.raises(DataError, match="expected one label as in training"):
         one.read(row(text="x", labels=[]))
+
+
+@pytest.mark.parametrize(("count", "own"), [(9, False), (10, True)])
+def test_a_label_with_ten_gold_rows_has_its_own_threshold(count: int, own: bool) -> None:
+    right = np.array([[1, 0]] * count + [[0, 1]] * 90 + [[0, 0]] * 40)
+    found = np.where(right == 1, [0.3, 0.9], [0.1, 0.7])
+    first, second = best_thresholds(found, right)
+    assert second == pytest.approx(0.8)
+    assert (first == pytest.approx(0.2)) == own

@@ -779,3 +779,11 @@ def test_texts_end_where_the_decoder_has_no_more_positions(tmp_path: Path) -> No
     pipe = pipeline("summarization", model=tmp_path / "theirs", options={"summarization": options})
     assert load_backbone(str(tmp_path / "theirs")).info.positions == 128
     assert pipe(TEXT).truncated
+
+
+def test_rouge_lsum_compares_sentence_by_sentence() -> None:
+    one, two = "Ada left Rome today.", "Rome today. Ada left."
+    for gold, predicted in ((one, two), (two, one)):
+        assert rouge([gold], predicted)["rougeL"] == pytest.approx(0.5)
+    assert rouge([one], two)["rougeLsum"] == 1  # both sentences are found in the one
+    assert rouge(["Ada left. Bob stayed."], "Bob stayed. Ada left.")["rougeLsum"] == 1

@@ -21,6 +21,7 @@ from nlptasks.backbones.pretrained import load_backbone
 from nlptasks.errors import BackendError, DataError
 from nlptasks.heads.base import read_gold
 from nlptasks.heads.ner import Entity, NerConfig, NerExample, NerHead
+from nlptasks.inference.batching import make_instances
 from nlptasks.metrics.base import Metrics, merge
 from nlptasks.metrics.calibration import SoftmaxLikelihood
 from nlptasks.metrics.labelling import span_counts, span_scores
@@ -376,3 +377,24 @@ def test_loss_is_a_sum_with_its_count(head: NerHead, info: BackboneInfo) -> None
     total, count = network.loss(network.training_outputs(states, batch), batch)
     assert count.item() == 2
     assert total.item() == pytest.approx(2 * np.log(5), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "spans"),
+    [
+        ("Ada London", [[0, 3, "PER"], [4, 10, "LOC"]]),  # one word directly after the other
+        ("Ada's", [[3, 5, "LOC"]]),  # a word that starts where the last one ends
+        ("Ada's", [[0, 3, "PER"], [3, 5, "LOC"]]),
+    ],
+)
+def test_entities_that_touch_are_learned_as_they_are(
+    head: NerHead, tokenizer: Tokenizer, text: str, spans: list[list[Any]]
+) -> None:
+    found = oracle(head, tokenizer, head.read(row(text=text, spans=spans)))
+    assert plain(found) == [(text[start:end], label, start, end) for start, end, label in spans]
+
+
+def test_training_examples_keep_their_number_if_others_have_no_token(head: NerHead, tokenizer: Tokenizer) -> None:
+    examples = [head.read(row(text=text, spans=[])) for text in ("", "Ada", "", "Bob")]
+    found = make_instances(head, tokenizer, examples, {"labels": "BS"})
+    assert [instance.index for instance in found] == [1, 3]

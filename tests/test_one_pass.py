@@ -215,3 +215,10 @@ def test_heads_that_read_other_texts_run_on_those_alone(writing: Path, monkeypat
     found = pipe([{"text": "Ada saw"}, {"text": "Ada saw", "text_pair": "Rome"}])
     assert [set(own) for own in found] == [{"mood", "translation"}, {"translation", "pair"}]
     assert sorted(passes) == [(("mood", "translation"), 1), (("pair",), 1)]
+
+
+def test_texts_after_a_very_long_one_are_read_together_again(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = pipeline("mood", model=both, backend="torch", device="cpu")
+    passes = counted(pipe, monkeypatch)
+    pipe([" " * 500_000, "Ada saw Rome.", "Bob saw Rome.", "Dan saw Rome.", "Cleo saw Rome."])
+    assert passes == [(("mood",), 4)]

@@ -219,3 +219,30 @@ def test_files_may_be_links(folder: Path) -> None:
     for heads in (None, ["ner"]):
         [found, *_] = open_session(path, "cpu", heads).run(None, {"x": np.zeros(2, dtype=np.float32)})
         assert found.tolist() == [3.0, 4.0]
+
+
+def test_a_head_whose_name_begins_like_another_is_pruned_apart(folder: Path) -> None:
+    def renamed(model: ModelProto, folder: Path) -> None:
+        model.graph.node[1].output[0] = model.graph.output[1].name = "ner2.same"
+
+    path = write(good_model(), folder, renamed)
+    for head, name in (("ner", "ner.sum"), ("ner2", "ner2.same")):
+        assert [output.name for output in open_session(path, "cpu", [head]).get_outputs()] == [name]
+
+
+def test_what_a_node_leaves_out_connects_it_to_no_other(folder: Path) -> None:
+    """An omitted input and an omitted output both have the empty name."""
+    path = folder / "encode.onnx"
+    nodes = [
+        helper.make_node("Clip", ["x", "", "most"], ["ner.y"]),
+        helper.make_node("LayerNormalization", ["x", "w"], ["mood.z", "", "deviation"]),
+    ]
+    weights = [
+        helper.make_tensor("most", TensorProto.FLOAT, [], [1.5]),
+        helper.make_tensor("w", TensorProto.FLOAT, [2], [3.0, 4.0]),
+    ]
+    graph = helper.make_graph(nodes, "graph", [value("x", 2)], [value("ner.y", 2), value("mood.z", 2)], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    assert [node.op_type for node in onnx.load_from_string(pruned(path, ["ner"])).graph.node] == ["Clip"]
+    [found] = open_session(path, "cpu", ["ner"]).run(None, {"x": np.array([1.0, 2.0], dtype=np.float32)})
+    assert found.tolist() == [1.0, 1.5]

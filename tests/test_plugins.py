@@ -916,3 +916,33 @@ def test_a_backend_of_the_library_is_never_replaced(install: Install, trained: P
     install("bad-backend", BACKEND, task="torch", point="bad_backend:Mine", group=BACKENDS)
     assert pipeline("ner", model=trained, backend="torch").backend.startswith("PyTorch")
     assert "bad_backend" not in sys.modules
+
+
+def test_the_list_of_packages_may_have_spaces(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("long-head")
+    monkeypatch.setenv(PLUGINS, "other, long-head ,")
+    assert tasks()["long"].package == "long-head 1.2"
+
+
+def test_the_line_that_failed_is_blamed_and_not_its_callers(install: Install) -> None:
+    code = HEAD + "\n\ndef outer():\n    inner()\n\n\ndef inner():\n    1 / 0\n"
+    package = install("long-head", code)
+    import importlib
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        importlib.import_module("long_head").outer()
+    blamed = registry.blamed(caught.value)
+    assert blamed is not None
+    line = (package / "__init__.py").read_text().splitlines().index("    1 / 0") + 1
+    assert f"failed at {package / '__init__.py'}:{line} (ZeroDivisionError" in str(blamed)
+
+
+def test_a_backend_that_is_not_enabled_is_not_mentioned_unasked(
+    install: Install, trained: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    install("my-backend", BACKEND, task="mine", point="my_backend:Mine", group=BACKENDS)
+    monkeypatch.setenv(PLUGINS, "other")
+    assert set(backends()) == {"onnx", "torch"}
+    with caplog.at_level("WARNING", "nlptasks"):
+        assert pipeline("ner", model=trained).backend.startswith("PyTorch")
+    assert not any("mine" in line for line in caplog.messages)

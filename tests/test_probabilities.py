@@ -204,3 +204,7 @@ def test_label_smoothing_and_class_weights_do_not_harm_the_calibration(option: s
     assert plain < 0.01
     assert by_likelihood < plain + 0.01
     assert by_loss > by_likelihood + 0.03
+
+
+def test_a_score_of_one_is_in_the_last_bin() -> None:
+    assert calibration_error([(1.0, False), (0.95, True)]) == pytest.approx(0.95 / 2)

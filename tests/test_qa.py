@@ -515,6 +515,7 @@ def scores_of(gold: Sequence[Sequence[str]], found: Sequence[str], contexts: Seq
         ([], "Ada", 0, 0),
         (["Ada"], "", 0, 0),
         (["U.S."], "us", 1, 1),
+        (["U.S.A."], "USA", 1, 1),  # punctuation is removed before articles
         (["twenty-five"], "twentyfive", 1, 1),
     ],
 )

@@ -466,3 +466,35 @@ def test_a_launcher_that_is_terminated_leaves_a_checkpoint(backbones: Path, conl
     found = newest(tmp_path / "m")
     assert found
     assert found.record["state"]["epoch"] >= 1
+
+
+def test_unfinished_checkpoints_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path / "m", fresh=True, seconds=0) as checkpoints:
+        checkpoints.save(Checkpoint({"weights": {"a": torch.ones(3)}}, {"progress": 1}))
+    place = tmp_path / "m/checkpoints"
+    (place / ".000002.tmp-abc").mkdir()
+    (place / ".000002.tmp-abc/weights.safetensors").write_bytes(b"half")
+    with Checkpoints(tmp_path / "m", fresh=False, seconds=0):
+        assert sorted(path.name for path in place.iterdir() if path.is_dir()) == ["000001"]
+
+
+def test_a_checkpoint_that_took_long_is_not_followed_by_another_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+
+    def slow(*given: Any) -> None:
+        nonlocal now
+        write(*given)
+        now += 2.0
+
+    write = checkpoint.write
+    monkeypatch.setattr(checkpoint, "write", slow)
+    monkeypatch.setattr("nlptasks.storage.checkpoints.time.monotonic", lambda: now)
+    with Checkpoints(tmp_path / "m", fresh=True, seconds=0) as checkpoints:
+        checkpoints.save(Checkpoint({"weights": {"a": torch.ones(3)}}, {"progress": 1}))
+        due = []
+        for passed in (0, 30, 30):  # writing takes at most 4 % of the time
+            now += passed
+            due.append(checkpoints.due)
+    assert due == [False, False, True]

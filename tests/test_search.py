@@ -361,3 +361,38 @@ def test_beams_that_never_stop_early_find_a_longer_answer(early_stopping: bool |
     options = SearchOptions(max_new_tokens=10, num_beams=2, early_stopping=early_stopping)
     [[best]] = search(LongerIsBetter(), sources=[np.array([5])], special=special, options=options)
     assert best.tokens == words
+
+
+class ManyEnds:
+    """Four end tokens are likelier than the only word, which is certain to end next. Tokens: 0 start, 1 to 4 ends, 5 the word."""
+
+    def advance(self, tokens: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+        logits = torch.full((*rows.shape, 6), -10_000.0)
+        for place in np.ndindex(*rows.shape):
+            shares = {0: [0.24, 0.23, 0.22, 0.21, 0.1]}.get(int(tokens[place][-1]), [1.0])
+            logits[place][1 : 1 + len(shares)] = torch.tensor(shares).log()
+        return logits
+
+    def keep(self, groups: np.ndarray) -> None:
+        pass
+
+
+def test_a_word_is_followed_even_if_every_end_token_is_likelier() -> None:
+    special = SpecialTokens(prompt=(0,), end=(1, 2, 3, 4))
+    options = SearchOptions(max_new_tokens=10, num_beams=2, early_stopping="never", length_penalty=3.0)
+    [[best]] = search(ManyEnds(), sources=[np.array([5])], special=special, options=options)
+    assert (best.tokens, best.ended) == ((5,), True)
+    assert best.log_probability == pytest.approx(math.log(0.1), abs=1e-4)
+
+
+def test_sampled_answers_are_in_order_of_their_probability(bart: Writer) -> None:
+    options = SearchOptions(max_new_tokens=3, do_sample=True, top_k=0, temperature=2.0, num_return_sequences=5)
+    for own in bart.ours(options):
+        found = [one.log_probability for one in own]
+        assert found == sorted(found, reverse=True)
+        assert len(set(found)) > 1
+
+
+@pytest.mark.parametrize(("tokens", "ended", "count"), [((4, 5), False, 2), ((4, 5), True, 3), ((), True, 1)])
+def test_the_end_token_counts_in_the_score_of_an_ended_text(tokens: tuple[int, ...], ended: bool, count: int) -> None:
+    assert Hypothesis(tokens, math.log(0.25**count), ended).mean_probability == pytest.approx(0.25)

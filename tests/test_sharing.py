@@ -193,7 +193,13 @@ def test_models_can_be_copied(backbones: Path) -> None:
         assert torch.equal(again(batch)["two.states"], model(batch)["two.states"])
 
 
-@pytest.mark.parametrize(("depth", "message"), [(99, "asks for 99 layers, the backbone has 2; use top:1 to top:2")])
+@pytest.mark.parametrize(
+    ("depth", "message"),
+    [
+        (99, "asks for 99 layers, the backbone has 2; use top:1 to top:2"),
+        (0, "asks for 0 layers, the backbone has 2; use top:1 to top:2"),
+    ],
+)
 def test_more_layers_than_there_are_cannot_be_owned(backbones: Path, depth: int, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load_backbone(str(backbones / "bert")).branch(depth)
@@ -216,3 +222,13 @@ def test_layers_with_shared_weights_cannot_be_owned(tmp_path: Path) -> None:
 
 def _types(window: object) -> dict[str, Tensor]:
     return {"types": torch.from_numpy(window.types)[None]}  # type: ignore[attr-defined]
+
+
+def test_a_pass_leaves_no_branch_in_the_backbone(backbones: Path) -> None:
+    model = model_of(load_backbone(str(backbones / "bert")).eval())
+    batch = inputs(model.backbone)
+    with torch.no_grad():
+        before = model.backbone(batch)
+        owned = model(batch, ["two"])["two.states"]
+        assert torch.equal(model.backbone(batch), before)
+    assert not torch.allclose(owned, before, atol=1e-3)

@@ -862,3 +862,42 @@ def test_a_pipeline_is_packaged(trained: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(package)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.stdout == "['Ada Smith', 'London']\n", done.stderr
+
+
+def test_a_copy_has_a_readme_that_somebody_wrote(trained: Path, tmp_path: Path) -> None:
+    nlptasks.Model.load(trained).save(tmp_path / "own")  # without a model card
+    (tmp_path / "own/README.md").write_text("mine")
+    blank(tmp_path / "own").to_disk(tmp_path / "kept")
+    assert (tmp_path / "kept/nlptasks/README.md").read_text() == "mine"
+
+
+def test_documents_without_annotated_entities_do_not_hide_the_scores_of_the_others(trained: Path) -> None:
+    nlp = blank(trained)
+    doc = nlp(TEXT)
+    reference = Doc(nlp.vocab, words=[token.text for token in doc])
+    reference.ents = [Span(reference, ent.start, ent.end, label=ent.label_) for ent in doc.ents]
+    examples = [Example(nlp.make_doc(TEXT), reference), Example(nlp.make_doc("saw"), nlp.make_doc("saw"))]
+    assert nlp.evaluate(examples)["ents_f"] == 1
+
+
+def test_a_document_is_answered_after_a_copy_of_its_component_is_gone(six: Path) -> None:
+    nlp = blank(six, heads=["qa"])
+    doc = nlp("Rome is old.")
+    copy = pickle.loads(pickle.dumps(component_of(nlp)))
+    copy(nlp.make_doc("Ada left."))
+    del copy
+    gc.collect()
+    assert isinstance(doc._.answer("What is old?"), Answer)
+
+
+def test_categories_are_scored_one_by_one_if_a_document_has_none(both: Path) -> None:
+    nlp = blank(both, heads=["mood"])
+    examples = []
+    for text, right in (
+        ("Ada smiled", {"positive": 1.0, "negative": 0.0}),
+        ("Rome", {"positive": 0.0, "negative": 0.0}),
+    ):
+        examples.append(Example(nlp.make_doc(text), nlp.make_doc(text)))
+        examples[-1].reference.cats = right
+    assert nlp.evaluate(examples)["cats_score_desc"] == "macro AUC"
+    assert nlp.evaluate(examples[:1])["cats_score_desc"] != "macro AUC"

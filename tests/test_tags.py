@@ -122,3 +122,9 @@ def test_the_decoder_finds_the_best_of_all_legal_sequences(scheme: str, seed: in
 
 def test_the_decoder_accepts_an_empty_sequence() -> None:
     assert len(TagDecoder(("O", "B-A", "I-A"), "iob2").best(np.zeros((0, 3), dtype=np.float32))) == 0
+
+
+def test_a_span_that_stays_open_is_named_at_its_last_tag() -> None:
+    with pytest.raises(TagError, match="'B-A' after 'O', which is illegal in bioes") as caught:
+        spans_of(["O", "B-A"], "bioes")
+    assert caught.value.word == 1

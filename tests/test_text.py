@@ -111,3 +111,16 @@ def test_words_of_a_long_text_are_complete(before: str, unit: str) -> None:
 def test_a_span_is_widened_to_whole_characters(text: str, span: tuple[int, int], wide: str) -> None:
     start, end = widened(text, *span)
     assert text[start:end] == wide
+
+
+@pytest.mark.parametrize(
+    ("given_words", "text"),
+    [(["A社", "東京"], "A社東京"), (["東A", "京"], "東A 京"), (["社A", "A社", "B"], "社A A社 B")],
+)
+def test_only_the_characters_beside_a_space_decide_whether_it_is_written(given_words: list[str], text: str) -> None:
+    assert close_unspaced(*join_words(given_words))[0] == text
+
+
+def test_the_first_token_of_a_word_is_found_behind_a_shorter_overlapping_one() -> None:
+    spans = np.array([(0, 2), (2, 3)])
+    assert first_tokens(spans, np.array([(0, 3), (1, 2)])).tolist() == [0, 0]

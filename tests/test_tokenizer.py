@@ -173,3 +173,19 @@ def test_the_limit_of_replacements_is_their_product(replacements: list[tuple[Any
 def test_common_tokenizers_are_not_refused(backend: tokenizers.Tokenizer) -> None:
     check_expansion(backend, where="tiny")
     check_expansion(tokenizers.Tokenizer.from_file(f"{embedded_folder()}/tokenizer.json"), where="minilm")
+
+
+def test_a_pair_that_fits_is_one_window(backend: tokenizers.Tokenizer) -> None:
+    tokenizer = Tokenizer(backend, max_tokens=32)
+    for first, second in ((20, 3), (3, 20)):
+        [windows] = tokenizer.windows([ModelInput((" ".join(["b"] * first), " ".join(["c"] * second)))])
+        assert [[(one.parts == part).sum() for part in (FIRST, SECOND)] for one in windows] == [[first, second]]
+
+
+@pytest.mark.parametrize("prefix", ["a b", "a b ", "a b: "])
+def test_a_prefix_is_in_every_window_whole(backend: tokenizers.Tokenizer, prefix: str) -> None:
+    [windows] = Tokenizer(backend, max_tokens=32).windows([ModelInput((" c" * 100,), prefix=prefix, cut=Parts())])
+    length = len(backend.encode(prefix.rstrip(), add_special_tokens=False).ids)
+    beginnings = [window.ids[window.parts == FIRST][:length].tolist() for window in windows]
+    assert beginnings == [backend.encode(prefix.rstrip(), add_special_tokens=False).ids] * len(windows)
+    assert len(windows) > 2

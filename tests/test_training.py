@@ -312,3 +312,21 @@ def test_fp16_needs_a_gpu(backbones: Path, conll_data: Path, tmp_path: Path) -> 
         nlptasks.train(
             f"ner={conll_data}", output=tmp_path / "m", settings=fast(backbones, precision="fp16", device="cpu")
         )
+
+
+def test_the_best_epoch_is_kept_if_all_metrics_are_negative(
+    backbones: Path, conll_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Recorder(NoOpCallback):
+        better: list[bool]
+
+        def evaluated(self, epoch: int, metrics: Mapping[str, float], best: bool) -> None:
+            self.better.append(best)
+
+    values = iter([-0.5, -0.2, -0.4, -0.2])  # of three epochs, and of the kept weights
+    monkeypatch.setattr("nlptasks.training.run.try_out", lambda *_, **__: None)  # it computes metrics, too
+    monkeypatch.setattr("nlptasks.heads.ner.NerHead.metrics", lambda *_: Metrics({"f1": next(values)}, main="f1"))
+    recorder = Recorder()
+    recorder.better = []
+    nlptasks.train(f"ner={conll_data}", output=tmp_path / "m", settings=fast(backbones, epochs=3), callback=recorder)
+    assert recorder.better == [True, True, False]
