@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import click
 
 from nlptasks.cli.configfile import added
-from nlptasks.cli.options import parse_option, to_text
+from nlptasks.cli.options import limits_of, parse_option, to_text
 from nlptasks.config import DEVICES, Target, default_of, parse_target, settings_of, types_of
 from nlptasks.errors import DataError, DataErrors, NlptasksError, PluginError, UsageError, did_you_mean, quote
 from nlptasks.exporting.precisions import PRECISIONS
@@ -185,9 +185,9 @@ def settings_options(cls: type) -> Callable[[_Function], _Function]:
             default, declared = default_of(item), types_of(cls, item)[0]
             help_text = item.metadata["doc"] + (f"  [default: {default}]" if default not in (None, {}) else "")
             kind = click.Choice(choices) if choices else declared if isinstance(declared, type) else click.UNPROCESSED
-            function = click.option(
-                f"--{item.name.replace('_', '-')}", item.name, type=kind, default=None, help=help_text
-            )(function)
+            flag = f"--{item.name.replace('_', '-')}"
+            form = limits_of(cls, item) if kind is click.UNPROCESSED else None
+            function = click.option(flag, item.name, type=kind, default=None, metavar=form, help=help_text)(function)
         return function
 
     return decorate

@@ -73,12 +73,10 @@ def parse_option(cls: type, name: str, value: Any) -> Any:
     choices = item.metadata["choices"]
     if not isinstance(value, str) or value in choices:
         return value
-    for kind in types_of(cls, item):
-        if not choices or (
-            value and kind is not str
-        ):  # an empty text is an empty tuple or mapping only without choices
-            with suppress(ValueError):
-                return _parsed(value, kind)
+    # Empty text is an empty tuple or mapping, except where a choice says what is used by default.
+    for kind in (kind for kind in types_of(cls, item) if not choices or (value and kind is not str)):
+        with suppress(ValueError):
+            return _parsed(value, kind)
     words = _forms(cls, item)
     if not words:
         return value
