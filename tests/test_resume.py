@@ -177,7 +177,7 @@ def test_the_command_line_exits_with_the_signals_code(
     ]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 143
-    assert "stopped after step 2; continue with `resume=True`" in result.stderr
+    assert "stopped after step 2; continue with --resume" in result.stderr
     monkeypatch.setattr(progress.ProgressBar, "step", step)
     result = CliRunner().invoke(main, words)
     assert (result.exit_code, "--resume" in result.stderr) == (2, True)
