@@ -462,7 +462,7 @@ def test_a_launcher_that_is_terminated_leaves_a_checkpoint(backbones: Path, conl
             if line.startswith("epoch 1:"):
                 process.terminate()
     assert process.returncode != 0
-    assert any("continue with `resume=True`" in line for line in notes), "".join(notes)
+    assert any("continue with --resume" in line for line in notes), "".join(notes)
     found = newest(tmp_path / "m")
     assert found
     assert found.record["state"]["epoch"] >= 1
