@@ -32,6 +32,7 @@ from .errors import BackendError as BackendError
 from .errors import DataError as DataError
 from .errors import ModelError as ModelError
 from .errors import NlptasksError as NlptasksError
+from .errors import OutOfMemoryError as OutOfMemoryError
 from .errors import PluginError as PluginError
 from .errors import TrainingError as TrainingError
 from .errors import UsageError as UsageError
@@ -118,7 +119,10 @@ from .reporting.summary import HeadSummary as HeadSummary
 from .reporting.summary import ModelSummary as ModelSummary
 from .reporting.summary import show as show
 from .runtimes.base import Backend as Backend
+from .runtimes.base import Choice as Choice
 from .runtimes.base import EncodedBatch as EncodedBatch
+from .runtimes.base import ExportedGraphs as ExportedGraphs
+from .runtimes.base import ExportState as ExportState
 from .runtimes.base import GraphSpec as GraphSpec
 from .runtimes.base import ModelSource as ModelSource
 from .runtimes.base import Runtime as Runtime

@@ -61,7 +61,7 @@ def option(default: Any, doc: str, *, choices: tuple[str, ...] = (), within: Ran
     """
     metadata = {"doc": doc, "choices": choices, "within": within, "given": True, "at_run": at_run}
     if isinstance(default, dict):
-        return field(default_factory=default.copy, metadata=metadata)
+        return field(default_factory=default.copy, hash=False, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -216,7 +216,9 @@ def _words(hint: Any) -> tuple[str, ...]:
         return (f"a tuple of {count}{_PLURALS.get(parts[0], 'values')}",)
     if kind is Mapping:
         return (f"a dict of {_PLURALS.get(parts[1], 'values')} by name",)
-    return ({str: "a string", int: "a whole number", float: "a number"}.get(kind, kind.__name__),)
+    return (
+        {str: "a string", int: "a whole number", float: "a number", types.NoneType: "None"}.get(kind, kind.__name__),
+    )
 
 
 def _numbers(value: Any) -> Iterator[tuple[str, float]]:
@@ -224,7 +226,9 @@ def _numbers(value: Any) -> Iterator[tuple[str, float]]:
     if isinstance(value, int | float):
         yield f"is {value}", value
     elif isinstance(value, Mapping):
-        yield from ((f"has {number} for {quote(name)}", number) for name, number in value.items())
+        yield from (
+            (f"has {one} for {quote(name)}", one) for name, one in value.items() if isinstance(one, int | float)
+        )
     elif isinstance(value, list | tuple):
         yield from ((f"has {part}", part) for part in value if isinstance(part, int | float))
 

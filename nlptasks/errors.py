@@ -169,7 +169,7 @@ class OutOfMemoryError(BackendError):
 
 
 class PluginError(NlptasksError):
-    """A head that cannot be found or loaded."""
+    """A head or a backend of a package that cannot be used."""
 
     exit_code = 7
 

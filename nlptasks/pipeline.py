@@ -167,7 +167,7 @@ class Pipeline:
             head: name of a head that generates text; None if the pipeline has only one.
 
         Raises:
-            UsageError: there is no such head; or, where the first piece is read, its options ask for several texts.
+            UsageError: there is no such head, or its options ask for several texts (raised when the first piece is read).
             DataError: the head cannot read the text.
         """
         name = self._writer(head)

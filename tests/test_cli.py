@@ -280,7 +280,8 @@ def test_python_errors_name_arguments(trained: Path, tmp_path: Path) -> None:
         ('`options={"scheme": "iob1"}`', "--set HEAD.scheme=iob1"),
         ('`options={"scale": ("bad", "good")}`', "--set HEAD.scale=bad,good"),
         ('`options={"no_answer": True}`', "--set HEAD.no_answer=true"),
-        ("`add_to='a b'` and `unknown=True`", "--add-to a b and `unknown=True`"),
+        ("`add_to='a b'` and `unknown=True`", "--add-to 'a b' and `unknown=True`"),
+        ("the folder `seed=x y`", "the folder `seed=x y`"),
     ],
 )
 def test_arguments_in_messages_become_options(message: str, shown: str) -> None:

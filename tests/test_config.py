@@ -234,3 +234,17 @@ def test_derived_values_are_checked_too() -> None:
     for wrong in ({"temperature": 0}, {"temperature": float("nan")}, {"tags": 5}, {"pairs": "x"}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             Fitted(**wrong)
+
+
+def test_types_are_named_in_words_and_texts_may_be_mapped_to_texts() -> None:
+    @dataclass(frozen=True)
+    class Config:
+        names: Mapping[str, str] = option({}, "other names")
+        rate: float | None = option(None, "a rate")
+
+    check_values(Config(names={"a": "b"}))
+    with pytest.raises(UsageError, match=r"^names: is .*; use a dict of strings by name$"):
+        check_values(Config(names={"a": 1}))  # type: ignore[dict-item]
+    with pytest.raises(UsageError, match=r"^rate: is 'x'; use one of a number, None$"):
+        check_values(Config(rate="x"))  # type: ignore[arg-type]
+    assert hash(TrainSettings()) == hash(TrainSettings())

@@ -378,7 +378,12 @@ def test_resuming_without_a_checkpoint_replaces_nothing(model: Path, moods: Path
     assert digests(model) == before
 
 
-def test_a_model_can_be_opened_while_another_process_renames_its_heads(model: Path) -> None:
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_model_can_be_opened_while_another_process_renames_its_heads(model: Path, linked: bool) -> None:
+    place = model
+    if linked:
+        place = model.with_name("current")
+        place.symlink_to(model)
     child = os.fork()
     if not child:
         for old, new in [("mood", "feeling"), ("feeling", "mood")] * 6:
@@ -387,7 +392,7 @@ def test_a_model_can_be_opened_while_another_process_renames_its_heads(model: Pa
         os._exit(0)
     opened = 0
     while os.waitpid(child, os.WNOHANG) == (0, 0):
-        found = ModelFolder.read(model, lambda stored: (stored.heads(["ner"]), stored.tokenizer(), stored.records))
+        found = ModelFolder.read(place, lambda stored: (stored.heads(["ner"]), stored.tokenizer(), stored.records))
         assert {"ner", "topic"} < set(found[2])
         opened += 1
     assert opened > 12

@@ -126,7 +126,7 @@ class BackendCandidate:
 
     @property
     def name(self) -> str:
-        """Value of ``--backend``."""
+        """Value of the argument `backend`."""
         return f"{self.backend}:{self.precision}"
 
     def open(self, workload: Workload) -> Runner:

@@ -45,7 +45,7 @@ class Measured:
     """Measurements of one candidate.
 
     Attributes:
-        name: value of ``--backend``, or ``transformers.pipeline``.
+        name: value of the argument `backend`, or ``transformers.pipeline``.
         texts_per_second: median of the rounds.
         tokens_per_second: the same in tokens that the backbone reads.
         p50: seconds for a single text, median.
@@ -89,7 +89,7 @@ class Benchmark(Result):
 
 def benchmark(
     model: str | Path,
-    targets: Iterable[str | Target] = (),
+    targets: str | Target | Iterable[str | Target] = (),
     *,
     heads: Sequence[str] | None = None,
     source: str | Path | None = None,
@@ -121,7 +121,8 @@ def benchmark(
         BackendError: the baseline cannot be run on this machine.
     """
     stored = ModelFolder.open(model)
-    named = [parse_target(one) if isinstance(one, str) else one for one in targets]
+    given_targets = [targets] if isinstance(targets, str | Target) else targets
+    named = [parse_target(one) if isinstance(one, str) else one for one in given_targets]
     names, given = _data(stored, heads, named)
     texts = Path(source) if source else None
     workload = Workload(str(stored.path), device, names, given, texts, split, most)

@@ -6,10 +6,12 @@ import ast
 import logging
 import os
 import re
+import shlex
 import sys
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,7 +90,7 @@ class Command(click.Command):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        prepare_process()
+        prepare_process(self)
         try:
             with terminable():
                 return super().invoke(ctx)
@@ -132,7 +134,7 @@ def _as_options(error: NlptasksError, command: click.Command) -> NlptasksError:
     where = error.where
     if error.argument in (known := _options(command)):
         where = _flag(known[error.argument]) + where.removeprefix(error.argument)
-    return type(error)(where, error.problem, as_options(error.fix, command))
+    return type(error)(where, as_options(error.problem, command), as_options(error.fix, command))
 
 
 def as_options(text: str, command: click.Command) -> str:
@@ -141,7 +143,14 @@ def as_options(text: str, command: click.Command) -> str:
     For example, `overwrite=True` becomes --overwrite, and `columns={"text": "NAME"}` becomes --columns text=NAME.
     """
     known = _options(command)
-    return _ARGUMENT.sub(lambda found: _option(known[found[1]], found[2]) if found[1] in known else found[0], text)
+
+    def shown(found: re.Match[str]) -> str:
+        with suppress(ValueError, SyntaxError):  # it is data in backticks
+            if found[1] in known:
+                return _option(known[found[1]], found[2])
+        return found[0]
+
+    return _ARGUMENT.sub(shown, text)
 
 
 def _options(command: click.Command) -> dict[str, click.Option]:
@@ -158,18 +167,18 @@ def _option(option: click.Option, literal: str | None) -> str:
     if value is True:
         return flag
     if not isinstance(value, dict):
-        return f"{flag} {value}"
+        return f"{flag} {shlex.quote(str(value))}"
     pairs = [f"{name}={to_text(part)}" for name, part in value.items()]
     return " ".join(f"{flag} HEAD.{pair}" for pair in pairs) if option.multiple else f"{flag} {','.join(pairs)}"
 
 
-def prepare_process() -> None:
+def prepare_process(command: click.Command) -> None:
     """Send the library's log messages to stderr, and silence progress bars and messages of other libraries."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logger = logging.getLogger("nlptasks")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Printable())
+    handler.setFormatter(_ForPeople(command))
     logger.handlers = [handler]
     first = os.environ.get("RANK", "0") == "0"  # of several processes that train together, only the first one logs
     logger.setLevel(logging.INFO if first else logging.ERROR)
@@ -244,11 +253,15 @@ def printable(text: str) -> str:
     return "".join(char if char == "\t" or not _is_control(char) else repr(char)[1:-1] for char in text)
 
 
-class _Printable(logging.Formatter):
-    """Escapes control characters, since messages may quote the data."""
+class _ForPeople(logging.Formatter):
+    """Shows options for Python arguments, and escapes control characters, since messages may quote the data."""
+
+    def __init__(self, command: click.Command) -> None:
+        super().__init__()
+        self._command = command
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        return printable(as_options(super().format(record), self._command))
 
 
 def _is_control(char: str) -> bool:

@@ -1,4 +1,4 @@
-"""Options as text: the only place where the text of an option becomes a typed value, and a value becomes text."""
+"""Options as text: here the text of an option becomes a typed value, and a value becomes text."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def _forms_of(hint: Any, within: Any) -> Sequence[str]:
     if kind is bool:
         return list(_BOOLS)
     if kind is Mapping:
-        return ["NAME:NUMBER,..."]
+        return ["NAME:TEXT,..." if parts[1] is str else "NAME:NUMBER,..."]
     if kind is tuple:
         words = ["TEXT" if part is str else "..." if part is Ellipsis else "NUMBER" for part in parts]
         return [",".join(words[:1] + words if Ellipsis in parts else words)]

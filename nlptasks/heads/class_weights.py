@@ -34,8 +34,10 @@ def class_weights(
         where: name of the option, for messages.
 
     Raises:
-        UsageError: an unknown label has a weight.
+        UsageError: it is another string, or an unknown label has a weight.
     """
+    if isinstance(given, str) and given not in (NO_WEIGHTS, BALANCED):
+        raise UsageError(where, f"is {quote(given)}", f"use {NO_WEIGHTS}, {BALANCED} or a weight for each label")
     weights = dict.fromkeys(counts, 1.0)
     if given == BALANCED:
         present = {label: count for label, count in counts.items() if count}

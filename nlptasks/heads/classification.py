@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 
 from nlptasks.backbones.info import BackboneInfo
-from nlptasks.config import ABOVE_0, SHARE_BELOW_1, check_values, derived, option
+from nlptasks.config import ABOVE_0, SHARE_BELOW_1, Range, check_values, derived, option
 from nlptasks.data.fields import LabelField, have_field, label_field, same_kind, text_field
 from nlptasks.errors import DataError, ModelError, UsageError, did_you_mean, each, quote
 from nlptasks.heads.base import Calibration, Head, HuggingFaceFormat, Presenter, Schema, SpacyWriter
@@ -71,9 +71,11 @@ class ClassificationConfig:
     labels: tuple[str, ...] = derived((), "the classes, in order")
     several: bool = derived(False, "true if a text may have several labels or none")
     pairs: bool | None = derived(False, "true if it reads pairs of texts; null if it reads both texts and pairs")
-    weights: tuple[float, ...] = derived((), "the weight of each class in the loss, empty for equal weights")
+    weights: tuple[float, ...] = derived((), "weights of the classes in the loss; empty for equal ones", within=ABOVE_0)
     temperature: float = derived(1.0, TEMPERATURE_DOC, within=ABOVE_0)
-    thresholds: tuple[float, ...] = derived((), "probability that each label must reach; empty for one half")
+    thresholds: tuple[float, ...] = derived(
+        (), "probability that each label must reach; empty for one half", within=Range(least=0, most=1)
+    )
 
     def __post_init__(self) -> None:
         check_values(self)

@@ -78,7 +78,7 @@ class NerConfig:
     label_smoothing: float = option(0.0, SMOOTHING_DOC, within=SHARE_BELOW_1)
     tags: tuple[str, ...] = derived((), "the classes, in order")
     tags_scheme: str = derived("iob2", "the scheme of the classes")
-    weights: tuple[float, ...] = derived((), "the weight of each class in the loss, empty for equal weights")
+    weights: tuple[float, ...] = derived((), "weights of the classes in the loss; empty for equal ones", within=ABOVE_0)
     temperature: float = derived(1.0, TEMPERATURE_DOC, within=ABOVE_0)
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from nlptasks.backbones.info import BackboneInfo
-from nlptasks.config import derived, option
+from nlptasks.config import Range, derived, option
 from nlptasks.errors import DataError, UsageError, listing
 from nlptasks.heads.classification import (
     ClassificationConfig,
@@ -62,7 +62,9 @@ class SentimentConfig(ClassificationConfig):
     scale: str | tuple[str, ...] = option(
         "auto", "labels from the most negative to the most positive; auto knows common scales", choices=("auto",)
     )
-    polarities: tuple[float, ...] = derived((), "the position of each label on the scale, in -1..1")
+    polarities: tuple[float, ...] = derived(
+        (), "the position of each label on the scale, in -1..1", within=Range(least=-1, most=1)
+    )
 
 
 class SentimentFormat(ClassificationFormat[SentimentConfig]):

@@ -237,7 +237,7 @@ class ModelFolder:
 
 def _undisturbed(attempt: Callable[[], _Result], path: Path) -> _Result:
     """Return the result of reading a model folder; it is read again if another process has replaced it meanwhile."""
-    tries = _TRIES
+    tries, reread = _TRIES, False
     while True:
         before, tries = _identity(path), tries - 1
         try:
@@ -246,24 +246,29 @@ def _undisturbed(attempt: Callable[[], _Result], path: Path) -> _Result:
             if not tries or _identity(path) == before:
                 raise
         else:  # an export that was missing for a moment is no error, but there may be a better result now
-            if not tries or _identity(path) == before:
+            if reread or _identity(path) == before:
                 return result
+            reread = True
 
 
 def _identity(path: Path) -> dict[Path, tuple[int, int]]:
-    """Return what distinguishes a model folder and its exports from others that replace them."""
+    """Return what distinguishes the manifest and the reports of a model folder from others that replace them."""
     found = {}
     with contextlib.suppress(OSError):  # it is being replaced
-        for folder in (path, path / EXPORTS, *(path / EXPORTS).glob("*")):
-            state = folder.lstat()
-            found[folder] = state.st_ino, state.st_ctime_ns
+        for file in (path / MANIFEST, *_report_files(path)):
+            state = file.stat()
+            found[file] = state.st_ino, state.st_mtime_ns
     return found
+
+
+def _report_files(path: Path) -> list[Path]:
+    return sorted((path / EXPORTS).glob(f"[!.]*/{REPORT}"))
 
 
 def _reports(path: Path) -> dict[str, dict[str, Any]]:
     """Return the report of each export by precision. A damaged one is left out with a warning: the model itself is good."""
     reports = {}
-    for file in sorted((path / EXPORTS).glob(f"[!.]*/{REPORT}")):
+    for file in _report_files(path):
         try:
             reports[file.parent.name] = read_report(file)
         except ModelError as error:

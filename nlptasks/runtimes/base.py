@@ -182,7 +182,7 @@ class Backend(Protocol):
     """A way to run models, registered as an entry point of the group ``nlptasks.backends``.
 
     Attributes:
-        name: name for ``--backend``; a precision may follow after a colon.
+        name: value of the argument `backend`; a precision may follow after a colon.
         precisions: precisions that may be named; the first is the default.
         priority: ``auto`` asks backends with a higher priority first.
         needs_export: True if it opens exported graphs, False if it opens PyTorch modules.

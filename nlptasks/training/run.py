@@ -172,7 +172,7 @@ def _run_output(
     if add_to is None:
         return NewModel(Path(output or Path(RUNS) / "+".join(names)), overwrite=overwrite)
     if output is not None:
-        problem = f"is {str(output)!r}, and add_to changes {add_to} in place"
+        problem = f"is {str(output)!r}, and `add_to` changes {add_to} in place"
         raise UsageError("output", problem, "use only one of them", argument="output")
     return ExistingModel(Path(add_to), overwrite=overwrite)
 

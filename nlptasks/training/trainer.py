@@ -124,7 +124,7 @@ class Trainer:
             if optimization.pieces > pieces:
                 callback.note(
                     f"out of memory at step {optimization.done}: from here on batches are split into {optimization.pieces} "
-                    "pieces, which changes the last digits; a smaller batch_tokens avoids this"
+                    "pieces, which changes the last digits; a smaller `batch_tokens` avoids this"
                 )
             if step.stop:
                 self._leave()

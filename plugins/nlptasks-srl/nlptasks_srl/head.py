@@ -129,7 +129,9 @@ class SrlConfig:
     markers: str = option("[ ]", "the two words before and after the predicate in the text that the backbone reads")
     tags: tuple[str, ...] = derived((), "the classes, in order")
     forms: tuple[str, ...] = derived((), "the words, in lower case, that were predicates in the training data")
-    weights: tuple[float, ...] = derived((), "the weight of each class in the loss, empty for equal weights")
+    weights: tuple[float, ...] = derived(
+        (), "weights of the classes in the loss; empty for equal ones", within=Range(above=0)
+    )
     temperature: float = derived(1.0, TEMPERATURE_DOC, within=Range(above=0))
 
     def __post_init__(self) -> None:
